@@ -1,0 +1,29 @@
+# Everything runs in .venv, which the first call makes.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed  ## the whole way on a synthetic set: data, VQ-VAE, DCGAN, scores, novel brains
+	$(BIN)/python train.py --data demo --epochs 10 --prior-epochs 12 --out runs/demo
+	$(BIN)/python predict.py "$$(ls -td runs/demo/*/ | head -n 1)vqvae.pth"
+
+test: .venv/installed-dev lint  ## the test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs
