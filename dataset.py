@@ -1,0 +1,424 @@
+"""Where do the slices come from? Folders of PNG or NIfTI become one uint8 array a split, and batches of it.
+
+    python dataset.py check DIR                         look at every file of a data set; exit status 1 on problems
+    python dataset.py demo DIR [--people N] [--seed S]  make the synthetic demo set
+
+A data set is a folder with a folder for each split: the OASIS PNG layout `keras_png_slices_{train,validate,test}`
+with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{train,validate,test}` with
+`case_NNN_week_W_slice_S.nii.gz`, or plain `{train,validate,test}` with either kind, or with 3-D NIfTI volumes.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import cache
+import demo
+import images
+import nifti
+from cache import SPLITS
+from errors import InputError, exit_on_input_error
+
+PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
+USUAL_PLACES = ("./keras_png_slices_data", "./data/keras_png_slices_data", "/home/groups/comp3710/OASIS")
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """One split: N slices, in natural order of person and file name."""
+
+    images: np.ndarray  # uint8 [N, H, W], memory-mapped and read-only
+    names: list[str]  # one a slice: the file's; of a volume's slices, the volume's with the level added
+    people: list[str]  # "case_001"
+    levels: np.ndarray  # int64 [N], slice index from the name, or along a volume's axis; -1 without one
+    paths: list[Path]  # the file that each slice came from
+    ranges: np.ndarray | None = None  # float64 [N, 2], the NIfTI intensities that 0 and 255 stand for
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def first_people(self, number: int) -> "Slices":
+        """The slices of the first `number` people; a view, not a copy."""
+        keep = set(list(dict.fromkeys(self.people))[:number])
+        n = sum(person in keep for person in self.people)  # slices are in order of people, so these come first
+        columns = {field: column[:n] for field, column in vars(self).items() if column is not None}
+        return replace(self, **columns)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    title: str  # shown on every figure
+    root: Path
+    synthetic: bool
+    splits: dict[str, Slices]
+    fingerprint: str  # SHA-256 of the whole set's names and pixels, whichever splits and people were asked for
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+def find(data: str | None) -> Path:
+    """The folder with the split folders: `data` or a folder in it, "demo", or (None) the first usual place.
+
+    Raises InputError when there is none, or more than one to choose from.
+    """
+    if data == "demo":
+        return demo.ensure(cache.cache_root())
+    if data is None:
+        return _find_usual()
+    folder = Path(data).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}: give the folder that holds keras_png_slices_train, or --data demo")
+    found = [folder] if cache.holds_splits(folder) else []
+    found = found or sorted(entry for entry in folder.iterdir() if entry.is_dir() and cache.holds_splits(entry))
+    if not found:
+        layouts = ", ".join(layout.format("train") for layout in cache.LAYOUTS)
+        raise InputError(f"{folder} holds no data set: looked in it and one folder down for {layouts}")
+    if len(found) > 1:
+        raise InputError(f"{folder} holds several data sets: choose one of {', '.join(map(str, found))}")
+    return found[0]
+
+
+def _list(data: str | None) -> cache.Listing:
+    try:
+        return cache.scan(find(data))
+    except OSError as error:
+        raise InputError(f"can't read {error.filename}: {error.strerror or error}") from error
+
+
+def _find_usual() -> Path:
+    given = os.environ.get("OASIS_DIR")
+    places = [*([given] if given else []), *USUAL_PLACES]
+    for place in places:
+        if Path(place).is_dir():
+            return find(place)
+    looked = ", ".join(["$OASIS_DIR (not set)"] * (not given) + places)
+    raise InputError(
+        f"no data set found; looked in {looked}. Download the OASIS PNG set (keras_png_slices_data.zip, see README)"
+        " and give its folder with --data DIR, or try --data demo, a small synthetic set made on the spot"
+    )
+
+
+def load(
+    data: str | None,
+    splits: Iterable[str] = SPLITS,
+    allow_overlap: bool = False,
+    limit_people: int | None = None,
+    *,
+    axis: int = 2,
+    slices: str | None = None,
+) -> DataSet:
+    """Load a data set, from its cache when its files haven't changed, else by decoding all of it once.
+
+    `data`: a folder, "demo" (a synthetic set, made on first use), or None for the usual places (see `find`).
+    `limit_people` keeps the first people of each split. `axis` (0 sagittal, 1 coronal, 2 axial) and `slices`
+    ("start:stop[:step]", None for all) say how 3-D volumes are cut. Raises InputError when there is no data set,
+    a file in it can't be read, a split asked for is missing or empty, or a person is in two splits (of all that the
+    set has) and `allow_overlap` is off.
+    """
+    if limit_people is not None and limit_people < 1:
+        raise InputError(f"the limit of people must be at least 1, not {limit_people}")
+    _check_cut(axis, slices)
+    listing = _list(data)
+    for split in splits:
+        if not listing.files.get(split):
+            state = "is empty" if split in listing.folders else "is missing"
+            raise InputError(f"the {split} split {state} in {listing.root}: no PNG, JPEG or NIfTI file to read")
+    if (doubled := listing.overlap()) and not allow_overlap:
+        raise InputError(f"{cache.some(doubled)}: move them, or go on with --allow-overlap (scores will flatter)")
+
+    index, folder = cache.open_or_build(listing, axis, slices)
+    loaded = {split: _open_split(listing, index, folder, split) for split in splits}
+    _warn_of_sizes([index["splits"][split] for split in splits], index["canvas"])
+    title = "synthetic demo set" if demo.is_demo(listing.root) else listing.root.resolve().name
+    if limit_people is not None:
+        loaded = {split: part.first_people(limit_people) for split, part in loaded.items()}
+        title += f", first {limit_people} people of each split"
+    return DataSet(title, listing.root, demo.is_demo(listing.root), loaded, index["fingerprint"])
+
+
+def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None) -> Slices:
+    """Decode just these pictures, or just these NIfTI files, into memory. Raises InputError naming each bad one."""
+    _check_cut(axis, slices)
+    if missing := [f"no file {path}" for path in paths if not path.is_file()]:
+        raise InputError(cache.some(missing))
+    if len({cache.is_nifti(path.name) for path in paths}) != 1:
+        raise InputError("give pictures or NIfTI files to read, not both, and at least one")
+    problems = cache.Problems()
+    with ThreadPoolExecutor(cache.THREADS) as pool:
+        units = [u for p in paths for u in cache.plan(p.parent, [p.name], axis, slices, pool, problems)]
+        canvas = cache.canvas_of(units)
+        decoded = list(pool.map(lambda unit: cache.decode(unit, canvas, axis, slices), units))
+    problems += [problem for problem in decoded if isinstance(problem, str)]
+    problems.check()
+    _warn_of_sizes([part._asdict() for part in decoded], canvas)
+    names = [name for unit in units for name in unit.names]
+    spans = [part.span for part in decoded for _ in part.pictures]
+    return Slices(
+        images=np.concatenate([part.pictures for part in decoded]),
+        names=names,
+        people=[images.person_of(name) for name in names],
+        levels=np.array([level for unit in units for level in unit.levels], np.int64),
+        paths=[unit.paths[0] for unit in units for _ in unit.names],
+        ranges=None if spans[0] is None else np.array(spans),
+    )
+
+
+def _check_cut(axis: int, slices: str | None) -> None:
+    if axis not in (0, 1, 2):
+        raise InputError(f"axis must be 0 (sagittal), 1 (coronal) or 2 (axial), not {axis}")
+    nifti.parse_slices(slices)
+
+
+def _warn_of_sizes(counts: list[dict], canvas: tuple[int, int]) -> None:
+    padded, resized = (sum(part[key] for part in counts) for key in ("padded", "resized"))
+    if padded or resized:
+        size = "x".join(map(str, canvas))
+        warnings.warn(f"{padded} slices were padded and {resized} shrunk to fit {size}", stacklevel=3)
+
+
+def _open_split(listing: cache.Listing, index: dict, folder: Path, split: str) -> Slices:
+    columns = index["splits"][split]
+    files = {file: listing.folders[split] / file for file in listing.files[split]}
+    return Slices(
+        images=cache.open_array(folder, split),
+        names=columns["names"],
+        people=[images.person_of(file) for file in columns["files"]],
+        levels=np.array(columns["levels"], np.int64),
+        paths=[files[file] for file in columns["files"]],
+        ranges=np.array(columns["ranges"], np.float64) if listing.is_nifti else None,
+    )
+
+
+# ------------------------------------------------------------------------------------------- the content box
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture. Convolving the black margins around the head is a choice, not a need."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def crop(self, pictures: Array) -> Array:
+        """[..., H, W] -> [..., height, width], a view."""
+        return pictures[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def paste(self, pictures: Array, shape: tuple[int, int]) -> Array:
+        """[..., height, width] -> [..., H, W], zero outside the box. The inverse of `crop` for black margins."""
+        full = (*pictures.shape[:-2], *shape)
+        tensor = isinstance(pictures, torch.Tensor)
+        canvas = pictures.new_zeros(full) if tensor else np.zeros(full, pictures.dtype)
+        self.crop(canvas)[...] = pictures
+        return canvas
+
+
+def content_box(pictures: np.ndarray, multiple: int = 16) -> Box:
+    """The smallest box, sides a multiple of 16, that holds every non-zero pixel of [N, H, W].
+
+    A side whose multiple would exceed the picture's is taken whole, so pictures whose margins aren't black give
+    the whole picture; so do pictures with no content at all.
+    """
+    highest = np.zeros(pictures.shape[1:], pictures.dtype)
+    for start in range(0, len(pictures), 64):  # in pieces that stay in the processor's cache
+        np.maximum(highest, pictures[start : start + 64].max(axis=0), out=highest)
+    if not highest.any():
+        return Box(0, 0, *highest.shape)
+
+    def side(filled: np.ndarray) -> tuple[int, int]:
+        first, last = np.flatnonzero(filled)[[0, -1]]
+        length = min(-(-(last + 1 - first) // multiple) * multiple, len(filled))
+        middle = (first + last + 1 - length) // 2
+        return int(np.clip(middle, 0, len(filled) - length)), int(length)
+
+    (top, height), (left, width) = side(highest.any(axis=1)), side(highest.any(axis=0))
+    return Box(top, left, height, width)
+
+
+# ------------------------------------------------------------------------------------------- batches
+
+
+def shuffled_shares(
+    size: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> list[torch.Tensor]:
+    """This process's share, int64 [batch_size / world_size], of every whole batch of `size` things in random order.
+
+    The order is a function of (seed, epoch) alone. What doesn't fill a last batch is left out.
+    """
+    order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(size))
+    steps = size // batch_size
+    return list(order[: steps * batch_size].view(steps, world_size, -1)[:, rank])
+
+
+class Batches:
+    """Batches of a split: float32 [b, 1, h, w] in [0, 1] on the device, and int64 [b] indices on the CPU.
+
+    The slices stay uint8 until they are on the device: all of them live there when they fit in half of a GPU's
+    free memory; else each batch is gathered from the memory map, by a thread that works ahead where there is a GPU.
+
+    `batch_size` counts the slices of all `world_size` processes together: each gets an equal, contiguous share of
+    it, so N processes see the batches that one would. `box` crops every slice. Raises InputError when the shares
+    can't be equal.
+    """
+
+    def __init__(
+        self,
+        slices: Slices,
+        batch_size: int,
+        device: torch.device | str,
+        box: Box | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"the batch size must be at least 1, not {batch_size}")
+        if batch_size % world_size:
+            raise InputError(f"the batch size {batch_size} can't be shared equally by {world_size} processes")
+        if len(slices) < world_size:
+            raise InputError(f"{len(slices)} slices are too few for {world_size} processes")
+        self.size = len(slices)
+        self.device = torch.device(device)
+        self.rank, self.world_size = rank, world_size
+        # A set smaller than one batch gives one batch of all of it, as far as it can be shared out equally.
+        self.batch_size = min(batch_size, self.size // world_size * world_size)
+        self.steps = self.size // self.batch_size
+        self.pictures = slices.images if box is None else box.crop(slices.images)
+        self.resident = self._resident() if self.device.type == "cuda" else None
+
+    def _resident(self) -> torch.Tensor | None:
+        """All slices on the GPU, uint8 [N, h, w], or None when they would take over half of its free memory."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if self.pictures.nbytes > free // 2:
+            return None
+        resident = torch.empty(self.pictures.shape, dtype=torch.uint8, device=self.device)
+        for start in range(0, self.size, 1024):  # in pieces: never a second copy of the set in memory
+            piece = np.ascontiguousarray(self.pictures[start : start + 1024])
+            resident[start : start + len(piece)] = torch.from_numpy(piece)
+        return resident
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch in an order that (seed, epoch) alone decide, from step `start` on (to resume).
+
+        What doesn't fill a last batch is left out, and is different slices in every epoch.
+        """
+        order = shuffled_shares(self.size, self.batch_size, seed, epoch, self.rank, self.world_size)
+        return self._batches(order[start:])
+
+    def in_order(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every slice exactly once over all processes: each goes through a contiguous part, the last batch short."""
+        first, last = (part * self.size // self.world_size for part in (self.rank, self.rank + 1))
+        return self._batches(list(torch.arange(first, last).split(self.batch_size // self.world_size)))
+
+    def _batches(self, order: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self.resident is not None:
+            fetched = self._from_resident(order)
+        else:
+            fetched = self._prefetched(order) if self._gather_ahead() else map(self._gather, order)
+        for pictures, indices in zip(fetched, order, strict=True):
+            yield pictures.unsqueeze(1).to(torch.float32).div_(255), indices
+
+    def _gather_ahead(self) -> bool:
+        return self.device.type == "cuda"  # on a CPU the thread would only take the network's time
+
+    def _gather(self, indices: torch.Tensor) -> torch.Tensor:
+        """uint8 [b, h, w] from the memory map."""
+        return torch.from_numpy(self.pictures[indices.numpy()])
+
+    def _from_resident(self, order: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        if order:  # one copy of the epoch's order: nothing waits for the CPU after it
+            on_device = torch.cat(order).to(self.device)
+            for indices in on_device.split([len(indices) for indices in order]):
+                yield self.resident.index_select(0, indices)
+
+    def _prefetched(self, order: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Batches gathered to pinned memory by a thread, up to three ahead, then copied without waiting."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting: deque = deque()
+            for indices in [*order, None, None, None]:
+                if indices is not None:
+                    waiting.append(pool.submit(lambda i=indices: self._gather(i).pin_memory()))
+                if waiting and (len(waiting) > 3 or indices is None):
+                    yield waiting.popleft().result().to(self.device, non_blocking=True)
+
+
+# ------------------------------------------------------------------------------------------- command line
+
+
+def check(folder: str, axis: int = 2, slices: str | None = None) -> list[str]:
+    """Decode every file of a data set and print what it holds; returns a line for each problem found.
+
+    Raises InputError when there is no data set in `folder`.
+    """
+    _check_cut(axis, slices)
+    listing = _list(folder)
+    print(f"{listing.root}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
+    problems = listing.overlap()
+    for split in SPLITS:
+        files = listing.files.get(split, [])
+        if not files:
+            problems.append(f"the {split} split is {'empty' if split in listing.folders else 'missing'}")
+            continue
+        paths = [listing.folders[split] / name for name in files]
+        with ThreadPoolExecutor(cache.THREADS) as pool:
+            looks = pool.map(lambda path: _look(path, axis, slices), paths)
+            looks = list(tqdm(looks, split, len(files), unit="file", disable=None))
+        problems += [look for look in looks if isinstance(look, str)]
+        kinds = Counter(look for look in looks if not isinstance(look, str))
+        people = len(set(map(images.person_of, files)))
+        print(f"{split:>9}: {len(files):,} files of {people:,} people", end="")
+        if listing.folders[split].name.startswith("keras_png_slices_") and not demo.is_demo(listing.root):
+            print(" (published OASIS PNG set: {:,} of {})".format(*PUBLISHED[split]), end="")
+        print("".join(f"; {number:,} of {size}, {mode}" for (size, mode), number in kinds.most_common()))
+    return problems
+
+
+def _look(path: Path, axis: int, slices: str | None) -> tuple[str, str] | str:
+    """A file's size and mode, or what is wrong with it."""
+    try:
+        if cache.is_nifti(path.name):
+            shape = nifti.read(path, axis, slices).shape
+            return "x".join(map(str, shape[1:])), "NIfTI" if shape[0] == 1 else f"NIfTI, {shape[0]} slices each"
+        pixels, mode = images.read(path)
+        return "x".join(map(str, pixels.shape)), f"mode {mode}"
+    except (ValueError, OSError) as problem:
+        return f"{path} {problem}"
+
+
+@exit_on_input_error
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Look at a data set, or make the synthetic one.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    look = commands.add_parser("check", help="decode every file of a data set; exit status 1 on problems")
+    look.add_argument("dir", help="the folder with the split folders, the one above it, or demo")
+    look.add_argument("--axis", type=int, default=2, help="of 3-D volumes: 0 sagittal, 1 coronal, 2 axial (default)")
+    look.add_argument("--slices", metavar="START:STOP", help="of 3-D volumes, those to take (default: all)")
+    make = commands.add_parser("demo", help="make a synthetic set from the MNI152 template")
+    make.add_argument("dir", type=Path, help="a new folder")
+    make.add_argument("--people", type=int, default=demo.PEOPLE, help="32 slices each (default: %(default)s)")
+    make.add_argument("--seed", type=int, default=demo.SEED, help="the same seed makes the same set (default: 0)")
+    args = parser.parse_args()
+
+    if args.command == "demo":
+        demo.make(args.dir, args.people, args.seed)
+        print(f"synthetic set of {args.people} people, seed {args.seed}: {args.dir}")
+        return 0
+    problems = check(args.dir, args.axis, args.slices)
+    print("\n".join([f"{len(problems)} problems", *problems]) if problems else "no problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,527 @@
+import contextlib
+import errno
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+import cache
+import dataset
+import images
+from dataset import Batches, Box, Slices, content_box
+from errors import InputError
+
+same_each_run = settings(derandomize=True, deadline=None)  # no chance, no clock
+ROOT = Path(__file__).parent.parent
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("OASIS_DIR", raising=False)
+
+
+def picture(seed: int, shape=(256, 256)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def write_set(root: Path, counts=(("train", 2), ("validate", 1), ("test", 1)), slices=3) -> Path:
+    """A set of random pictures: people numbered through the splits, `slices` of each."""
+    person = 0
+    for split, people in counts:
+        folder = root / f"keras_png_slices_{split}"
+        folder.mkdir(parents=True)
+        for _ in range(people):
+            person += 1
+            for level in range(slices):
+                name = f"case_{person:03d}_slice_{level}.nii.png"
+                Image.fromarray(picture(100 * person + level)).save(folder / name)
+    return root
+
+
+def made_up(n: int, shape=(8, 8)) -> Slices:
+    names = [f"case_{i // 4:03d}_slice_{i % 4}.nii.png" for i in range(n)]
+    return Slices(picture(0, (n, *shape)), names, [x[:8] for x in names], np.arange(n) % 4, [Path(x) for x in names])
+
+
+def cached_folders() -> list[Path]:
+    return [entry for entry in cache.cache_root().glob("*") if entry.is_dir()]
+
+
+# ------------------------------------------------------------------------------------------- layout and names
+
+
+def test_pixels_names_people_levels_in_natural_order(tmp_path):
+    data = dataset.load(str(write_set(tmp_path / "set", slices=12)))
+    train = data.splits["train"]
+    assert train.names[:3] == [f"case_001_slice_{i}.nii.png" for i in range(3)]
+    assert train.names[10] == "case_001_slice_10.nii.png"  # not between 1 and 2
+    assert train.people == ["case_001"] * 12 + ["case_002"] * 12
+    np.testing.assert_array_equal(train.levels, list(range(12)) * 2)
+    np.testing.assert_array_equal(train.images, [picture(100 * p + s) for p in (1, 2) for s in range(12)])
+    assert train.paths[13] == tmp_path / "set/keras_png_slices_train/case_002_slice_1.nii.png"
+    assert train.ranges is None
+    assert [len(data.splits[split]) for split in data.splits] == [24, 12, 12]
+    assert (data.title, data.root, data.synthetic) == ("set", tmp_path / "set", False)
+
+
+def test_slices_stay_uint8_and_memory_mapped(tmp_path):
+    """Loading never makes the whole set floats, nor copies it into memory."""
+    pixels = dataset.load(str(write_set(tmp_path / "set"))).splits["train"].images
+    assert pixels.dtype == np.uint8
+    assert isinstance(pixels.base, np.memmap)
+    assert not pixels.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("name", "person", "level"),
+    [
+        ("case_001_slice_0.nii.png", "case_001", 0),
+        ("case_441_slice_31.nii.png", "case_441", 31),
+        ("case_004_week_0_slice_7.nii.gz", "case_004", 7),
+        ("OAS1_0061_MR2_slice_100.png", "OAS1_0061", 100),
+        ("sub-07_ses-1_T1w.nii.gz", "sub-07", -1),
+        ("brain.png", "brain", -1),
+    ],
+)
+def test_person_and_level_from_name(name, person, level):
+    assert (images.person_of(name), images.level_of(name)) == (person, level)
+
+
+def test_folder_above_and_plain_split_names(tmp_path):
+    write_set(tmp_path / "above/keras_png_slices_data")
+    assert dataset.load(str(tmp_path / "above")).title == "keras_png_slices_data"
+    plain = tmp_path / "above/keras_png_slices_data"
+    for split in dataset.SPLITS:
+        (plain / f"keras_png_slices_{split}").rename(plain / split)
+    assert len(dataset.load(str(plain)).splits["train"]) == 6
+
+
+def test_usual_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dataset, "USUAL_PLACES", dataset.USUAL_PLACES[:-1])  # a cluster may have the last one
+    with pytest.raises(InputError, match=r"OASIS_DIR.*\./keras_png_slices_data.*--data demo"):
+        dataset.load(None)
+    write_set(tmp_path / "data/keras_png_slices_data")
+    assert dataset.load(None).root == Path("data/keras_png_slices_data")
+    monkeypatch.setenv("OASIS_DIR", str(write_set(tmp_path / "mine")))
+    assert dataset.load(None).title == "mine"
+
+
+def test_folders_without_one_data_set(tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        dataset.load(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="holds no data set"):
+        dataset.load(str(tmp_path))
+    write_set(tmp_path / "a")
+    write_set(tmp_path / "b")
+    with pytest.raises(InputError, match="several data sets"):
+        dataset.load(str(tmp_path))
+    (tmp_path / "a/train").mkdir()
+    with pytest.raises(InputError, match="two layouts"):
+        dataset.load(str(tmp_path / "a"))
+
+
+def test_missing_or_empty_split(tmp_path):
+    root = write_set(tmp_path / "set", counts=(("test", 1),))
+    assert len(dataset.load(str(root), splits=("test",)).splits["test"]) == 3
+    with pytest.raises(InputError, match="train split is missing"):
+        dataset.load(str(root))
+    (root / "keras_png_slices_train").mkdir()
+    with pytest.raises(InputError, match="train split is empty"):
+        dataset.load(str(root))
+
+
+def test_only_image_files_count(tmp_path):
+    root = write_set(tmp_path / "set")
+    for name in ("notes.txt", "._case_001_slice_0.nii.png", ".DS_Store", "Thumbs.db"):
+        (root / "keras_png_slices_train" / name).write_text("not a picture")
+    (root / "keras_png_slices_train/folder.png").mkdir()
+    assert len(dataset.load(str(root)).splits["train"]) == 6
+
+
+def test_a_person_in_two_splits_is_an_error_that_names_the_person(tmp_path):
+    root = write_set(tmp_path / "set")
+    Image.fromarray(picture(0)).save(root / "keras_png_slices_test/case_002_slice_9.nii.png")
+    for splits in (dataset.SPLITS, ("test",)):  # scoring alone must notice too
+        with pytest.raises(InputError, match="case_002 is in train and test"):
+            dataset.load(str(root), splits)
+    assert len(dataset.load(str(root), allow_overlap=True).splits["test"]) == 4
+
+
+def test_limit_people(tmp_path):
+    root = write_set(tmp_path / "set", counts=(("train", 3), ("validate", 1), ("test", 1)))
+    data = dataset.load(str(root), limit_people=2)
+    assert set(data.splits["train"].people) == {"case_001", "case_002"}
+    assert [len(s) for s in data.splits.values()] == [6, 3, 3]
+    assert data.splits["train"].images.shape[0] == len(data.splits["train"].levels) == 6
+    assert data.title == "set, first 2 people of each split"
+    with pytest.raises(InputError, match="at least 1"):
+        dataset.load(str(root), limit_people=0)
+
+
+# ------------------------------------------------------------------------------------------- what a slice can be
+
+
+def test_kinds_of_picture(tmp_path):
+    gray = picture(1, (16, 16))
+    rgb = np.repeat(gray[..., None], 3, axis=2)
+    alpha = np.full((16, 16, 1), 7, np.uint8)
+    for name, pixels in {
+        "L": gray,
+        "RGB": rgb,
+        "RGBA": np.concatenate([rgb, alpha], axis=2),
+        "LA": np.concatenate([gray[..., None], alpha], axis=2),
+        "I;16": gray.astype(np.uint16) * 257,
+    }.items():
+        Image.fromarray(pixels).save(tmp_path / "x.png")
+        read, mode = images.read(tmp_path / "x.png")
+        np.testing.assert_array_equal(read, gray, err_msg=name)
+        assert read.dtype == np.uint8
+        assert mode == name
+    Image.fromarray(gray).convert("P").save(tmp_path / "x.png")
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png")[0], gray)
+    Image.fromarray(gray > 127).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png")[0], np.where(gray > 127, 255, 0))
+    Image.fromarray(gray).save(tmp_path / "x.jpg", quality=100)
+    assert np.abs(images.read(tmp_path / "x.jpg")[0].astype(int) - gray).max() <= 3
+
+
+def test_16_bits_are_scaled_to_8_with_rounding(tmp_path):
+    Image.fromarray(np.array([[0, 128, 129, 32768, 65406, 65407, 65535]], np.uint16)).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png")[0], [[0, 0, 1, 128, 254, 255, 255]])
+
+
+def test_other_sizes_are_padded_or_shrunk_with_one_warning_that_counts_them(tmp_path):
+    root = write_set(tmp_path / "set")
+    large, small = picture(1, (512, 512)), picture(2, (176, 208))
+    Image.fromarray(large).save(root / "keras_png_slices_train/case_002_slice_3.nii.png")
+    Image.fromarray(small).save(root / "keras_png_slices_train/case_002_slice_4.nii.png")
+    for _ in range(2):  # when decoded, and from the cache
+        with pytest.warns(UserWarning, match="1 slices were padded and 1 shrunk to fit 256x256") as caught:
+            train = dataset.load(str(root)).splits["train"]
+        assert len(caught) == 1
+    means = large.reshape(256, 2, 256, 2).mean(axis=(1, 3))
+    assert np.abs(train.images[6] - means).max() <= 1  # the mean of each area, rounded once a direction
+    np.testing.assert_array_equal(train.images[7][40:216, 24:232], small)
+    assert train.images[7].astype(int).sum() == small.astype(int).sum()
+
+
+@same_each_run
+@given(st.integers(1, 90), st.integers(1, 90))
+def test_unfit_undoes_fit(height, width):
+    pixels = np.full((height, width), 200, np.uint8)
+    fitted = images.fit(pixels, (48, 32))
+    assert fitted.shape == (48, 32)
+    np.testing.assert_array_equal(images.unfit(fitted, (height, width)), pixels)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_one_error_names_every_bad_file_and_nothing_is_cached(tmp_path):
+    root = write_set(tmp_path / "set")
+    good = (root / "keras_png_slices_train/case_001_slice_0.nii.png").read_bytes()
+    bad = {
+        "truncated": good[: len(good) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "gif": b"GIF89a" + bytes(64),
+        "bomb": png_that_claims(8192, 8192),
+        "bigger_bomb": png_that_claims(60000, 60000),
+    }
+    for name, content in bad.items():
+        (root / f"keras_png_slices_train/{name}.png").write_bytes(content)
+    Image.fromarray(picture(0, (16, 16, 3))).save(root / "keras_png_slices_test/colour.png")
+    with pytest.raises(InputError, match="7 of the files can't be used") as error:
+        dataset.load(str(root))
+    for name in [*bad, "colour"]:
+        assert f"{name}.png" in str(error.value)
+    assert cached_folders() == []
+
+
+@same_each_run
+@given(st.binary(max_size=400), st.integers(0, 1000))
+def test_damaged_bytes_raise_only_value_error(tmp_path_factory, junk, at):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.png"
+    Image.fromarray(picture(0, (16, 16))).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + junk + content[at + len(junk) :])
+    with contextlib.suppress(ValueError):
+        pixels, _ = images.read(path)
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 2
+
+
+# ------------------------------------------------------------------------------------------- the cache
+
+
+def test_second_load_decodes_nothing(tmp_path, monkeypatch):
+    root = write_set(tmp_path / "set")
+    first = dataset.load(str(root))
+    monkeypatch.setattr(images, "read", lambda path: pytest.fail("decoded again"))
+    second = dataset.load(str(root))
+    assert first.fingerprint == second.fingerprint
+    np.testing.assert_array_equal(first.splits["test"].images, second.splits["test"].images)
+
+
+def test_a_changed_file_is_decoded_again(tmp_path):
+    root = write_set(tmp_path / "set")
+    before = dataset.load(str(root))
+    changed = root / "keras_png_slices_train/case_001_slice_1.nii.png"
+    Image.fromarray(255 - picture(101)).save(changed)
+    os.utime(changed, ns=(1, 1))  # whatever the file system's clock resolves
+    after = dataset.load(str(root))
+    np.testing.assert_array_equal(after.splits["train"].images[1], 255 - picture(101))
+    assert before.fingerprint != after.fingerprint
+
+
+def test_fingerprint_is_of_names_and_pixels_not_of_place_or_time(tmp_path):
+    one, two = write_set(tmp_path / "one"), write_set(tmp_path / "two")
+    prints = [dataset.load(str(root)).fingerprint for root in (one, two)]
+    assert prints[0] == prints[1]
+    assert dataset.load(str(two), splits=("test",), limit_people=1).fingerprint == prints[0]
+    folder = two / "keras_png_slices_test"
+    (folder / "case_004_slice_2.nii.png").rename(folder / "case_004_slice_5.nii.png")
+    assert dataset.load(str(two)).fingerprint != prints[0]
+
+
+@pytest.mark.parametrize("damage", ["truncated array", "no array", "no index", "half an index"])
+def test_a_damaged_cache_is_built_again(tmp_path, damage):
+    root = write_set(tmp_path / "set")
+    dataset.load(str(root))
+    (folder,) = cached_folders()
+    if damage == "truncated array":
+        os.truncate(folder / "train.npy", 1000)
+    elif damage == "no array":
+        (folder / "test.npy").unlink()
+    elif damage == "no index":
+        (folder / "index.json").unlink()
+    else:
+        os.truncate(folder / "index.json", 100)
+    np.testing.assert_array_equal(dataset.load(str(root)).splits["train"].images[0], picture(100))
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    root = write_set(tmp_path / "set")
+    dataset.load(str(root))
+    (folder,) = cached_folders()
+    folder.rename(folder.with_name(f"{folder.name}.tmp"))
+    dataset.load(str(root))
+    assert cached_folders() == [folder]
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path, monkeypatch):
+    root = write_set(tmp_path / "set")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"No space left on device.*XDG_CACHE_HOME"):
+        dataset.load(str(root))
+    assert cached_folders() == []
+
+
+def test_processes_that_start_at_once_build_one_cache(tmp_path):
+    root = write_set(tmp_path / "set", slices=40)
+    code = (
+        "import sys, json, pathlib, cache; "
+        "index, folder = cache.open_or_build(cache.scan(pathlib.Path(sys.argv[1])), 2, None); "
+        "print(json.dumps([index['fingerprint'], str(folder)]))"
+    )
+    command = [sys.executable, "-c", code, str(root)]
+    runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [run.communicate(timeout=60)[0].strip().splitlines() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert sum("decoding" in line for lines in outputs for line in lines) == 1
+    assert len({lines[-1] for lines in outputs}) == 1
+    fingerprint, folder = json.loads(outputs[0][-1])
+    assert cached_folders() == [Path(folder)]
+    assert dataset.load(str(root)).fingerprint == fingerprint
+
+
+# ------------------------------------------------------------------------------------------- the content box
+
+
+def test_content_box_in_known_cases():
+    pictures = np.zeros((5, 256, 256), np.uint8)
+    assert content_box(pictures) == Box(0, 0, 256, 256)  # nothing to crop to
+    pictures[1, 40, 100] = pictures[4, 215, 100] = pictures[3, 90, 24] = pictures[2, 90, 231] = 1
+    assert content_box(pictures) == Box(40, 24, 176, 208)  # the published slices' content: 56 % of the canvas
+    pictures[0, 39, 100] = 1
+    assert content_box(pictures) == Box(31, 24, 192, 208)
+    pictures[0, 0, 0] = pictures[0, -1, -1] = 1
+    assert content_box(pictures) == Box(0, 0, 256, 256)
+    assert content_box(np.ones((1, 20, 40), np.uint8)) == Box(0, 0, 20, 40)
+
+
+@same_each_run
+@given(arrays(np.uint8, (3, 40, 56), elements=st.sampled_from([0] * 400 + [9]), fill=st.just(0)))
+def test_content_box_holds_everything_and_paste_undoes_crop(pictures):
+    box = content_box(pictures)
+    assert box.height % 16 == 0 or box.height == 40
+    assert box.width % 16 == 0 or box.width == 56
+    assert np.shares_memory(box.crop(pictures), pictures)
+    np.testing.assert_array_equal(box.paste(box.crop(pictures), (40, 56)), pictures)
+    tensor = torch.from_numpy(pictures).float()[:, None]
+    assert torch.equal(box.paste(box.crop(tensor), (40, 56)), tensor)
+
+
+# ------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_are_floats_in_0_to_1_of_the_slices_that_they_name(device):
+    slices = made_up(10)
+    for pictures, indices in Batches(slices, 4, device).shuffled(seed=0, epoch=0):
+        assert pictures.shape == (4, 1, 8, 8)
+        assert pictures.dtype == torch.float32
+        assert pictures.device.type == device
+        assert pictures.is_contiguous()
+        assert (indices.dtype, indices.device.type) == (torch.int64, "cpu")
+        expected = torch.from_numpy(slices.images[indices.numpy()])[:, None].float() / 255
+        assert torch.equal(pictures.cpu(), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_box_crops_every_slice(device):
+    slices, box = made_up(6), Box(2, 1, 4, 6)
+    for pictures, indices in Batches(slices, 3, device, box).in_order():
+        assert torch.equal(pictures.cpu()[:, 0] * 255, torch.from_numpy(box.crop(slices.images)[indices]).float())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_prefetching_gives_the_same_batches(device, monkeypatch):
+    slices = made_up(23)
+    expected = list(Batches(slices, 4, device).in_order())
+    monkeypatch.setattr(Batches, "_resident", lambda self: None)
+    if device == "cpu":
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+        monkeypatch.setattr(Batches, "_gather_ahead", lambda self: True)
+    batches = Batches(slices, 4, device)
+    for (pictures, indices), (same, same_indices) in zip(batches.in_order(), expected, strict=True):
+        assert torch.equal(pictures, same)
+        assert torch.equal(indices, same_indices)
+    next(batches.in_order())  # left early: its thread must end with it
+
+
+def indices_of(batches) -> list[list[int]]:
+    return [indices.tolist() for _, indices in batches]
+
+
+def flat(parts) -> list[int]:
+    return list(chain.from_iterable(parts))
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    batches = Batches(made_up(40), 4, "cpu")
+    epochs = {(s, e): indices_of(batches.shuffled(s, e)) for s in (0, 1) for e in (0, 1)}
+    assert indices_of(Batches(made_up(40), 4, "cpu").shuffled(1, 0)) == epochs[1, 0]
+    assert len({str(order) for order in epochs.values()}) == 4
+    for order in epochs.values():
+        assert sorted(flat(order)) == list(range(40))
+
+
+def test_start_skips_steps():
+    batches = Batches(made_up(40), 4, "cpu")
+    assert indices_of(batches.shuffled(3, 5, start=7)) == indices_of(batches.shuffled(3, 5))[7:]
+    assert indices_of(batches.shuffled(3, 5, start=10)) == []
+
+
+def test_incomplete_last_batch_is_dropped_unless_it_is_the_only_one():
+    batches = Batches(made_up(11), 4, "cpu")
+    order = indices_of(batches.shuffled(0, 0))
+    assert [len(part) for part in order] == [4, 4]
+    assert batches.steps == 2
+    assert len({*flat(order)}) == 8
+    small = Batches(made_up(3), 32, "cpu")
+    assert small.steps == 1
+    assert sorted(flat(indices_of(small.shuffled(0, 0)))) == [0, 1, 2]
+
+
+def test_in_order_gives_each_slice_once_with_a_short_last_batch():
+    assert indices_of(Batches(made_up(10), 4, "cpu").in_order()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+@same_each_run
+@given(st.integers(3, 50), st.integers(1, 8), st.integers(1, 3))
+def test_processes_share_what_one_would_see(n, share, world):
+    slices, size = made_up(n, (1, 1)), share * world
+    alone = Batches(slices, size, "cpu")
+    ranks = [Batches(slices, size, "cpu", None, rank, world) for rank in range(world)]
+    together = [flat(parts) for parts in zip(*(indices_of(r.shuffled(0, 1)) for r in ranks), strict=True)]
+    if n >= size:  # else the one batch is the share that can be dealt out equally
+        assert together == indices_of(alone.shuffled(0, 1))
+    assert {len(part) for r in ranks for part in indices_of(r.shuffled(0, 1))} == {len(together[0]) // world}
+    assert {rank.steps for rank in ranks} == {len(together)}
+    everything = flat(flat(indices_of(rank.in_order())) for rank in ranks)
+    assert everything == list(range(n))
+
+
+def test_impossible_batches():
+    for size, world, n in ((0, 1, 8), (-4, 1, 8), (5, 2, 8), (4, 4, 3)):
+        with pytest.raises(InputError):
+            Batches(made_up(n), size, "cpu", None, 0, world)
+
+
+# ------------------------------------------------------------------------------------------- single files, CLI
+
+
+def test_read_files(tmp_path):
+    for name in ("case_007_slice_3.png", "other.png"):
+        Image.fromarray(picture(7)).save(tmp_path / name)
+    slices = dataset.read_files([tmp_path / "other.png", tmp_path / "case_007_slice_3.png"])
+    assert slices.names == ["other.png", "case_007_slice_3.png"]  # as given
+    assert slices.people == ["other", "case_007"]
+    np.testing.assert_array_equal(slices.levels, [-1, 3])
+    np.testing.assert_array_equal(slices.images, [picture(7)] * 2)
+    (tmp_path / "bad.png").write_text("no picture")
+    for paths in ([tmp_path / "bad.png"], [tmp_path / "missing.png"], [tmp_path / "other.png", tmp_path / "x.nii"]):
+        (tmp_path / "x.nii").touch()
+        with pytest.raises(InputError):
+            dataset.read_files(paths)
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["dataset.py", *arguments])
+    return dataset.main()
+
+
+def test_check(tmp_path, monkeypatch, capsys):
+    root = write_set(tmp_path / "set")
+    assert run(monkeypatch, "check", str(root)) == 0
+    out = capsys.readouterr().out
+    assert "train: 6 files of 2 people (published OASIS PNG set: 9,664 of 302); 6 of 256x256, mode L" in out
+    assert "no problems" in out
+
+    (root / "keras_png_slices_train/case_001_slice_0.nii.png").write_bytes(b"")
+    Image.fromarray(picture(0)).save(root / "keras_png_slices_test/case_002_slice_9.nii.png")
+    Image.fromarray(picture(0, (100, 90))).save(root / "keras_png_slices_test/case_004_slice_8.nii.png")
+    assert run(monkeypatch, "check", str(root)) == 1
+    out = capsys.readouterr().out
+    assert "1 of 100x90, mode L" in out
+    assert "2 problems" in out
+    assert "case_002 is in train and test" in out
+    assert "case_001_slice_0.nii.png is empty" in out
+
+    assert run(monkeypatch, "check", str(tmp_path / "nowhere")) == 2
+    assert capsys.readouterr().err.startswith("error: no folder")
