@@ -1,0 +1,428 @@
+"""What does it look like? Every figure of the project, each a function from plain data to a file.
+
+Pictures are numpy arrays [N, H, W] of any H and W, either uint8 in [0, 255] or float in [0, 1]; anything
+else is a `ValueError`. They are drawn with row 0 at the top, in gray from 0 (black) to 1 (white), and every
+pixel of a picture becomes a whole number of pixels of the figure.
+
+`title` is the line that says what the figure was made from: data set, split, model ("synthetic demo set, test
+split"). It opens the caption; each function adds the number of images and what the reader must know.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
+
+from checkpoint import atomic
+from style import BLUE, INK, VERMILION, Pictures, chart
+
+ERROR_GAIN = 5  # error maps show this many times the absolute error, since the error itself is all but black
+SSIM_PASS = 0.6  # the bar for a "reasonably clear" image
+
+
+def unit_range(pictures: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W] in [0, 255] or float in [0, 1] -> float32 in [0, 1]; `ValueError` for anything else."""
+    pictures = np.asarray(pictures)
+    if pictures.ndim != 3 or not len(pictures):
+        raise ValueError(f"pictures must be [N, H, W] with N >= 1, got shape {list(pictures.shape)}")
+    if pictures.dtype == np.uint8:
+        return pictures.astype(np.float32) / 255
+    if not np.issubdtype(pictures.dtype, np.floating):
+        raise ValueError(f"pictures must be uint8 or float, got {pictures.dtype}")
+    if not (pictures.min() >= 0 and pictures.max() <= 1):  # NaN compares false, so it ends here too
+        raise ValueError(f"float pictures must lie in [0, 1], got [{pictures.min():g}, {pictures.max():g}]")
+    return pictures.astype(np.float32)
+
+
+def _pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as `unit_range` gives them; `ValueError` when their shapes differ."""
+    first, second = unit_range(first), unit_range(second)
+    if first.shape != second.shape:
+        raise ValueError(f"pictures must pair up, got shapes {list(first.shape)} and {list(second.shape)}")
+    return first, second
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+# ----------------------------------------------------------------------------------------------- curves
+
+
+def _series(rows: Sequence[Mapping], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of the rows that have `key`; a CSV's cell is empty where there was nothing to say."""
+    pairs = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
+    return [epoch for epoch, _ in pairs], [value for _, value in pairs]
+
+
+def _levels(rows: Sequence[Mapping], name: str) -> dict[str, str]:
+    """The keys `name_0`, `name_1`, ... that the rows have, each with its label; no label for a single one."""
+    found = {int(key[len(name) + 1 :]) for row in rows for key in row if key.startswith(f"{name}_")}
+    return {f"{name}_{i}": f"level {i}" if len(found) > 1 else "" for i in sorted(found)}
+
+
+def _whole_numbers(axis: Axis) -> None:
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+
+
+def _head(axes: Axes, heading: str) -> None:
+    """Write the panel's heading, and below it, above the lines that it would hide, the legend."""
+    entries = sum(bool(label) and label[0] != "_" for label in axes.get_legend_handles_labels()[1])
+    legend_rows = math.ceil(entries / 4)
+    axes.set_title(heading, pad=6 + 13 * legend_rows)
+    if entries:
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "borderaxespad": 0.2}
+        axes.legend(ncols=4, handlelength=1.4, columnspacing=1.2, **place)
+
+
+def _log_scale(axes: Axes, axis: str = "y") -> None:
+    """Log scale with plain decimals (0.05, not 5 x 10^-2) and as many ticks as the range needs."""
+    low, high = getattr(axes.dataLim, f"interval{axis}")
+    if 0 < low <= high < 1.1 * low:  # all alike, as after one epoch: there is no range to choose limits from
+        axes.set(**{f"{axis}lim": (low / 1.2, high * 1.2)})
+    axes.set(**{f"{axis}scale": "log"})
+    low, high = sorted(getattr(axes, f"get_{axis}lim")())
+    decades = math.log10(high / low)
+    subs = [1] if decades > 3 else [1, 2, 5] if decades > 0.8 else range(1, 10)
+    chosen = getattr(axes, f"{axis}axis")
+    chosen.set_major_locator(LogLocator(subs=subs) if decades > 0.3 else MaxNLocator(5))
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    chosen.set_minor_formatter(NullFormatter())
+
+
+def _panel(
+    axes: Axes, rows: Sequence[Mapping], heading: str, unit: str, lines: Mapping[str, str], log: bool = False
+) -> None:
+    """Draw each key of `lines` (key -> label) over the epochs."""
+    for key, label in lines.items():
+        epochs, values = _series(rows, key)
+        # Few epochs are shown as points too: one epoch alone would be an invisible line.
+        axes.plot(epochs, values, label=label, marker="o" if len(epochs) <= 40 else None)
+    _whole_numbers(axes.xaxis)
+    axes.set(xlabel="epoch", ylabel=unit)
+    if log:
+        _log_scale(axes)
+    _head(axes, heading)
+
+
+def training_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
+    """The autoencoder's training, in linear scale on the left and in log scale on the right.
+
+    rows: one mapping an epoch, as `csv.DictReader` reads metrics.csv, with `epoch`, `train_reconstruction`,
+        `train_commitment`, `validation_ssim`, `perplexity_0`, `codes_used_0` and so on for each level. Cells
+        may be strings; empty ones are left out. On the log side SSIM is 1 - SSIM, the part still missing.
+    """
+    epochs, ssims = _series(rows, "validation_ssim")
+    missing = [{"epoch": epoch, "missing": 1 - ssim} for epoch, ssim in zip(epochs, ssims, strict=True)]
+    panels = [  # heading, unit, lines
+        ("Reconstruction loss (train)", "loss per pixel", {"train_reconstruction": ""}),
+        ("Commitment loss (train)", "loss per latent", {"train_commitment": ""}),
+        ("SSIM (validation)", "SSIM", {"validation_ssim": ""}),
+        ("Perplexity of the codes", "codes", _levels(rows, "perplexity")),
+        ("Codes used in an epoch", "codes", _levels(rows, "codes_used")),
+    ]
+    caption = f"{title}; {_count(len(rows), 'epoch')}. Left: linear scale. Right: log scale (SSIM as 1 - SSIM)."
+    with chart(path, "Training the autoencoder", caption, 9, 12) as figure:
+        for (left, right), (heading, unit, lines) in zip(figure.subplots(5, 2), panels, strict=True):
+            _panel(left, rows, heading, unit, lines)
+            if unit == "SSIM":
+                up = "1 - SSIM (up is better)"
+                _panel(right, missing, f"{heading}, log scale", up, {"missing": ""}, log=True)
+                right.invert_yaxis()
+            else:
+                _panel(right, rows, f"{heading}, log scale", unit, lines, log=True)
+
+
+GAN_PANELS = [  # (heading, unit, log scale, {key of metrics.csv: label})
+    ("Losses", "loss", False, {"generator_loss": "generator", "discriminator_loss": "discriminator"}),
+    ("Discriminator's scores", "logit", False, {"score_real": "real", "score_fake": "fake"}),
+    ("Sign accuracy", "share of images", False, {"accuracy_real": "real", "accuracy_fake": "fake"}),
+    ("Gradient penalties", "squared gradient norm", True, {"r1": "R1 (real)", "r2": "R2 (fake)"}),
+    ("Code histograms, fake against real", "total variation", False, {"histogram_distance": ""}),
+    (
+        "Frechet distance to validation people",
+        "distance",
+        True,
+        {"frechet_pca": "PCA", "frechet_randconv": "random network", "frechet_inception": "Inception"},
+    ),
+]
+
+
+def gan_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
+    """The GAN's training: one panel for each group of `GAN_PANELS` that the rows have.
+
+    rows: one mapping an epoch with `epoch` and any of `generator_loss`, `discriminator_loss`, `score_real`,
+        `score_fake` (mean logits), `accuracy_real`, `accuracy_fake` (share given the right sign), `r1`, `r2`
+        (mean squared gradient norms), `histogram_distance` (total variation in [0, 1] between the code
+        histograms of fakes and reals), `frechet_pca`, `frechet_randconv`, `frechet_inception` (the judge's
+        distances by feature space). `ValueError` when none is there.
+    """
+    present = {key for row in rows for key, value in row.items() if value not in (None, "")}
+    panels = [(*panel, {k: label for k, label in keys.items() if k in present}) for *panel, keys in GAN_PANELS]
+    panels = [panel for panel in panels if panel[-1]]
+    if not panels:
+        raise ValueError(f"no column of a GAN's training among {sorted(present)}")
+    caption = f"{title}; {_count(len(rows), 'epoch')}."
+    with _panels(path, "Training the GAN", caption, len(panels)) as grid:
+        for axes, (heading, unit, log, lines) in zip(grid, panels, strict=True):
+            _panel(axes, rows, heading, f"{unit} (log scale)" if log else unit, lines, log)
+            if unit in ("share of images", "total variation"):
+                axes.set_ylim(-0.03, 1.03)
+
+
+@contextmanager
+def _panels(path: Path, heading: str, caption: str, n: int) -> Iterator[list[Axes]]:
+    """A chart of `n` axes, up to three in a row."""
+    columns = min(3, n)
+    rows = math.ceil(n / columns)
+    with chart(path, heading, caption, max(4.2 * columns, 7), 3.1 * rows + 0.8) as figure:
+        yield [figure.add_subplot(rows, columns, 1 + number) for number in range(n)]
+
+
+def pixelcnn_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
+    """Bits per code on training and validation people; rows with `epoch`, `train_bits`, `validation_bits`."""
+    epochs, bits = _series(rows, "validation_bits")
+    best = int(np.argmin(bits))
+    lowest = f"Circle: lowest on validation, {bits[best]:.3f} bits per code in epoch {epochs[best]:g}."
+    caption = f"{title}; {_count(len(rows), 'epoch')}. {lowest}"
+    with _panels(path, "Training the autoregressive prior", caption, 1) as [axes]:
+        axes.plot(epochs[best], bits[best], "o", markersize=9, fillstyle="none", color=INK)
+        lines = {"train_bits": "train", "validation_bits": "validation"}
+        _panel(axes, rows, "Cost of a code", "bits per code", lines)
+
+
+# -------------------------------------------------------------------------------------- reconstructions
+
+
+def reconstructions(
+    originals: np.ndarray, reconstructions: np.ndarray, labels: Sequence[str], path: Path, title: str
+) -> None:
+    """Rows of originals, reconstructions and error maps (5 x absolute error; 1 and above share a colour).
+
+    originals, reconstructions: [N, H, W], a column each; labels: N texts above them (slice name, SSIM).
+    """
+    originals, reconstructions = _pairs(originals, reconstructions)
+    n, gain = len(originals), f"{ERROR_GAIN} x"
+    side = ["original", "reconstruction", f"{gain} error"]
+    grid = Pictures(originals.shape[1:], 3, n, [list(labels), [""] * n, [""] * n], side, gutter=70)
+    for column, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
+        grid.show(0, column, original)
+        grid.show(1, column, reconstruction)
+        grid.show_map(2, column, ERROR_GAIN * np.abs(original - reconstruction), "magma", 1)
+    caption = f"{title}; {_count(n, 'slice')}. Bottom row: {gain} |original - reconstruction|, cut at 1."
+    grid.save(path, "Originals and reconstructions", caption, (2, f"{gain} |error|", "magma", 1))
+
+
+def code_map(image: np.ndarray, codes: Sequence[np.ndarray], decoded: np.ndarray, path: Path, title: str) -> None:
+    """A slice [H, W], its code grids (int [h, w], one a level) and the slice decoded from them, [H, W]."""
+    image, decoded = _pairs(image[None], decoded[None])
+    sizes = [f"{len(grid)} x {len(grid[0])}" for grid in codes]
+    names = [f"codes, level {i}, {size}" for i, size in enumerate(sizes)] if len(codes) > 1 else [f"codes, {sizes[0]}"]
+    highest = max(1, *(int(grid.max()) for grid in codes))
+    grid = Pictures(image.shape[1:], 1, len(codes) + 2, [["slice", *names, "decoded"]], gutter=70)
+    grid.show(0, 0, image[0])
+    for column, indices in enumerate(codes, start=1):
+        grid.show_map(0, column, indices, "viridis", highest)
+    grid.show(0, len(codes) + 1, decoded[0])
+    caption = f"{title}; 1 slice. Colour is the code's index; codes of near indices need not look alike."
+    grid.save(path, "From slice to codes and back", caption, (0, "index of the code", "viridis", highest))
+
+
+def ssim_distribution(scores: Sequence[float], path: Path, title: str) -> None:
+    """Histogram of the slices' SSIM [N], and every slice from lowest to highest with the line at 0.6."""
+    scores = np.sort(np.asarray(scores, dtype=np.float64))
+    n, passed = len(scores), int((scores >= SSIM_PASS).sum())
+    caption = (
+        f"{title}; {_count(n, 'slice')}. Mean {scores.mean():.4f}, standard deviation {scores.std():.4f}, "
+        f"lowest {scores[0]:.4f}, highest {scores[-1]:.4f}; {passed:,} of {n:,} at or above {SSIM_PASS}."
+    )
+    with chart(path, "SSIM of the reconstructions", caption, 10, 4.2) as figure:
+        left, right = figure.subplots(1, 2)
+        left.hist(scores, bins=min(40, max(5, n // 8)), color=BLUE, edgecolor="white", linewidth=0.5)
+        left.axvline(scores.mean(), color=INK, linestyle="--", linewidth=1.2, label=f"mean, {scores.mean():.4f}")
+        left.set(xlabel="SSIM", ylabel="slices")
+        _whole_numbers(left.yaxis)
+        right.plot(np.arange(1, n + 1), scores, marker="o" if n <= 40 else None)
+        right.axhline(SSIM_PASS, color=VERMILION, linestyle="--", linewidth=1.2, label=f"{SSIM_PASS}")
+        right.set(xlabel="rank of the slice", ylabel="SSIM", ylim=(min(0.5, scores[0] - 0.05), 1.01))
+        _whole_numbers(right.xaxis)
+        _head(left, "Distribution")
+        _head(right, "Every slice, lowest first")
+
+
+def code_usage(histograms: Sequence[np.ndarray], path: Path, title: str) -> None:
+    """How often each code is used, most frequent first; a panel for each level's counts (int [K])."""
+    counted = sum(int(np.sum(counts)) for counts in histograms)
+    caption = f"{title}; {_count(counted, 'code')} counted. Dashed: every code used alike."
+    with _panels(path, "Use of the codebook", caption, len(histograms)) as grid:
+        for level, (axes, counts) in enumerate(zip(grid, histograms, strict=True)):
+            share = np.sort(np.asarray(counts, dtype=np.float64))[::-1] / np.sum(counts)
+            used, size = share[share > 0], len(share)
+            perplexity = math.exp(-(used * np.log(used)).sum())
+            floor = min(used[-1], 1 / size) / 2
+            axes.fill_between(np.arange(1, len(used) + 1), used, floor, color=BLUE, step="mid")
+            axes.axhline(1 / size, color=VERMILION, linestyle="--", linewidth=1.2)
+            axes.set(xlim=(0, size + 1), xlabel="rank of the code", ylabel="share of all codes (log scale)")
+            name = f"Level {level}: " if len(histograms) > 1 else ""
+            axes.set_title(f"{name}{len(used)} of {size} used, perplexity {perplexity:.0f}")
+            axes.set_ylim(floor, 2 * max(used[0], 1 / size))
+            _log_scale(axes)
+
+
+def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
+    """SSIM over bytes per image; rows with `name` (codec or model), `bytes` and `ssim` (means over images).
+
+    Rows of one name make one line. A name with "VQ-VAE" in it is one of this project's models and drawn bold.
+    """
+    what = "Mean SSIM (7x7 uniform window) over mean bytes per image; the scale of SSIM is log of 1 - SSIM."
+    caption = f"{title}. {what}"
+    with chart(path, "Quality at a given rate", caption, 8, 5.4) as figure:
+        axes = figure.subplots()
+        for number, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
+            points = sorted((float(row["bytes"]), 1 - float(row["ssim"])) for row in rows if row["name"] == name)
+            ours = "vqvae" in name.lower().replace("-", "")
+            style = {"linewidth": 2.4, "markersize": 10} if ours else {"linewidth": 1.2, "markersize": 5}
+            marker = "*" if ours else "osD^vP"[number % 6]  # shape as well as colour tells the lines apart
+            axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
+        axes.set(xlabel="bytes per image (log scale)", ylabel="SSIM")
+        _log_scale(axes, "x")
+        _log_scale(axes, "y")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda missing, _: f"{1 - missing:.4g}"))
+        axes.invert_yaxis()
+        _head(axes, "Up and left is better")
+
+
+# ---------------------------------------------------------------------------------------------- samples
+
+
+def _columns(n: int, shape: tuple[int, ...]) -> int:
+    """So many columns that `n` tiles of `shape` (H, W) fill about a square."""
+    return min(n, math.ceil(math.sqrt(n * shape[0] / shape[1])))
+
+
+def sample_grid(images: np.ndarray, path: Path, title: str, labels: Sequence[str] | None = None) -> None:
+    """Samples [N, H, W] in reading order; `labels` are N texts above them (their seeds, say)."""
+    images = unit_range(images)
+    columns = _columns(len(images), images.shape[1:])
+    rows = math.ceil(len(images) / columns)
+    texts = [*(labels or [""] * len(images)), *[""] * (rows * columns - len(images))]
+    texts = [texts[row * columns : (row + 1) * columns] for row in range(rows)]
+    grid = Pictures(images.shape[1:], rows, columns, texts)
+    for index, image in enumerate(images):
+        grid.show(*divmod(index, columns), image)
+    grid.save(path, "Samples", f"{title}; {_count(len(images), 'sample')}.")
+
+
+def samples_beside_real(samples: np.ndarray, real: np.ndarray, path: Path, title: str) -> None:
+    """Samples [N, H, W] on the left, as many real slices on the right, both in reading order."""
+    samples, real = _pairs(samples, real)
+    n = len(samples)
+    half = _columns(n, samples.shape[1:])
+    rows = math.ceil(n / half)
+    head = ["samples", *[""] * (half - 1), "real slices", *[""] * (half - 1)]
+    grid = Pictures(samples.shape[1:], rows, 2 * half, [head, *[[""] * 2 * half] * (rows - 1)], split=half)
+    for index in range(n):
+        row, column = divmod(index, half)
+        grid.show(row, column, samples[index])
+        grid.show(row, half + column, real[index])
+    caption = f"{title}; {_count(n, 'sample')} on the left, {_count(n, 'real slice')} on the right."
+    grid.save(path, "Samples beside real slices", caption)
+
+
+def nearest_training(
+    samples: np.ndarray,
+    neighbours: np.ndarray,
+    ssims: Sequence[float],
+    names: Sequence[str],
+    path: Path,
+    title: str,
+) -> None:
+    """Samples [N, H, W] above the training slices nearest to them, with the pairs' SSIMs and the names."""
+    samples, neighbours = _pairs(samples, neighbours)
+    n = len(samples)
+    labels = [[f"SSIM {ssim:.3f}" for ssim in ssims], list(names)]
+    grid = Pictures(samples.shape[1:], 2, n, labels, ["sample", "nearest slice"])
+    for column in range(n):
+        grid.show(0, column, samples[column])
+        grid.show(1, column, neighbours[column])
+    caption = f"{title}; {_count(n, 'sample')}, each above the training slice nearest to it; SSIM of the two."
+    grid.save(path, "Closest samples beside training slices", caption)
+
+
+def memorisation(samples: Sequence[float], held_out: Sequence[float], path: Path, title: str) -> None:
+    """SSIM of samples [N] and of held-out slices [M] with their nearest training slices, as distributions.
+
+    The line is the threshold of memorisation, above which 1 % of the held-out slices lie.
+    """
+    threshold = float(np.quantile(held_out, 0.99))
+    share = 100 * float(np.mean(np.asarray(samples) > threshold))
+    counts = f"{_count(len(samples), 'sample')}, {_count(len(held_out), 'held-out slice')}"
+    caption = f"{title}; {counts}. Dashed: SSIM {threshold:.3f}; {share:.1f} % of the samples lie above it."
+    bins = np.linspace(min(*samples, *held_out), max(*samples, *held_out), 41)
+    with _panels(path, "Likeness to the training slices", caption, 1) as [axes]:
+        for values, label, colour in ((held_out, "held-out slices", VERMILION), (samples, "samples", BLUE)):
+            weights = np.full(len(values), 100 / len(values))
+            axes.hist(values, bins, weights=weights, histtype="step", linewidth=1.8, color=colour, label=label)
+        axes.axvline(threshold, color=INK, linestyle="--", linewidth=1.2, label="nearest 1 % of held-out slices")
+        axes.set(xlabel="SSIM with the nearest training slice", ylabel="share, %")
+        _head(axes, "Nearest training slice")
+
+
+# ------------------------------------------------------------------------------------------- animations
+
+
+def epoch_frame(
+    originals: np.ndarray, reconstructions: np.ndarray, epoch: int, ssim: float, path: Path, title: str = ""
+) -> None:
+    """One frame of the training's animation: originals [N, H, W] above reconstructions, and validation SSIM.
+
+    For one N, H, W and title every epoch's frame has the same size.
+    """
+    originals, reconstructions = _pairs(originals, reconstructions)
+    n = len(originals)
+    grid = Pictures(originals.shape[1:], 2, n, side=["original", "reconstruction"])
+    for column in range(n):
+        grid.show(0, column, originals[column])
+        grid.show(1, column, reconstructions[column])
+    slices = f"{_count(n, 'slice')}, the same in every frame; SSIM is the whole validation split's."
+    grid.save(path, f"Epoch {epoch}, validation SSIM {ssim:.4f}", f"{title}; {slices}" if title else slices)
+
+
+def _save_gif(frames: list[Image.Image], path: Path, milliseconds: list[int], caption: str) -> None:
+    """An endless GIF with its caption as comment."""
+    options = {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    with atomic(path) as file:
+        frames[0].save(file, "GIF", comment=caption.encode(), **options)
+
+
+def animate(frame_paths: Sequence[Path], path: Path, seconds_per_frame: float) -> None:
+    """The frames of `epoch_frame` as one endless GIF that rests four frames' time on the last.
+
+    Raises `ValueError` when there are no frames or they differ in size.
+    """
+    frames = []
+    for frame_path in frame_paths:
+        with Image.open(frame_path) as frame:
+            caption = frame.info.get("Description", "")
+            frames.append(frame.convert("L"))  # 256 grays are the GIF's whole palette, so slices stay exact
+    sizes = {frame.size for frame in frames}
+    if len(sizes) != 1:
+        raise ValueError(f"an animation needs frames of one size, got {sorted(sizes)}")
+    step = round(1000 * seconds_per_frame)
+    _save_gif(frames, path, [step] * (len(frames) - 1) + [4 * step], caption)
+
+
+def walk_gif(images: np.ndarray, path: Path, title: str = "") -> None:
+    """A walk through pictures [N, H, W] as an endless GIF, there and back, 80 ms a picture."""
+    caption = f"{title}{'; ' if title else ''}{_count(len(images), 'picture')}, there and back."
+    pixels = np.round(255 * unit_range(images)).astype(np.uint8)
+    zoom = max(1, 256 // max(pixels.shape[1:]))
+    frames = [Image.fromarray(picture.repeat(zoom, 0).repeat(zoom, 1)) for picture in pixels]
+    frames += frames[-2:0:-1]
+    _save_gif(frames, path, [80] * len(frames), caption)

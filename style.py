@@ -1,0 +1,179 @@
+"""How does every figure look? Colours, type and layout, set here and nowhere else.
+
+Charts and figures of pictures both carry a heading and, at their foot, a caption. They are PNG files with the
+two in their text fields `Title` and `Description`. A file appears whole or not at all.
+"""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from checkpoint import atomic
+
+# Okabe and Ito (2008): told apart under every common colour blindness, and in gray print by their lightness.
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
+INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e6ea"
+
+DPI = 100
+STYLE = {
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure looks the same everywhere
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # file names may hold dollar signs
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": (
+        matplotlib.cycler(linestyle=["-", "--"])
+        * matplotlib.cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, INK])
+    ),
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "image.origin": "upper",
+    "image.interpolation": "none",
+}
+HEADING_SIZE, CAPTION_SIZE = 12, 8  # points
+CHARACTER, LINE = 6.6, 15  # a caption's character is at most this wide on average, its line this high; pixels
+MARGIN, GAP = 16, 6  # pixels around a figure of pictures, and between them
+HEADING_HEIGHT, NARROWEST = 28, 560  # pixels
+
+
+def _save(figure: Figure, path: Path, heading: str, caption: str) -> None:
+    about = {"Title": heading, "Description": caption, "Software": None}
+    with atomic(path) as file:
+        figure.savefig(file, format="png", metadata=about)
+
+
+def _wrap(text: str, width: float) -> str:
+    """`text` on as many lines as it takes to stay within `width` pixels at the caption's size."""
+    return "\n".join(textwrap.wrap(" ".join(text.split()), max(int(width / CHARACTER), 8)))
+
+
+def _height(text: str) -> int:
+    return LINE * len(text.splitlines())
+
+
+@contextmanager
+def chart(path: Path, heading: str, caption: str, width: float, height: float) -> Iterator[Figure]:
+    """A figure for axes, `width` x `height` inches, with heading and caption; written when the block ends."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=HEADING_SIZE, fontweight="bold")
+        wrapped = _wrap(caption, width * DPI - 2 * MARGIN)
+        figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=CAPTION_SIZE, color=MUTED)
+        yield figure
+        _save(figure, path, heading, caption)
+
+
+class Pictures:
+    """A figure of tiles, each one picture enlarged a whole number of times, so that no pixel is smoothed.
+
+    The layout counts pixels from the top left corner; matplotlib's own would give tiles a fractional size.
+
+    Args:
+        shape: (H, W) of the pictures; small ones are enlarged towards 256 pixels.
+        rows, columns: how many tiles.
+        labels: [rows][columns] texts above the tiles, wrapped to their width.
+        side: a name for each row, at the left.
+        gutter: pixels to leave at the right, for a colour bar.
+        split: the column before which the gap is wide, if any.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rows: int,
+        columns: int,
+        labels: Sequence[Sequence[str]] | None = None,
+        side: Sequence[str] = (),
+        gutter: int = 0,
+        split: int | None = None,
+    ):
+        zoom = max(1, 256 // max(shape))
+        self.tile_height, self.tile_width = zoom * shape[0], zoom * shape[1]
+        labels = labels or [[""] * columns] * rows
+        self.labels = [[_wrap(text, self.tile_width) for text in row] for row in labels]
+        self.side = side
+        left = MARGIN + (round(CHARACTER * max(map(len, side))) + GAP if side else 0)
+        wide = 0 if split is None else 2 * MARGIN
+        self.x = [left + i * (self.tile_width + GAP) + (wide if i >= (split or 0) else 0) for i in range(columns)]
+        self.y, y = [], MARGIN + HEADING_HEIGHT
+        for row in self.labels:
+            y += max(map(_height, row))
+            self.y.append(y)
+            y += self.tile_height + GAP
+        self.bottom = y + GAP
+        # A caption needs room: one narrow tile would wrap it to a column of words.
+        self.width = max(self.x[-1] + self.tile_width + gutter + MARGIN, NARROWEST)
+        self.tiles: list[tuple] = []
+
+    def show(self, row: int, column: int, picture: np.ndarray) -> None:
+        """Place a gray `picture`, float [H, W] in [0, 1]: black to white."""
+        # As bytes: a colour map of 256 entries is one off here and there.
+        gray = np.round(255 * picture).astype(np.uint8)
+        self.tiles.append((row, column, gray[..., None].repeat(3, 2), {}))
+
+    def show_map(self, row: int, column: int, values: np.ndarray, cmap: str, vmax: float) -> None:
+        """Place `values`, whose height and width divide the tile's, in colours that span 0 to `vmax`."""
+        self.tiles.append((row, column, values, {"cmap": cmap, "vmin": 0, "vmax": vmax}))
+
+    def save(self, path: Path, heading: str, caption: str, colour_bar: tuple | None = None) -> None:
+        """Draw and write the figure; `colour_bar` is (row, label, cmap, vmax), a scale at that row's right."""
+        wrapped = _wrap(caption, self.width - 2 * MARGIN)
+        self.total = self.bottom + _height(wrapped) + MARGIN
+        with matplotlib.rc_context(STYLE):
+            self.figure = Figure(figsize=(self.width / DPI, self.total / DPI))
+            self._text(MARGIN, MARGIN, heading, fontsize=HEADING_SIZE, fontweight="bold", color=INK)
+            self._text(MARGIN, self.bottom, wrapped, color=MUTED)
+            for y, name in zip(self.y, self.side, strict=False):
+                self._text(MARGIN, y + self.tile_height / 2, name, va="center", fontweight="bold")
+            for row, column, picture, colours in self.tiles:
+                x, y = self.x[column], self.y[row]
+                axes = self._axes(x, y, self.tile_width)
+                axes.imshow(picture, aspect="auto", **colours)
+                axes.set_axis_off()
+                self._text(x, y - 3, self.labels[row][column], va="bottom")
+            if colour_bar:
+                self._colour_bar(*colour_bar)
+            _save(self.figure, path, heading, caption)
+
+    def _colour_bar(self, row: int, label: str, cmap: str, vmax: float) -> None:
+        axes = self._axes(self.x[-1] + self.tile_width + 10, self.y[row], 12)
+        bar = self.figure.colorbar(ScalarMappable(Normalize(0, vmax), cmap), cax=axes)
+        bar.set_label(label, fontsize=CAPTION_SIZE)
+        bar.ax.tick_params(labelsize=CAPTION_SIZE)
+        bar.outline.set_visible(False)
+
+    def _text(self, x: float, y: float, text: str, va: str = "top", **style) -> None:
+        style = {"fontsize": CAPTION_SIZE, "color": INK} | style
+        self.figure.text(x / self.width, 1 - y / self.total, text, va=va, **style)
+
+    def _axes(self, x: int, y: int, width: int) -> Axes:
+        """Axes as high as a tile with their top left corner at pixel (x, y)."""
+        bottom = 1 - (y + self.tile_height) / self.total
+        return self.figure.add_axes((x / self.width, bottom, width / self.width, self.tile_height / self.total))

@@ -1,0 +1,377 @@
+"""The report page: whole, self-contained, safe whatever the slices are called, and alive in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import plots
+import report
+
+TITLE = "synthetic demo set, test split"
+NASTY = """<img src=x onerror="document.title='owned'">&amp;'".png"""
+VOID = {"img", "meta", "link", "input", "source"}
+
+
+class Page(HTMLParser):
+    """The page's elements as (tag, attributes), the text of each, and the tags that were not closed."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.texts, self.stack = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.texts.append("")
+        if tag not in VOID:
+            self.stack.append((tag, len(self.elements) - 1))
+
+    def handle_endtag(self, tag):
+        opened, _ = self.stack.pop()
+        assert opened == tag, f"<{opened}> is closed by </{tag}>"
+
+    def handle_data(self, data):
+        for _, index in self.stack:
+            self.texts[index] += data
+
+    def all(self, tag):
+        """(attributes, text) of every element of the kind."""
+        pairs = zip(self.elements, self.texts, strict=True)
+        return [(attributes, " ".join(text.split())) for (name, attributes), text in pairs if name == tag]
+
+
+def slices(n, height=64, width=48, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width), dtype=np.uint8)
+
+
+def scores(n):
+    """Shuffled, so that the order of the page is the page's own."""
+    order = np.random.default_rng(1).permutation(n)
+    rows = [
+        {"name": f"case_{i:03d}_slice_0.png", "ssim": 0.9 + 0.0001 * i, "foreground_ssim": 0.8, "psnr": 40 - 0.01 * i}
+        for i in order
+    ]
+    rows[2] |= {"name": NASTY, "foreground_ssim": float("nan")}
+    next(row for row in rows if row["ssim"] == 0.9)["psnr"] = float("inf")
+    return rows
+
+
+def judge():
+    space = {"frechet": 0.1234, "precision": 0.9, "recall": 0.8, "density": 1.0, "coverage": 0.7}
+    memorisation = {"share": 0.01, "percentiles": [0, 50, 100], "closest": [{"train_name": NASTY, "ssim": 0.5}]}
+    spaces = {"pca": space, "randconv": space}
+    return {"samples": 1000, "fidelity": spaces, "floor": spaces, "memorisation": memorisation}
+
+
+METRICS = {
+    "images": 320,
+    "ssim": {"mean": 0.98, "min": 0.95},
+    "codes": [{"used": 500}, {"used": 12345}],
+    "judge": judge(),
+}
+CONFIG = {"model": "vqvae", "lr": 1e-3, "data": NASTY, "arguments": {"codebook_size": 512}, "resume": None}
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    """One small figure of each format."""
+    folder = tmp_path_factory.mktemp("figures")
+    frames = []
+    for epoch in range(2):
+        frames.append(folder / f"epoch_{epoch:03d}.png")
+        plots.epoch_frame(slices(2), slices(2, seed=epoch + 1), epoch, 0.5, frames[-1], title=TITLE)
+    plots.animate(frames, folder / "progress.gif", 0.5)
+    plots.sample_grid(slices(4), folder / "samples.png", TITLE)
+    plots.ssim_distribution([0.5, 0.7, 0.9], folder / "ssim.png", TITLE)
+    return {
+        "progress": folder / "progress.gif",
+        "sample_grid": folder / "samples.png",
+        "ssim_distribution": folder / "ssim.png",
+        "worst": folder / "samples.png",
+    }
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, figures):
+    """A report with everything in it: 320 slices, pictures for the slider."""
+    folder = tmp_path_factory.mktemp("report")
+    images = slices(320), slices(320, seed=1) / 255
+    return report.write_report(folder, TITLE, METRICS, scores(320), figures, CONFIG, images)
+
+
+# --------------------------------------------------------------------------------------------- contents
+
+
+def test_page_is_well_formed_and_needs_nothing_else(full):
+    page = Page(full)
+    assert not page.stack
+    assert [file.name for file in full.parent.iterdir()] == ["report.html"]
+    links = [a[key] for _, a in page.elements for key in ("src", "srcset", "href") if key in a]
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    identifiers = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(identifiers) == len(set(identifiers))
+    assert {link[1:] for link in links if link.startswith("#")} <= set(identifiers)
+    [policy] = [a["content"] for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
+
+
+def test_every_picture_says_what_it_shows(full):
+    page = Page(full)
+    for attributes, _ in page.all("img"):
+        assert attributes["alt"]
+        assert int(attributes["width"]) > 0
+    captions = [text for _, text in page.all("figcaption")]
+    assert len(captions) == len(page.all("figure")) == 4
+    assert all(TITLE in caption for caption in captions)
+    assert any("the same in every frame" in caption for caption in captions)  # the animation's own, not the page's
+
+
+def test_names_are_text_and_never_markup(full):
+    source = full.read_text()
+    assert "<img src=x" not in source
+    page = Page(full)
+    assert NASTY in [text for _, text in page.all("th")]
+    assert NASTY in [text for _, text in page.all("td")]  # in the settings and in the judge's table
+    assert len(page.all("script")) == 1
+    assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
+
+
+def test_table_has_every_slice_lowest_ssim_first(full):
+    page = Page(full)
+    values = [float(a["data-value"]) if a["data-value"] else None for a, _ in page.all("td") if "data-value" in a]
+    ssim, foreground, psnr = values[0::3], values[1::3], values[2::3]
+    assert ssim == pytest.approx([0.9 + 0.0001 * i for i in range(320)])
+    assert psnr == pytest.approx([float("inf"), *(40 - 0.01 * i for i in range(1, 320))])
+    assert "exact" in [text for _, text in page.all("td")]
+    assert foreground.count(None) == 1
+    assert "0.9160" in full.read_text()
+
+
+def test_headline_numbers(full):
+    cards = dict(zip([t for _, t in Page(full).all("dt")], [t for _, t in Page(full).all("dd")], strict=True))
+    assert cards["slices"] == "320"
+    assert cards["mean SSIM"] == f"{0.9 + 0.0001 * 319 / 2:.4f}"
+    assert cards["lowest SSIM"] == "0.9000"
+    assert cards["at or above 0.6"] == "100 %"
+    assert cards["mean foreground SSIM"] == "0.8000"
+
+
+def test_numbers_and_settings_are_there(full):
+    cells = [text for _, text in Page(full).all("td")]
+    heads = [text for _, text in Page(full).all("th")]
+    assert {"12,345", "0.9800", "0.1234", "vqvae", "0.0010", "512", "-"} <= set(cells)
+    for head in ("pca: samples", "pca: floor (real slices)", "randconv: samples", "codebook size"):
+        assert head in heads
+
+
+def test_slider_pictures_are_exact_and_spread_over_the_ranks(full):
+    options = [attributes for attributes, _ in Page(full).all("option")]
+    texts = [text for _, text in Page(full).all("option")]
+    assert len(options) == report.PAIRS
+    ssims = [float(text.rpartition(" ")[2]) for text in texts]
+    assert ssims == sorted(ssims)
+    assert (ssims[0], ssims[-1]) == (0.9, 0.9319)
+    rows = [row["name"] for row in scores(320)]
+    for option, text in zip(options[:3], texts, strict=False):
+        place = rows.index(text.rpartition(", SSIM")[0])
+        for key, stack in (("data-original", slices(320)), ("data-reconstruction", slices(320, seed=1))):
+            with urllib.request.urlopen(option[key]) as data, Image.open(data) as image:
+                assert np.array_equal(np.asarray(image.convert("L")), stack[place])
+
+
+def test_animation_moves_and_has_a_still(full):
+    page = Page(full)
+    [still] = [attributes["srcset"] for attributes, _ in page.all("source")]
+    moving = [a["src"] for a, _ in page.all("img") if "through training" in a["alt"]]
+    for uri, frames in ((moving[0], 2), (still, 1)):
+        with urllib.request.urlopen(uri) as data, Image.open(data) as image:
+            assert image.n_frames == frames
+
+
+def test_long_animations_are_thinned_to_their_ends(tmp_path):
+    walk = slices(60, 32, 32)
+    walk[0], walk[-1] = 0, 255
+    plots.walk_gif(walk, tmp_path / "walk.gif")
+    with Image.open(tmp_path / "walk.gif") as image:
+        source, _, size = report._animation(image)
+    with urllib.request.urlopen(source) as data, Image.open(data) as image:
+        assert (image.n_frames, size) == (report.FRAMES, (256, 256))
+        assert np.asarray(image.convert("L")).max() <= 2  # the first of the chosen is the first of all, black
+
+
+def test_report_of_320_real_sized_slices_is_small(tmp_path):
+    """Smooth noise within the brain's box: as hard to compress as slices, and 256x256."""
+    noise = np.random.default_rng(0).normal(0.5, 0.2, (8, 256, 256))
+    noise = (noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2)) / 3
+    noise[:, :40], noise[:, 215:], noise[..., :24], noise[..., 231:] = 0, 0, 0, 0
+    images = np.clip(noise, 0, 1)[np.arange(320) % 8]
+    path = report.write_report(tmp_path, TITLE, {}, scores(320), {}, {}, (images, images))
+    assert path.stat().st_size < 12_000_000  # 3 MB are left for the figures
+
+
+def test_parts_without_data_are_left_out(tmp_path, figures):
+    path = report.write_report(tmp_path, TITLE, {}, [], {"progress": figures["progress"]}, {})
+    page = Page(path)
+    assert [text for _, text in page.all("h2")] == ["Training"]
+    assert not page.all("table")
+    assert not page.all("option")
+    path = report.write_report(tmp_path, TITLE, {"ssim": 0.9}, scores(5), {}, {"model": "vqvae"})
+    assert [text for _, text in Page(path).all("h2")] == ["Reconstruction", "Numbers", "Settings"]
+
+
+def test_wrong_calls_leave_the_old_report(tmp_path):
+    path = report.write_report(tmp_path, TITLE, {}, [], {}, {"model": "vqvae"})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="no place in the report for"):
+        report.write_report(tmp_path, TITLE, {}, [], {"portrait": path}, {})
+    with pytest.raises(ValueError, match="3 scores, 4 originals"):
+        report.write_report(tmp_path, TITLE, {}, scores(3), {}, {}, (slices(4), slices(4)))
+    assert path.read_bytes() == before
+
+
+# -------------------------------------------------------------------------------------------- a browser
+
+
+class Browser:
+    """Headless Chromium through ChromeDriver's own protocol (W3C WebDriver)."""
+
+    def __init__(self, driver, chromium, profile):
+        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+        port = next(
+            found[1] for line in self.process.stdout if (found := re.search(r"successfully on port (\d+)", line))
+        )
+        self.address = f"http://127.0.0.1:{port}"
+        options = {
+            "binary": chromium,
+            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"],
+        }
+        capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+        self.address += "/session/" + self.post("/session", capabilities={"alwaysMatch": capabilities})["sessionId"]
+
+    def post(self, path, **body):
+        request = urllib.request.Request(self.address + path, json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def run(self, script):
+        return self.post("/execute/sync", script=script, args=[])
+
+    def cdp(self, command, **parameters):
+        return self.post("/goog/cdp/execute", cmd=command, params=parameters)
+
+    def log(self, kind):
+        return self.post("/se/log", type=kind)
+
+    def close(self):
+        try:
+            urllib.request.urlopen(urllib.request.Request(self.address, method="DELETE"), timeout=60).close()
+        finally:
+            self.process.terminate()
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    driver = shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        pytest.skip("needs Chromium and its chromedriver on the PATH")
+    browser = Browser(driver, chromium, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def opened(browser, full):
+    browser.log("browser"), browser.log("performance")
+    browser.post("/url", url=full.as_uri())
+    return browser
+
+
+def column(browser, number):
+    return browser.run(
+        f"return [...document.querySelectorAll('#scores tbody tr')].map(r => r.cells[{number}].innerText)"
+    )
+
+
+def test_page_loads_without_error_or_request(opened):
+    time.sleep(0.2)  # a request that a script starts late
+    assert opened.log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in opened.log("performance")]
+    asked = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    here = opened.run("return location.href")  # Chromium's own start page asks for things too
+    urls = [one["request"]["url"] for one in asked if one["documentURL"] == here]
+    assert [url for url in urls if not url.startswith("data:")] == [here]
+    assert opened.run("return document.title") == f"Report: {TITLE}"
+    broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt)"
+    assert opened.run(broken) == []
+
+
+def test_a_script_that_got_in_would_not_run(opened):
+    opened.run(
+        "const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)"
+    )
+    assert opened.run("return window.owned ?? null") is None
+
+
+def test_table_sorts_by_any_column_both_ways(opened):
+    press = "document.querySelectorAll('#scores thead button')[{}].click()"
+    for number in (1, 3):
+        opened.run(press.format(number))
+        first = [float(text.replace("exact", "inf")) for text in column(opened, number)]
+        opened.run(press.format(number))
+        second = [float(text.replace("exact", "inf")) for text in column(opened, number)]
+        assert len(first) == 320
+        assert first == second[::-1]
+        assert first in (sorted(first), sorted(first, reverse=True))
+    opened.run(press.format(0))
+    names = column(opened, 0)
+    assert names == sorted(names, key=lambda name: (name != NASTY, name))
+    assert opened.run("return document.querySelectorAll('[aria-sort]').length") == 1
+    for _ in range(2):  # the slice without a foreground stays last
+        opened.run(press.format(2))
+        assert column(opened, 2)[-1] == "-"
+
+
+def test_slider_moves_and_shows_the_slice_that_is_picked(opened):
+    shown = "return getComputedStyle(document.getElementById('reconstruction')).clipPath"
+    middle = opened.run(shown)
+    opened.run("const c = document.getElementById('cut'); c.value = 20; c.dispatchEvent(new Event('input'))")
+    assert "50%" in middle
+    assert "20%" in opened.run(shown)
+    before = opened.run("return document.getElementById('original').src")
+    opened.run("document.querySelectorAll('[data-pair]')[5].click()")
+    picked = opened.run("return document.getElementById('slice').selectedOptions[0].innerText")
+    name = opened.run("return document.querySelectorAll('[data-pair]')[5].innerText")
+    assert picked.startswith(name)
+    assert opened.run("return document.getElementById('original').src") != before
+    opened.run("document.getElementById('error').click()")
+    assert "brightness(5)" in opened.run("return getComputedStyle(document.getElementById('pair')).filter")
+
+
+def test_page_follows_the_readers_colours(opened):
+    background = "return getComputedStyle(document.body).backgroundColor"
+    seen = {}
+    for scheme in ("light", "dark"):
+        opened.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        seen[scheme] = sum(map(int, re.findall(r"\d+", opened.run(background))[:3]))
+    assert seen["dark"] < 150 < 600 < seen["light"]
+
+
+def test_page_fits_a_phone(opened):
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    opened.cdp("Emulation.setDeviceMetricsOverride", **metrics)
+    width = opened.run("return document.documentElement.scrollWidth")
+    opened.cdp("Emulation.clearDeviceMetricsOverride")
+    assert width == 390  # wide figures and tables scroll within themselves
