@@ -1,0 +1,113 @@
+"""What survives? Checkpoints: written whole or not at all, read without running code.
+
+A `.pth` holds tensors and plain Python values only and is loaded with `weights_only=True`. It carries what is
+needed to build the network again, and what it was trained on.
+"""
+
+import errno
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from errors import InputError
+from modules import AUTOENCODERS, DCGAN, Autoencoder
+from pixelcnn import PixelCNN
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for binary writing; it appears, whole and on disk, when the block ends without an error.
+
+    Raises InputError when the disk is full or the folder can't be written; `path` is then as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise InputError(f"can't write {path}: {reason}; free some space or choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint of tensors and plain values."""
+    buffer = io.BytesIO()  # so that a full disk is an OSError of our write, not an error inside torch.save
+    torch.save(content, buffer)
+    with atomic(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Read a checkpoint that `save` wrote, its tensors on the CPU.
+
+    Raises InputError when it is damaged, or not of this kind: "autoencoder", "prior" or "run".
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}; give the path of a .pth file that train.py wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds here, pickle and zip errors among them
+        raise InputError(
+            f"{path} is damaged or no checkpoint of train.py ({type(error).__name__}); train again or give another"
+        ) from error
+    found = content.get("kind") if isinstance(content, dict) else None
+    if found != kind:
+        raise InputError(f"{path} holds {found or 'something else'}, not the state of a {kind}; give another .pth file")
+    return content
+
+
+# ----------------------------------------------------------------------------------------------------
+# Networks from checkpoints
+
+
+def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any]]:
+    """The autoencoder of a vqvae.pth, in eval mode on the CPU, and what else the file says of it.
+
+    That is "model", "arguments", "epoch", "validation_ssim", "identity", and "data": title, root, synthetic,
+    fingerprint, size [H, W], box [top, left, height, width], levels. Raises InputError when it is another file.
+    """
+    content = load(path, "autoencoder")
+    try:
+        model = AUTOENCODERS[content["model"]](**content["arguments"])
+        model.load_state_dict(content["state"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} holds a network that this version doesn't know; train it again") from error
+    return model.eval(), {key: value for key, value in content.items() if key != "state"} | {
+        "identity": identity(model)
+    }
+
+
+def identity(model: Autoencoder) -> str:
+    """SHA-256 of the weights: says which autoencoder's codes a prior speaks."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not name.endswith(("usage", "cluster_size", "cluster_sum")):
+            digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_prior(path: Path, autoencoder: Autoencoder) -> tuple[DCGAN | PixelCNN, dict[str, Any]]:
+    """The prior of a dcgan.pth or pixelcnn.pth, in eval mode on the CPU, and what else the file says of it.
+
+    Raises InputError when it is another kind of file, or was trained on another autoencoder's codes.
+    """
+    content = load(path, "prior")
+    if content["autoencoder"] != identity(autoencoder):
+        raise InputError(f"{path} was trained with another autoencoder; give the --prior of this one's run")
+    if content["model"] == "dcgan":
+        prior = DCGAN(autoencoder, **content["arguments"])
+    else:
+        prior = PixelCNN(**content["arguments"])
+    prior.load_state_dict(content["state"])
+    return prior.eval(), {key: value for key, value in content.items() if key != "state"}

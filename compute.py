@@ -1,0 +1,79 @@
+"""What does it compute on? The device, the precision, and the processes of a `torchrun`."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from errors import InputError
+
+DEVICES = ("auto", "cuda", "cpu")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device, whether to autocast to bf16 there, and this process's place among `world_size`."""
+
+    device: torch.device
+    bf16: bool
+    rank: int = 0
+    world_size: int = 1
+
+    def autocast(self) -> AbstractContextManager:
+        """bf16 where it is chosen; the quantiser and the losses stay in fp32 by themselves."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def describe(self) -> str:
+        """A line for the log."""
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        else:
+            name = f"the CPU, {torch.get_num_threads()} threads"
+        processes = f", {self.world_size} processes" if self.world_size > 1 else ""
+        return f"computing on {name} in {'bf16' if self.bf16 else 'fp32'}{processes}"
+
+
+def choose(device: str = "auto", precision: str = "auto") -> Compute:
+    """Resolve the options `--device` and `--precision`, and join the process group under `torchrun`.
+
+    Raises InputError when CUDA is asked for and there is none, or bf16 on a device without it.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch sees no CUDA device; check nvidia-smi, or use --device cpu")
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 ...
+        torch.backends.cudnn.benchmark = True  # ... and the fastest convolution for our fixed shapes
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        chosen = torch.device("cpu")
+        has_bf16 = _cpu_has_bf16()
+    if precision == "bf16" and not has_bf16:
+        raise InputError("--precision bf16: this device has no bf16 arithmetic; use --precision fp32")
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Compute(chosen, has_bf16 if precision == "auto" else precision == "bf16", rank, world_size)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether bf16 runs natively; emulated, it is slower than fp32."""
+    flags = torch.cpu.get_capabilities()
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16"))
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Mean of the gradients over all processes, in one message: the small networks here need no overlap."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    together = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(together)
+    together /= dist.get_world_size()
+    for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

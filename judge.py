@@ -1,0 +1,468 @@
+"""How good are sampled slices? Fidelity, coverage, diversity and memorisation, beside what real slices get.
+
+    judge = Judge(data.splits["train"], data.splits["validate"])
+    verdict = judge.score(samples)      # uint8 [N, H, W] -> plain numbers for metrics.json
+    print(table(verdict))
+
+Slices are compared in feature spaces fitted on the training slices alone. Two need no download, since features
+learnt on photographs say little of images unlike them (Naeem et al. 2020, section 4.3):
+`pca`: the slice area-resized to 64x64, its first 64 principal components;
+`randconv`: mean and standard deviation of every channel, after every layer, of a convolutional network with fixed
+random weights, each standardised, their first 64 principal components. It sees what `pca` can't, such as blur.
+The third is for figures that are to stand beside published ones:
+`inception`: the 2,048 pooled features of torchvision's Inception v3, as they are.
+"""
+
+import contextlib
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from prdc import compute_prdc
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from torch import nn
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+from torchvision.models import Inception_V3_Weights, inception_v3
+
+from dataset import Slices
+from errors import InputError
+from metrics import code_counts, ssim
+
+COMPONENTS = 64  # principal components kept
+RANDOM_NET_SEED = 1  # the weights are part of the definition: another seed is another yardstick
+RANDOM_NET_CHANNELS = (1, 8, 16, 32, 64, 128)
+
+NEIGHBOURS = 5  # k of precision, recall, density and coverage
+STRIDE = 8  # one slice in eight of each person
+HALVINGS = 5  # random splits of the training people whose mean is the floor
+
+MIN_SAMPLES = 100
+PAIRS = 200  # of slices, for the mean MS-SSIM
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from fine to coarse
+MS_SSIM_KERNEL = 11  # pixels; the coarsest scale has to hold it
+
+CANDIDATES = 16  # nearest by features, among which SSIM decides
+CLOSEST = 6  # samples that the verdict names, for the figure
+PERCENTILES = range(0, 101, 5)
+
+
+# ------------------------------------------------------------------------------------------- features
+
+
+class Pixels(nn.Module):
+    """A slice area-resized to 64x64: [B, 1, H, W] -> [B, 4096]."""
+
+    width = 64 * 64
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, size=(64, 64), mode="area").flatten(1)
+
+
+class RandomNet(nn.Module):
+    """Channel means and deviations of a fixed random network: [B, 1, H, W] -> [B, 2 x 248].
+
+    Five 3x3 convolutions of stride 2 without bias, leaky ReLU 0.2, He initialisation. The weights come from a
+    CPU generator of their own and the network runs on the CPU in float32, so it is the same everywhere.
+    """
+
+    width = 2 * sum(RANDOM_NET_CHANNELS[1:])
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(RANDOM_NET_SEED)
+        for i, (inner, outer) in enumerate(itertools.pairwise(RANDOM_NET_CHANNELS)):
+            weight = torch.randn(outer, inner, 3, 3, generator=generator) * (2 / (9 * inner)) ** 0.5
+            self.register_buffer(f"weight{i}", weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        statistics = []
+        for weight in self.buffers():
+            x = F.leaky_relu(F.conv2d(x, weight, stride=2, padding=1), 0.2)
+            variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+            statistics += [mean, variance.sqrt()]
+        return torch.cat(statistics, dim=1)
+
+
+class Inception(nn.Module):
+    """Inception v3's pooled features: [B, 1, H, W] -> [B, 2048].
+
+    The whole slice, resized to 299x299: the weights' own transform would crop the head. torchvision's weights
+    are not those of the original FID, so figures agree with published ones roughly, not to the digit.
+    """
+
+    width = 2048
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            self.network = inception_v3(weights=Inception_V3_Weights.IMAGENET1K_V1)
+        except (OSError, RuntimeError) as error:  # no network, no room, or a download cut short
+            raise InputError(
+                f"can't get Inception's weights ({error}): leave out --features inception, or copy"
+                f" {Inception_V3_Weights.IMAGENET1K_V1.url} to {torch.hub.get_dir()}/checkpoints"
+            ) from error
+        self.network.fc = nn.Identity()
+        self.eval()  # else batch normalisation would depend on the batch, and dropout on chance
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.interpolate(x, size=(299, 299), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
+        mean, std = x.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+        return self.network((x - mean) / std)
+
+
+class FeatureSpace:
+    """One of the three spaces, fitted on training slices.
+
+    Attributes:
+        train: float64 [N, D], the training slices' features; distances between neighbours are taken here.
+        scale: [D], divides features before a Frechet distance. Each of the D principal components is whitened
+            and divided by sqrt(D), so that the training slices' total variance is 1: all components count
+            alike, and a mean that is off by one standard deviation in each of them is a distance of 1. Without
+            it one component, brightness, has half the variance of `randconv`, and real data against real data
+            varies fourfold with the people drawn. Inception's features stay as published figures have them.
+    """
+
+    def __init__(self, name: str, train: np.ndarray, device: str | torch.device = "cpu") -> None:
+        """`train`: uint8 [N, H, W]. `device` is where Inception runs; the others' place is the CPU."""
+        # Exact to rounding. The randomised solver's last components depend on its draw, and what it gives for the
+        # slices that it was fitted on differs from what it gives for the same slices as samples.
+        pca = PCA(min(COMPONENTS, len(train) - 1), svd_solver="arpack", random_state=0)
+        self.device = torch.device(device if name == "inception" else "cpu")
+        match name:
+            case "pca":
+                network, self.projection = Pixels(), make_pipeline(pca)
+            case "randconv":
+                network, self.projection = RandomNet(), make_pipeline(StandardScaler(copy=False), pca)
+            case "inception":
+                network, self.projection = Inception(), make_pipeline(FunctionTransformer())
+            case _:
+                raise InputError(f"no feature space {name!r}: there are pca, randconv and inception")
+        self.network = network.to(self.device)
+        self.train = self.projection.fit_transform(self._extract(train)).astype(np.float64)
+        deviation = np.maximum(self.train.std(axis=0), np.finfo(np.float32).eps)
+        self.scale = 1.0 if name == "inception" else deviation * np.sqrt(len(deviation))
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W] -> float64 [N, D]."""
+        return self.projection.transform(self._extract(images)).astype(np.float64)
+
+    def _extract(self, images: np.ndarray, batch: int = 16) -> np.ndarray:
+        """The network's features before projection, float32; small batches stay in the processor's cache."""
+        features = np.empty((len(images), self.network.width), np.float32)
+
+        @torch.inference_mode()
+        def fill(start: int) -> None:  # in place: small arrays between freed batches would keep their memory
+            rows = slice(start, start + batch)
+            features[rows] = self.network(_unit(images[rows], self.device)).cpu().numpy()
+
+        _on_all_cores(fill, range(0, len(images), batch))
+        return features
+
+
+def _on_all_cores(function: Callable, items: Iterable) -> list:
+    """`[function(item) for item in items]`, each item on one core.
+
+    PyTorch would split every small operation over the cores instead, and wait for the slowest each time: on a
+    machine that does other work too, that takes many times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _unit(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """uint8 [N, H, W] -> float32 [N, 1, H, W] in [0, 1]."""
+    return torch.tensor(images, device=device)[:, None].float() / 255  # a copy: the slices may be read-only
+
+
+# -------------------------------------------------------------------------------------------- figures
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Frechet distance of two Gaussians fitted to features [N, D] and [M, D] (Heusel et al. 2017).
+
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)); the root's trace is the sum of the root eigenvalues of
+    the symmetric C_a^(1/2) C_b C_a^(1/2), which exists where C_a C_b is singular and `sqrtm` fails, as it is
+    for one slice repeated. With few samples it is biased upwards: 1,000 from the very same Gaussian get 0.02
+    at D = 64, and 100 get 0.2.
+    """
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(cov_a)
+    root_a = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    roots = np.sqrt(np.linalg.eigvalsh(root_a @ cov_b @ root_a).clip(min=0))
+    distance = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2) + np.trace(cov_a) + np.trace(cov_b)
+    return max(float(distance - 2 * roots.sum()), 0.0)
+
+
+def precision_to_coverage(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Precision, recall (Kynkaanniemi et al. 2019), density, coverage (Naeem et al. 2020), k = 5.
+
+    Recall and coverage depend on the number of points, so the larger side is cut to the number of the smaller
+    by a draw from `seed`. A perfect sampler's coverage is 1 - 2^-5 = 0.97.
+
+    Args:
+        real, fake: [N, D] and [M, D], each without near repeats of one person (see `staggered`).
+    Raises:
+        InputError: a side has no more than k points.
+    """
+    n = min(len(real), len(fake))
+    if n <= NEIGHBOURS:
+        raise InputError(f"the judge needs more than {NEIGHBOURS} slices a side, not {n}: give it more people")
+    rng = np.random.default_rng(seed)
+    real, fake = (side[rng.permutation(len(side))[:n]] for side in (real, fake))
+    with contextlib.redirect_stdout(io.StringIO()):  # prdc prints its counts
+        figures = compute_prdc(real, fake, NEIGHBOURS)
+    return {name: float(value) for name, value in figures.items()}
+
+
+def staggered(people: Sequence[str], levels: np.ndarray) -> np.ndarray:
+    """One slice in eight of each person, as sorted indices; the first starts at the first slice, the next person
+    at the second, and so on, so that all levels appear.
+
+    On all slices the nearest neighbours of one are the same person's next ones: the neighbourhoods are then so
+    small that real slices of other people fall outside them.
+    """
+    people = np.asarray(people)
+    chosen = []
+    for start, person in enumerate(np.unique(people)):
+        own = np.flatnonzero(people == person)
+        own = own[np.argsort(levels[own], kind="stable")]
+        chosen.append(own[start % STRIDE :: STRIDE])
+    return np.sort(np.concatenate(chosen))
+
+
+def mean_pairwise_ms_ssim(images: np.ndarray, seed: int = 0) -> float:
+    """Mean MS-SSIM (Wang et al. 2003) of up to 200 random pairs that share no slice; 1 if all slices are one.
+
+    Args:
+        images: uint8 [N, H, W]. The five scales need sides of 176 pixels; smaller slices get as many scales as
+            hold the 11-pixel window, with the weights of those made to sum to 1.
+    """
+    side = min(images.shape[1:])  # torchmetrics divides it by the square of the scale, where that is more
+    weights = [w for i, w in enumerate(MS_SSIM_WEIGHTS) if side // max(2**i, i**2) >= MS_SSIM_KERNEL]
+    betas = tuple(w / sum(weights) for w in weights)
+    order = np.random.default_rng(seed).permutation(len(images))[: 2 * PAIRS]
+
+    def of_pair(i: int, j: int) -> float:
+        return ms_ssim(_unit(images[[i]]), _unit(images[[j]]), data_range=1.0, betas=betas).item()
+
+    values = _on_all_cores(lambda pair: of_pair(*pair), order[: len(order) // 2 * 2].reshape(-1, 2))
+    return float(np.mean(values))
+
+
+def code_histogram_distance(codes_a: torch.Tensor, codes_b: torch.Tensor, codebook_size: int) -> float:
+    """Total variation of two code histograms: 0 (the same) to 1 (no code in common).
+
+    Args:
+        codes_a, codes_b: integers in [0, K), any shapes.
+    """
+    p, q = (code_counts(codes, codebook_size).double() / codes.numel() for codes in (codes_a, codes_b))
+    return (p - q.to(p.device)).abs().sum().item() / 2
+
+
+# ---------------------------------------------------------------------------------------------- judge
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The training slice nearest to each of N images."""
+
+    index: np.ndarray  # int64 [N], into the training slices
+    ssim: np.ndarray  # float32 [N], of the image and that slice
+
+
+class Judge:
+    """Measures samples against training people's slices, and against people held out from training."""
+
+    def __init__(
+        self,
+        train: Slices,
+        held_out: Slices,
+        seed: int = 0,
+        features: Sequence[str] = ("pca", "randconv"),
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Fits the feature spaces: about 20 s for 4,960 slices on two cores.
+
+        Args:
+            train, held_out: slices of different people and one size.
+            seed: of the halves, cuts and pairs that are drawn; not of the feature spaces.
+            features: any of "pca", "randconv", "inception"; nearest neighbours are looked for in the first.
+            device: where Inception runs.
+        Raises:
+            InputError: fewer than four people or 64 slices to train on, nobody held out, sizes that differ,
+                an unknown feature space, Inception's weights can't be had.
+        """
+        if len(set(train.people)) < 4 or len(train.images) < 64 or len(held_out.images) < 2:
+            raise InputError("the judge needs 4 training people, 64 training slices and some held out: add people")
+        self.train, self.held_out, self.seed = train, held_out, seed
+        self.people = np.asarray(train.people)
+        self.sparse = staggered(train.people, train.levels)
+        self._check_size(held_out.images)
+        self.spaces = {name: FeatureSpace(name, train.images, device) for name in features}
+        self._held_out_features = {name: s.features(held_out.images) for name, s in self.spaces.items()}
+
+    def score(self, samples: np.ndarray) -> dict:
+        """Everything about samples, uint8 [N, H, W], N at least 100, as plain numbers for `metrics.json`.
+
+        Returns:
+            `samples`, `train`, `held_out`: numbers of slices;
+            `fidelity`: for each space `frechet` (against all training slices), `precision`, `recall`, `density`,
+                `coverage` (against `staggered` training slices), `frechet_held_out` (against held-out people);
+            `floor`: the same for real slices, see `floor`;
+            `diversity`: `ms_ssim`, mean over pairs of samples, and `ms_ssim_train`, over training slices;
+            `memorisation`: `share` of the samples that are nearer to a training slice than the nearest 1 % of
+                held-out slices are, by SSIM, hence `share_held_out`, about 0.01; `threshold`, that SSIM;
+                `percentiles` and at each of them `ssim` and `ssim_held_out`, the distributions of the nearest
+                slice's SSIM; `closest`, the six nearest samples with `sample`, `train_index`, `train_name`,
+                `ssim`.
+        Raises:
+            InputError: fewer than 100 samples, or not of the training slices' size.
+        """
+        self._check(samples)
+        return {
+            "samples": len(samples),
+            "train": len(self.train.images),
+            "held_out": len(self.held_out.images),
+            "fidelity": self.fidelity(samples),
+            "floor": self.floor,
+            "diversity": {
+                "ms_ssim": mean_pairwise_ms_ssim(samples, self.seed),
+                "ms_ssim_train": self._train_ms_ssim,
+            },
+            "memorisation": self.memorisation(self.nearest(samples)),
+        }
+
+    def frechet(self, samples: np.ndarray) -> dict[str, float]:
+        """Frechet distance of samples and held-out people's slices in each space: to choose a checkpoint by."""
+        self._check(samples)
+        return {
+            name: frechet_distance(self._held_out_features[name] / space.scale, fake / space.scale)
+            for name, space, fake in self._each_space(samples)
+        }
+
+    def fidelity(self, samples: np.ndarray) -> dict[str, dict[str, float]]:
+        """Frechet distances, precision, recall, density and coverage of samples in each space."""
+        self._check(samples)
+        figures = {}
+        for name, space, fake in self._each_space(samples):
+            held_out = self._held_out_features[name]
+            figures[name] = {
+                "frechet": frechet_distance(space.train / space.scale, fake / space.scale),
+                **precision_to_coverage(space.train[self.sparse], fake, self.seed),
+                "frechet_held_out": frechet_distance(held_out / space.scale, fake / space.scale),
+            }
+        return figures
+
+    @cached_property
+    def floor(self) -> dict[str, dict[str, float]]:
+        """What real slices get: `fidelity` of one half of the training people against the other half, the mean
+        over five random halvings; under `frechet_held_out`, all training slices against held-out people."""
+        figures = {}
+        for name, space in self.spaces.items():
+            rounds = [self._half_against_half(space, self.seed + i) for i in range(HALVINGS)]
+            figures[name] = {key: float(np.mean([r[key] for r in rounds])) for key in rounds[0]}
+            scaled = space.train / space.scale, self._held_out_features[name] / space.scale
+            figures[name]["frechet_held_out"] = frechet_distance(*scaled)
+        return figures
+
+    def nearest(self, images: np.ndarray) -> Neighbours:
+        """Each image's nearest training slice: of the 16 nearest by features, the one of highest SSIM."""
+        space = next(iter(self.spaces.values()))
+        search = NearestNeighbors(n_neighbors=min(CANDIDATES, len(space.train)), algorithm="brute")
+        candidates = search.fit(space.train).kneighbors(space.features(images), return_distance=False)
+
+        def of_image(image: np.ndarray, near: np.ndarray) -> tuple[int, float]:
+            # One pair at a time: SSIM's temporaries stay in the processor's cache.
+            values = [ssim(_unit(image[None]), _unit(self.train.images[[i]])).item() for i in near]
+            best = int(np.argmax(values))
+            return near[best], values[best]
+
+        index, best = zip(
+            *_on_all_cores(lambda pair: of_image(*pair), zip(images, candidates, strict=True)), strict=True
+        )
+        return Neighbours(np.array(index, np.int64), np.array(best, np.float32))
+
+    def memorisation(self, neighbours: Neighbours) -> dict:
+        """The `memorisation` part of `score`, from samples' `nearest`."""
+        threshold = float(np.quantile(self._held_out_nearest.ssim, 0.99))
+        closest = np.argsort(-neighbours.ssim, kind="stable")[:CLOSEST]
+        return {
+            "share": float(np.mean(neighbours.ssim > threshold)),
+            "share_held_out": float(np.mean(self._held_out_nearest.ssim > threshold)),
+            "threshold": threshold,
+            "percentiles": list(PERCENTILES),
+            "ssim": np.percentile(neighbours.ssim, PERCENTILES).tolist(),
+            "ssim_held_out": np.percentile(self._held_out_nearest.ssim, PERCENTILES).tolist(),
+            "closest": [
+                {
+                    "sample": int(i),
+                    "train_index": int(neighbours.index[i]),
+                    "train_name": self.train.names[neighbours.index[i]],
+                    "ssim": float(neighbours.ssim[i]),
+                }
+                for i in closest
+            ],
+        }
+
+    def _half_against_half(self, space: FeatureSpace, seed: int) -> dict[str, float]:
+        people = np.random.default_rng(seed).permutation(np.unique(self.people))
+        first = np.isin(self.people, people[: len(people) // 2])
+        sparse = np.isin(np.arange(len(first)), self.sparse)
+        half, other = space.train[first], space.train[~first]
+        return {
+            "frechet": frechet_distance(half / space.scale, other / space.scale),
+            **precision_to_coverage(space.train[first & sparse], space.train[~first & sparse], seed),
+        }
+
+    def _each_space(self, samples: np.ndarray) -> Iterator[tuple[str, FeatureSpace, np.ndarray]]:
+        return ((name, space, space.features(samples)) for name, space in self.spaces.items())
+
+    @cached_property
+    def _held_out_nearest(self) -> Neighbours:
+        return self.nearest(self.held_out.images)
+
+    @cached_property
+    def _train_ms_ssim(self) -> float:
+        return mean_pairwise_ms_ssim(self.train.images, self.seed)
+
+    def _check(self, samples: np.ndarray) -> None:
+        self._check_size(samples)
+        if len(samples) < MIN_SAMPLES:
+            raise InputError(f"{len(samples)} samples are too few to judge: make at least {MIN_SAMPLES}")
+
+    def _check_size(self, images: np.ndarray) -> None:
+        if images.dtype != np.uint8 or images.ndim != 3:
+            raise ValueError(f"need uint8 [N, H, W], not {images.dtype} {images.shape}")
+        if images.shape[1:] != (size := self.train.images.shape[1:]):
+            raise InputError(f"slices of {images.shape[1:]} can't be judged beside training slices of {size}")
+
+
+def table(verdict: dict) -> str:
+    """A verdict of `Judge.score` for the terminal: each figure beside what real slices get."""
+    heads = ("frechet", "frechet_held_out", "precision", "recall", "density", "coverage")
+    lines = [f"{'':24}" + "".join(f"{head.replace('_', ' '):>18}" for head in heads)]
+    for space, figures in verdict["fidelity"].items():
+        for who, row in (("samples", figures), ("real (floor)", verdict["floor"][space])):
+            lines.append(f"{f'{space}, {who}':24}" + "".join(f"{row[head]:18.3f}" for head in heads))
+    diversity, memorisation = verdict["diversity"], verdict["memorisation"]
+    lines.append(f"mean pairwise MS-SSIM {diversity['ms_ssim']:.3f}, training slices {diversity['ms_ssim_train']:.3f}")
+    lines.append(
+        f"nearer to a training slice than SSIM {memorisation['threshold']:.3f}: samples"
+        f" {memorisation['share']:.1%}, held-out slices {memorisation['share_held_out']:.1%}"
+    )
+    counts = f"{verdict['samples']} samples, {verdict['train']} training and {verdict['held_out']} held-out slices"
+    return "\n".join([*lines, counts])

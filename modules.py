@@ -1,0 +1,642 @@
+"""What are the networks? Autoencoders with discrete codes, and priors over those codes.
+
+Autoencoder and prior meet only in the codes: a list of integer grids `[B, h, w]` in `[0, K)`.
+
+    autoencoder.encode(images)    -> codes
+    autoencoder.decode(codes)     -> images
+    autoencoder(images)           -> reconstruction, codes, latent loss
+    prior.sample(seeds, levels)   -> codes, one sample a seed
+
+Images are float32 `[B, 1, H, W]` in [0, 1]. The decoders are linear at the end: `decode` clamps to [0, 1],
+the training forward does not, since a clamp has no gradient outside.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Codes = list[Tensor]  # int64 grids [B, h, w]: one for VQVAE, top and bottom for VQVAE2, one a depth for RQVAE
+
+# ----------------------------------------------------------------------------------------------------
+# Vector quantisation
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017, eqs. 1-3).
+
+    The codebook follows the encoder by exponential moving averages (ibid., appendix A.1), or learns by the
+    gradient of the codebook loss when `ema` is false. A codebook started at random dies, and so does one that
+    a young encoder runs away from: train the first steps with `bypass` set, which lets the latents through as
+    they are, then call `initialise` (k-means). After that, every code whose share of the latents falls below
+    `REVIVE` of an equal share starts again, statistics and all, at a badly represented latent.
+
+    Everything runs in float32, also under autocast: in bf16 1-3 % of the assignments change.
+    """
+
+    REVIVE, FRESH = 0.02, 1.0
+
+    def __init__(self, codebook_size: int, dim: int, beta: float = 0.25, decay: float = 0.99, ema: bool = True):
+        super().__init__()
+        self.codebook_size, self.dim, self.beta, self.decay, self.ema = codebook_size, dim, beta, decay, ema
+        self.bypass = False
+        codebook = torch.randn(codebook_size, dim)
+        if ema:
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("cluster_size", torch.ones(codebook_size))  # in equal shares: the mean is 1
+            self.register_buffer("cluster_sum", codebook.clone())
+        else:
+            self.codebook = nn.Parameter(codebook)
+        self.register_buffer("usage", torch.zeros(codebook_size))  # latents per code since it was last zeroed
+
+    def forward(self, z_e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise `z_e` float [B, D, h, w].
+
+        Returns z_q [B, D, h, w] (its gradient goes straight to z_e), codes int64 [B, h, w], and the latent
+        loss: beta * commitment, plus the codebook loss when the codebook learns by gradient. While `bypass` is
+        set: z_e, code 0 everywhere, and no loss.
+        """
+        if self.bypass:
+            return z_e.float(), z_e.new_zeros(z_e[:, 0].shape, dtype=torch.long), z_e.new_zeros(())
+        with torch.autocast(z_e.device.type, enabled=False):
+            flat = z_e.float().movedim(1, -1).flatten(0, -2)  # [B*h*w, D]: channels last, a row is a latent
+            codes = self.nearest(flat.detach())
+            quantised = F.embedding(codes, self.codebook)
+            loss = self.beta * F.mse_loss(flat, quantised.detach())
+            if not self.ema:
+                loss = loss + F.mse_loss(quantised, flat.detach())
+            if self.training:  # after the look-up: no batch is quantised by a codebook that it has moved
+                self._follow(flat.detach(), codes, quantised.detach())
+            straight = flat + (quantised - flat).detach()
+        codes = codes.view(z_e.shape[0], *z_e.shape[2:])
+        return straight.view(*codes.shape, self.dim).movedim(-1, 1), codes, loss
+
+    def nearest(self, flat: Tensor) -> Tensor:
+        """Index int64 [N] of the code nearest to each row of `flat` float32 [N, D].
+
+        argmin |x - e|^2 = argmax x.e - |e|^2 / 2: one matrix product, no square root, no |x|^2.
+        """
+        table = self.codebook.detach().t()
+        bias = -0.5 * table.square().sum(0)
+        rows = 4096 if flat.device.type == "cpu" else len(flat)  # 4096 x 512 scores stay in the CPU's cache
+        return torch.cat([torch.addmm(bias, part, table).argmax(1) for part in flat.split(rows)])
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Code vectors float32 [B, D, h, w] of `codes` int64 [B, h, w]."""
+        return F.embedding(codes, self.codebook).movedim(-1, 1)
+
+    @torch.no_grad()
+    def initialise(self, z_e: Tensor, iterations: int = 10) -> None:
+        """Set the codebook by k-means (Lloyd) on the latents `z_e` [B, D, h, w], cluster sizes by count."""
+        flat = z_e.float().movedim(1, -1).flatten(0, -2)
+        self.codebook.copy_(flat[torch.randint(len(flat), (self.codebook_size,), device=flat.device)])
+        for _ in range(iterations):
+            codes = self.nearest(flat)
+            share, sums = self._shares(flat, codes)
+            spare = flat[_draw(self.codebook_size, _squared_error(flat, F.embedding(codes, self.codebook)))]
+            self.codebook.copy_(torch.where(share[:, None] > 0, sums / share[:, None], spare))
+        if self.ema:
+            self.cluster_size.copy_(share.clamp_min(self.REVIVE))
+            self.cluster_sum.copy_(self.codebook * self.cluster_size[:, None])
+
+    def _follow(self, flat: Tensor, codes: Tensor, quantised: Tensor) -> None:
+        """Move the codebook towards this batch's latents; the same on every process of a group."""
+        self.usage += _all_reduce(torch.bincount(codes, minlength=self.codebook_size).float())
+        if not self.ema:
+            return
+        share, sums = self._shares(flat, codes)
+        both = _all_reduce(torch.cat([share[:, None], sums], dim=1)) / _world_size()
+        self.cluster_size.lerp_(both[:, 0], 1 - self.decay)
+        self.cluster_sum.lerp_(both[:, 1:], 1 - self.decay)
+        dead = self.cluster_size < self.REVIVE
+        spare = _draw_rows(self.codebook_size, flat, _squared_error(flat, quantised))
+        self.cluster_sum.copy_(torch.where(dead[:, None], self.FRESH * spare, self.cluster_sum))
+        self.cluster_size.masked_fill_(dead, self.FRESH)
+        self.codebook.copy_(self.cluster_sum / self.cluster_size[:, None])
+
+    def _shares(self, flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents per code [K] and their sums [K, D], both in units of an equal share, N / K latents."""
+        unit = self.codebook_size / len(flat)
+        counts = torch.bincount(codes, minlength=self.codebook_size).to(flat.dtype)
+        sums = torch.zeros_like(self.codebook).index_add_(0, codes, flat)
+        return counts * unit, sums * unit
+
+
+def _squared_error(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).square().sum(1)
+
+
+def _draw(n: int, weights: Tensor) -> Tensor:
+    """`n` indices drawn with probability proportional to `weights` [N], as k-means++ does."""
+    cumulative = weights.double().cumsum(0)
+    draws = torch.rand(n, device=weights.device, dtype=torch.float64) * cumulative[-1]
+    return torch.searchsorted(cumulative, draws).clamp_max(len(weights) - 1)
+
+
+def _draw_rows(n: int, rows: Tensor, weights: Tensor) -> Tensor:
+    """Like `rows[_draw(n, weights)]`, over the rows of all processes together: each gets the same rows.
+
+    Only the weights travel in full; the drawn rows are filled in by the process that has them.
+    """
+    if _world_size() == 1:
+        return rows[_draw(n, weights)]
+    everyone = [torch.empty_like(weights) for _ in range(_world_size())]
+    dist.all_gather(everyone, weights)
+    mine = _draw(n, torch.cat(everyone)) - dist.get_rank() * len(rows)
+    here = (mine >= 0) & (mine < len(rows))
+    return _all_reduce(rows[mine.clamp(0, len(rows) - 1)] * here[:, None])
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _all_reduce(x: Tensor) -> Tensor:
+    """Sum of `x` over all processes."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+# ----------------------------------------------------------------------------------------------------
+# Autoencoders
+
+
+class Autoencoder(nn.Module):
+    """What all autoencoders can do with codes.
+
+    Each has `quantizers`; `downsample`, image pixels per code of the finest grid; `factor`, of which the
+    images' height and width must be multiples; and
+        forward(images)      -> reconstruction [B, 1, H, W] (not clamped), codes, latent loss (a scalar)
+        embed(codes)         -> z_q float32 [B, C, h, w] on the finest grid: all that the decoder sees
+        snap(z)              -> codes whose `embed` is nearest to z [B, C, h, w], greedily from grid to grid
+        decode_latents(z_q)  -> images [B, 1, H, W] (not clamped)
+    """
+
+    quantizers: nn.ModuleList
+
+    def encode(self, images: Tensor) -> Codes:
+        """images [B, 1, H, W] in [0, 1] -> code grids int64 [B, h, w], coarse to fine."""
+        return self(images)[1]
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Code grids -> images [B, 1, H, W], float32 in [0, 1]."""
+        return self.decode_latents(self.embed(codes)).float().clamp(0, 1)
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """K of each code grid."""
+        return [quantizer.codebook_size for quantizer in self.quantizers]
+
+    def bypass_quantizers(self, bypass: bool) -> None:
+        """Let latents through unquantised (see `VectorQuantizer`), or stop doing so."""
+        for quantizer in self.quantizers:
+            quantizer.bypass = bypass
+
+    @torch.no_grad()
+    def initialise_codebooks(self, images: Tensor) -> None:
+        """k-means for each codebook on the latents that it will see for `images` [B, 1, H, W], in order."""
+        training = self.training
+        self.eval()  # or the codebooks would already follow these passes
+        for quantizer in self.quantizers:
+            seen: list[Tensor] = []
+            hook = quantizer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+            self.encode(images)
+            hook.remove()
+            quantizer.initialise(seen[0])
+        self.train(training)
+
+
+class ReportResidual(nn.Module):
+    """x + conv1x1(relu(conv3x3(relu(x)))), without biases, as in the original VQ-VAE."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.conv3 = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv1(F.relu(self.conv3(F.relu(x))))
+
+
+class VQVAE(Autoencoder):
+    """VQ-VAE (van den Oord et al. 2017) with the layers of the classic course report: 222,465 parameters.
+
+    256x256 slices become 64x64 codes of `codebook_size`, each a vector of 64.
+    """
+
+    factor = downsample = 4
+
+    def __init__(self, codebook_size: int = 512, beta: float = 0.25, ema: bool = True):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 32, 4, stride=2, padding=1),  # [B, 32, H/2, W/2]
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),  # [B, 64, H/4, W/4]
+            ReportResidual(64, 32),
+            ReportResidual(64, 32),
+            nn.Conv2d(64, 64, 1),
+        )
+        self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, 64, beta, ema=ema)])
+        self.decoder = nn.Sequential(
+            nn.Conv2d(64, 64, 3, padding=1),  # [B, 64, H/4, W/4]
+            ReportResidual(64, 32),
+            ReportResidual(64, 32),
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),  # [B, 32, H/2, W/2]
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),  # [B, 1, H, W]
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
+        z_q, codes, loss = self.quantizers[0](self.encoder(images))
+        return self.decoder(z_q), [codes], loss
+
+    def embed(self, codes: Codes) -> Tensor:
+        return self.quantizers[0].embed(codes[0])
+
+    def snap(self, z: Tensor) -> Codes:
+        return [nearest_grid(self.quantizers[0], z)]
+
+    def decode_latents(self, z_q: Tensor) -> Tensor:
+        return self.decoder(z_q)
+
+
+def nearest_grid(quantizer: VectorQuantizer, z: Tensor) -> Tensor:
+    """Codes int64 [B, h, w] nearest to the latents z [B, D, h, w]."""
+    rows = z.float().movedim(1, -1)
+    return quantizer.nearest(rows.flatten(0, -2)).view(rows.shape[:-1])
+
+
+class VQVAE2(Autoencoder):
+    """Two-level VQ-VAE-2 (Razavi et al. 2019, algorithm 1): the bottom grid is coded given the top grid.
+
+    256x256 slices become a 32x32 top and a 64x64 bottom grid. The bottom encoder sees the decoded top, the
+    decoder sees both; this is not two autoencoders side by side.
+    """
+
+    downsample, factor = 4, 8
+
+    def __init__(self, codebook_size: int = 512, beta: float = 0.25, ema: bool = True):
+        super().__init__()
+        width, dim = 128, 64
+        self.dim = dim
+
+        def residuals() -> list[nn.Module]:
+            return [ReportResidual(width, 32), ReportResidual(width, 32), nn.ReLU()]
+
+        self.encoder_bottom = nn.Sequential(
+            nn.Conv2d(1, width // 2, 4, stride=2, padding=1),  # [B, width/2, H/2, W/2]
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),  # [B, width, H/4, W/4]
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            *residuals(),
+        )
+        self.encoder_top = nn.Sequential(
+            nn.Conv2d(width, width // 2, 4, stride=2, padding=1),  # [B, width/2, H/8, W/8]
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 3, padding=1),
+            *residuals(),
+        )
+        self.to_top = nn.Conv2d(width, dim, 1)
+        self.decoder_top = nn.Sequential(
+            nn.Conv2d(dim, width, 3, padding=1),
+            *residuals(),
+            nn.ConvTranspose2d(width, dim, 4, stride=2, padding=1),  # [B, dim, H/4, W/4]
+        )
+        self.to_bottom = nn.Conv2d(dim + width, dim, 1)
+        self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta, ema=ema) for _ in range(2)])
+        self.upsample_top = nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1)  # [B, dim, H/4, W/4]
+        self.decoder = nn.Sequential(
+            nn.Conv2d(2 * dim, width, 3, padding=1),
+            *residuals(),
+            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),  # [B, width/2, H/2, W/2]
+            nn.ReLU(),
+            nn.ConvTranspose2d(width // 2, 1, 4, stride=2, padding=1),  # [B, 1, H, W]
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
+        features = self.encoder_bottom(images)
+        top, top_codes, top_loss = self.quantizers[0](self.to_top(self.encoder_top(features)))
+        bottom = self.to_bottom(torch.cat([self.decoder_top(top), features], dim=1))
+        bottom, bottom_codes, bottom_loss = self.quantizers[1](bottom)
+        return self._decode(top, bottom), [top_codes, bottom_codes], top_loss + bottom_loss
+
+    def _decode(self, top: Tensor, bottom: Tensor) -> Tensor:
+        return self.decoder(torch.cat([self.upsample_top(top), bottom], dim=1))
+
+    def embed(self, codes: Codes) -> Tensor:
+        top, bottom = (quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=True))
+        return torch.cat([F.interpolate(top, scale_factor=2), bottom], dim=1)
+
+    def snap(self, z: Tensor) -> Codes:
+        top, bottom = z.split(self.dim, dim=1)
+        return [
+            nearest_grid(self.quantizers[0], F.avg_pool2d(top, 2)),
+            nearest_grid(self.quantizers[1], bottom),
+        ]
+
+    def decode_latents(self, z_q: Tensor) -> Tensor:
+        top, bottom = z_q.split(self.dim, dim=1)
+        return self._decode(F.avg_pool2d(top, 2), bottom)
+
+
+class Residual(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), pre-activated, with group normalisation."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class RQVAE(Autoencoder):
+    """Residual-quantised autoencoder (Lee et al. 2022, eqs. 2-4): `depth` codes a position, coarse to fine.
+
+    Pixels are folded into channels at once, four by four, so that all the width works on a small grid; each
+    further halving (`downsample` 8 or 16) has residual blocks of its own. The second codebook quantises what
+    the first one left, and so on: two codebooks of 256 tell 65,536 vectors apart.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 256,
+        depth: int = 2,
+        downsample: int = 4,
+        width: int = 64,
+        blocks: int = 2,
+        dim: int = 32,
+        beta: float = 0.25,
+    ):
+        super().__init__()
+        self.factor = self.downsample = downsample
+        halvings = {4: 0, 8: 1, 16: 2}[downsample]
+        widths = [width * min(i + 1, 2) for i in range(halvings + 1)]
+        encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]
+        for i, channels in enumerate(widths):
+            if i:
+                encoder.append(nn.Conv2d(widths[i - 1], channels, 4, stride=2, padding=1))
+            encoder += [Residual(channels) for _ in range(blocks)]
+        self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], dim, 1))
+        self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta) for _ in range(depth)])
+        decoder: list[nn.Module] = [nn.Conv2d(dim, widths[-1], 3, padding=1)]
+        for i, channels in reversed(list(enumerate(widths))):
+            decoder += [Residual(channels) for _ in range(blocks)]
+            if i:
+                decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(channels, widths[i - 1], 3, padding=1)]
+        self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 16, 3, padding=1), nn.PixelShuffle(4))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
+        z = self.encoder(images).float()
+        rest, codes, losses = z, [], []
+        for quantizer in self.quantizers:
+            quantised, grid, loss = quantizer(rest)
+            rest = rest - quantised.detach()
+            codes.append(grid)
+            losses.append(loss)
+        z_q = z - rest.detach()  # the value of all code vectors' sum, the gradient of z
+        return self.decoder(z_q), codes, torch.stack(losses).mean()
+
+    def embed(self, codes: Codes) -> Tensor:
+        return sum(quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=True))
+
+    def snap(self, z: Tensor) -> Codes:
+        codes = []
+        for quantizer in self.quantizers:
+            codes.append(nearest_grid(quantizer, z))
+            z = z - quantizer.embed(codes[-1])
+        return codes
+
+    def decode_latents(self, z_q: Tensor) -> Tensor:
+        return self.decoder(z_q)
+
+
+# ----------------------------------------------------------------------------------------------------
+# DCGAN
+
+
+class Generator(nn.Module):
+    """DCGAN generator (Radford et al. 2016) of latents in [-1, 1]: 3,868,544 parameters for a 64x64 grid.
+
+    The first layer makes the smallest grid that four doublings bring to `grid` or beyond; what is beyond is
+    cut off evenly on both sides.
+    """
+
+    def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64, z_dim: int = 128):
+        super().__init__()
+        self.grid, self.z_dim = grid, z_dim
+
+        def block(n_in: int, n_out: int, **conv) -> list[nn.Module]:
+            conv = nn.ConvTranspose2d(n_in, n_out, bias=False, **conv)
+            return [conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
+
+        start = tuple(-(-side // 16) for side in grid)
+        self.layers = nn.Sequential(
+            *block(z_dim, 512, kernel_size=start),  # [B, 512, h/16, w/16]
+            *block(512, 256, kernel_size=4, stride=2, padding=1),  # [B, 256, h/8, w/8]
+            *block(256, 128, kernel_size=4, stride=2, padding=1),  # [B, 128, h/4, w/4]
+            *block(128, 64, kernel_size=4, stride=2, padding=1),  # [B, 64, h/2, w/2]
+            nn.ConvTranspose2d(64, channels, 4, stride=2, padding=1, bias=False),  # [B, channels, h, w]
+            nn.Tanh(),
+        )
+        self.apply(_dcgan_init)
+
+    def forward(self, z: Tensor, levels: Tensor | None = None) -> Tensor:
+        """z [B, z_dim] of N(0, 1) -> latents [B, channels, h, w] in [-1, 1]; levels are not looked at."""
+        return _centre_crop(self.layers(z[:, :, None, None]), self.grid)
+
+
+class Discriminator(nn.Module):
+    """DCGAN discriminator: 725,952 parameters for a 64x64 grid.
+
+    It gives logits, and the loss takes them as such: a sigmoid of its own would only lose precision.
+    """
+
+    def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64):
+        super().__init__()
+
+        def block(n_in: int, n_out: int) -> list[nn.Module]:
+            conv = nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=False)
+            return [conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
+
+        self.layers = nn.Sequential(
+            *block(channels, 32),  # [B, 32, h/2, w/2]
+            *block(32, 64),  # [B, 64, h/4, w/4]
+            *block(64, 128),  # [B, 128, h/8, w/8]
+            *block(128, 256),  # [B, 256, h/16, w/16]
+            nn.Conv2d(256, 1, kernel_size=tuple(max(side // 16, 1) for side in grid), bias=False),
+        )
+        self.apply(_dcgan_init)
+
+    def forward(self, latents: Tensor, levels: Tensor | None = None) -> Tensor:
+        """latents [B, channels, h, w] -> logits [B], above 0 means real; levels are not looked at."""
+        return self.layers(latents).mean(dim=(1, 2, 3))
+
+
+def _dcgan_init(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), batch-norm scales from N(1, 0.02) (Radford et al. 2016, section 4)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)
+
+
+def _centre_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    top, left = (x.shape[2] - size[0]) // 2, (x.shape[3] - size[1]) // 2
+    return x[:, :, top : top + size[0], left : left + size[1]]
+
+
+class GanResidual(nn.Module):
+    """x + conv(act(conv(act(x)))) without normalisation; the branch starts at zero (Fixup, as in R3GAN)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+
+
+def _gan_widths(grid: tuple[int, int], width: int) -> list[int]:
+    """Channels at each scale of a GAN over `grid`, finest first; the coarsest scale is 6 or less a side."""
+    halvings = 0
+    while max(grid) / 2**halvings > 6:
+        halvings += 1
+    return [min(width * 2**i, 4 * width) for i in range(halvings + 1)]
+
+
+class ResidualGenerator(nn.Module):
+    """Generator of latents given a slice level: residual blocks and upsampling, no normalisation, linear out.
+
+    `levels` slice levels can be asked for; level `levels` means any.
+    """
+
+    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 64, z_dim: int = 128):
+        super().__init__()
+        self.grid, self.z_dim = grid, z_dim
+        widths = _gan_widths(grid, width)[::-1]
+        scale = 2 ** (len(widths) - 1)
+        self.start = (widths[0], -(-grid[0] // scale), -(-grid[1] // scale))
+        self.level = nn.Embedding(levels + 1, z_dim)
+        self.mapping = nn.Sequential(
+            nn.Linear(2 * z_dim, 256), nn.LeakyReLU(0.2), nn.Linear(256, math.prod(self.start))
+        )
+        layers: list[nn.Module] = [GanResidual(widths[0])]
+        for n_in, n_out in pairwise(widths):
+            layers += [
+                nn.Upsample(scale_factor=2, mode="bilinear"),
+                nn.Conv2d(n_in, n_out, 1),
+                GanResidual(n_out),
+            ]
+        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], channels, 3, padding=1))
+
+    def forward(self, z: Tensor, levels: Tensor) -> Tensor:
+        """z [B, z_dim] of N(0, 1), levels int64 [B] -> normalised latents [B, channels, h, w]."""
+        start = self.mapping(torch.cat([z, self.level(levels)], dim=1)).view(-1, *self.start)
+        return _centre_crop(self.layers(start), self.grid)
+
+
+class ResidualDiscriminator(nn.Module):
+    """Discriminator to match: residual blocks and average pooling, no normalisation, projection of the level
+    (Miyato and Koyama 2018)."""
+
+    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 64):
+        super().__init__()
+        widths = _gan_widths(grid, width)
+        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
+        for n_in, n_out in pairwise(widths):
+            layers += [GanResidual(n_in), nn.Conv2d(n_in, n_out, 1), nn.AvgPool2d(2, ceil_mode=True)]
+        self.layers = nn.Sequential(*layers, GanResidual(widths[-1]), nn.LeakyReLU(0.2), nn.Flatten())
+        scale = 2 ** (len(widths) - 1)
+        features = widths[-1] * -(-grid[0] // scale) * -(-grid[1] // scale)
+        self.head = nn.Linear(features, 256)
+        self.out = nn.Linear(256, 1)
+        self.level = nn.Embedding(levels + 1, 256)
+        nn.init.zeros_(self.level.weight)
+
+    def forward(self, latents: Tensor, levels: Tensor) -> Tensor:
+        """latents [B, channels, h, w], levels int64 [B] -> logits [B]."""
+        features = F.leaky_relu(self.head(self.layers(latents)), 0.2)
+        return self.out(features).squeeze(1) + (features * self.level(levels)).sum(1)
+
+
+class DCGAN(nn.Module):
+    """A GAN over the latents of an autoencoder, as a prior over its codes.
+
+    Generator and discriminator live in normalised latents: per channel, the mean and the largest deviation
+    of the real latents map these to [-1, 1], so that the discriminator can't win by scale. `sample` maps
+    back and snaps to the codebooks, so the decoder only ever sees code vectors.
+
+    `loss` "bce" takes the course report's pair, which knows no slice levels; "r3gan" the residual pair,
+    where level `levels` stands for any.
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, grid: tuple[int, int], channels: int, levels: int, loss: str = "r3gan"
+    ):
+        super().__init__()
+        self.grid, self.channels, self.levels, self.loss = grid, channels, levels, loss
+        if loss == "bce":
+            self.generator = Generator(grid, channels)
+        else:
+            self.generator = ResidualGenerator(grid, channels, levels)
+        self.snap: Callable[[Tensor], Codes] = autoencoder.snap
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("scale", torch.ones(1, channels, 1, 1))
+
+    def make_discriminator(self) -> nn.Module:
+        """The opponent to train the generator with; sampling needs none."""
+        if self.loss == "bce":
+            return Discriminator(self.grid, self.channels)
+        return ResidualDiscriminator(self.grid, self.channels, self.levels)
+
+    @torch.no_grad()
+    def fit_normalisation(self, latents: Tensor) -> None:
+        """Take mean and scale from real latents [N, C, h, w]."""
+        self.mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
+        self.scale.copy_((latents - self.mean).abs().amax(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> the generator's range, [-1, 1]."""
+        return (latents - self.mean) / self.scale
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """z [len(seeds), z_dim] of N(0, 1); a row depends on its own seed only."""
+        return seeded_rows(seeds, self.generator.z_dim, torch.randn).to(self.mean.device)
+
+    @torch.no_grad()
+    def generate(self, z: Tensor, levels: Tensor) -> Codes:
+        """z [B, z_dim], levels int64 [B] -> codes. In eval mode only: batch norm would mix the samples."""
+        return self.snap(self.generator(z, levels).float() * self.scale + self.mean)
+
+    def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
+        """One sample a seed: codes, each grid int64 [len(seeds), h, w].
+
+        `levels` int64 [len(seeds)] in [0, levels]; None means any for all.
+        """
+        if levels is None:
+            levels = torch.full((len(seeds),), self.levels)
+        return self.generate(self.noise(seeds), levels.to(self.mean.device))
+
+
+def seeded_rows(seeds: Sequence[int], n: int, draw: Callable[..., Tensor]) -> Tensor:
+    """[len(seeds), n] random numbers, each row from a CPU generator of its own: the same on any device."""
+    return torch.stack([draw(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+AUTOENCODERS = {"vqvae": VQVAE, "vqvae2": VQVAE2, "rqvae": RQVAE}

@@ -1,0 +1,236 @@
+"""How do the priors learn? From the codes of the training slices, which the autoencoder makes once."""
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import compute
+import plots
+from codec import Codec, to_uint8
+from compute import Compute
+from dataset import DataSet, shuffled_shares
+from judge import Judge, code_histogram_distance
+from modules import DCGAN, Codes
+from pixelcnn import PixelCNN
+from run import Run, Stage, progress
+
+LEVEL_DROPOUT = 0.1  # share of the training slices whose level is hidden, so that a prior also works without
+SAMPLES = 320  # judged after each epoch of the GAN
+PATIENCE = 5  # epochs without progress on validation people, after which the PixelCNN stops
+GAN = {  # loss -> Adam's betas, and how slowly the generator that samples follows the one that learns
+    "bce": ((0.5, 0.999), 0.0),  # the course report's: sampled as it is
+    "r3gan": ((0.0, 0.99), 0.999),
+}
+
+
+class CodeBatches:
+    """A split's codes and slice levels, resident on the device; level `any_level` means any."""
+
+    def __init__(self, codec: Codec, data: DataSet, split: str, levels: int, batch_size: int, on: Compute):
+        slices = data.splits[split]
+        self.codes = codec.encode(slices.images)
+        self.any_level = levels
+        known = torch.from_numpy(slices.levels).to(on.device)
+        self.levels = torch.where((known < 0) | (known > levels), levels, known)
+        self.size, self.batch_size, self.on = len(slices), min(batch_size, len(slices)), on
+        self.steps = self.size // self.batch_size
+
+    def at(self, indices: Tensor) -> tuple[Codes, Tensor]:
+        """Codes, each grid int64 [b, h, w], and levels int64 [b]."""
+        indices = indices.to(self.on.device)
+        return [grid[indices].long() for grid in self.codes], self.levels[indices]
+
+    def shuffled(self, seed: int, epoch: int, start: int) -> Iterator[tuple[Codes, Tensor]]:
+        """An epoch's batches from step `start` on, some levels hidden; the same for the same arguments."""
+        order = shuffled_shares(self.size, self.batch_size, seed, epoch, self.on.rank, self.on.world_size)
+        hidden = torch.rand(self.size, generator=torch.Generator().manual_seed(seed + epoch)) < LEVEL_DROPOUT
+        for indices in order[start:]:
+            codes, levels = self.at(indices)
+            yield codes, torch.where(hidden[indices].to(levels.device), self.any_level, levels)
+
+
+# ----------------------------------------------------------------------------------------------------
+# DCGAN
+
+
+def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute, codec: Codec, about: dict) -> None:
+    """Train the GAN over the autoencoder's latents; dcgan.pth is the one nearest to the validation people."""
+    levels = about["data"]["levels"]
+    batches = CodeBatches(codec, data, "train", levels, settings.prior_batch_size, on)
+    autoencoder = codec.autoencoder
+    examples = autoencoder.embed(batches.at(torch.linspace(0, batches.size - 1, 256).long())[0])
+    arguments = {"grid": list(examples.shape[2:]), "channels": examples.shape[1], "levels": levels}
+    arguments["loss"] = settings.gan_loss
+    prior = DCGAN(autoencoder, **arguments).to(on.device)
+    prior.fit_normalisation(examples)
+    discriminator = prior.make_discriminator().to(on.device)
+    betas, inertia = GAN[settings.gan_loss]
+    average = AveragedModel(prior.generator, multi_avg_fn=get_ema_multi_avg_fn(inertia))
+    learners = [
+        torch.optim.Adam(net.parameters(), settings.prior_lr or 2e-4, betas, fused=True)
+        for net in (discriminator, prior.generator)
+    ]
+    parts = {"prior": prior, "discriminator": discriminator, "average": average}
+    parts |= {"discriminator_optimizer": learners[0], "generator_optimizer": learners[1]}
+    stage = Stage(run, "dcgan", settings.prior_epochs, parts)
+    judge = Judge(data.splits["train"], data.splits["validate"]) if run.main else None
+
+    for epoch in stage.remaining_epochs():
+        prior.train()
+        shuffled = batches.shuffled(settings.seed, epoch, stage.step)
+        for codes, level in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
+            real = prior.normalise(autoencoder.embed(codes))
+            stage.add(**gan_step(prior.generator, discriminator, learners, real, level, settings))
+            average.update_parameters(prior.generator)
+        row = stage.means()
+        if run.main:
+            sampler = DCGAN(autoencoder, **arguments).to(on.device)
+            sampler.load_state_dict(prior.state_dict())
+            sampler.generator = average.module
+            samples = sampler.eval().sample(range(SAMPLES))
+            verdict = judge_samples(samples, batches, codec, judge)
+            row |= verdict
+            if stage.is_best(-verdict["frechet_pca"] * verdict["frechet_randconv"]):
+                content = {"kind": "prior", "model": "dcgan", "arguments": arguments, "autoencoder": about["identity"]}
+                run.save("dcgan.pth", content | {"state": sampler.state_dict(), "epoch": epoch, **row})
+        stage.end_epoch(row)
+    if run.main:
+        plots.gan_curves(run.rows_of("dcgan"), run.folder / "dcgan.png", f"{data.title}, training split")
+
+
+def gan_step(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    learners: list[torch.optim.Optimizer],
+    real: Tensor,
+    levels: Tensor,
+    settings: argparse.Namespace,
+) -> dict[str, Tensor]:
+    """One step of the discriminator and one of the generator on real latents [B, C, h, w]; what to log."""
+    loss = r3gan_losses if settings.gan_loss == "r3gan" else bce_losses
+    noise = torch.randn(2, len(real), generator.z_dim, device=real.device)
+
+    real, fake = real.detach().requires_grad_(), generator(noise[0], levels).detach().requires_grad_()
+    scores = discriminator(real, levels), discriminator(fake, levels)
+    _, discriminator_loss = loss(*scores)
+    penalties = [gradient_penalty(*pair) for pair in zip(scores, (real, fake), strict=True)]
+    gamma = settings.gan_gamma if settings.gan_loss == "r3gan" else 0.0
+    descend(learners[0], discriminator, discriminator_loss + gamma / 2 * sum(penalties))
+
+    fake_score = discriminator(generator(noise[1], levels), levels)
+    with torch.no_grad():
+        real_score = discriminator(real, levels)
+    generator_loss, _ = loss(real_score, fake_score)
+    descend(learners[1], generator, generator_loss)
+    return {
+        "generator_loss": generator_loss,
+        "discriminator_loss": discriminator_loss,
+        "score_real": scores[0].mean(),
+        "score_fake": scores[1].mean(),
+        "accuracy_real": (scores[0] > 0).float().mean(),
+        "accuracy_fake": (scores[1] < 0).float().mean(),
+        "r1": penalties[0],
+        "r2": penalties[1],
+    }
+
+
+def r3gan_losses(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Generator's and discriminator's relativistic loss for scores [B] (Huang et al. 2024, eq. 2)."""
+    return F.softplus(real - fake).mean(), F.softplus(fake - real).mean()
+
+
+def bce_losses(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Generator's (non-saturating) and discriminator's binary cross-entropy (Goodfellow et al. 2014)."""
+    return F.softplus(-fake).mean(), F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def gradient_penalty(scores: Tensor, inputs: Tensor) -> Tensor:
+    """Mean over the batch of |d score / d input|^2: R1 on real inputs, R2 on fake ones (Mescheder et al. 2018)."""
+    (gradient,) = torch.autograd.grad(scores.sum(), inputs, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) -> None:
+    """One optimiser step of `network` alone, on the mean gradient of all processes."""
+    optimizer.zero_grad()
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    compute.average_gradients(network)
+    optimizer.step()
+
+
+def judge_samples(samples: Codes, batches: CodeBatches, codec: Codec, judge: Judge) -> dict[str, float]:
+    """Frechet distances from validation people, and the mean distance of the code histograms from training's."""
+    distances = judge.frechet(to_uint8(codec.decode(samples)))
+    histograms = [
+        code_histogram_distance(sampled, real.long(), size)
+        for sampled, real, size in zip(samples, batches.codes, codec.autoencoder.codebook_sizes, strict=True)
+    ]
+    named = {f"frechet_{space}": distance for space, distance in distances.items()}
+    return named | {"histogram_distance": sum(histograms) / len(histograms)}
+
+
+# ----------------------------------------------------------------------------------------------------
+# PixelCNN
+
+
+def train_pixelcnn(
+    run: Run, data: DataSet, settings: argparse.Namespace, on: Compute, codec: Codec, about: dict
+) -> None:
+    """Train the autoregressive prior; pixelcnn.pth is the one with the fewest bits on validation people."""
+    levels = about["data"]["levels"]
+    train = CodeBatches(codec, data, "train", levels, settings.prior_batch_size, on)
+    held_out = CodeBatches(codec, data, "validate", levels, settings.prior_batch_size, on)
+    arguments = {"grids": [list(s) for s in codec.grid_shapes()], "sizes": codec.autoencoder.codebook_sizes}
+    arguments["levels"] = levels
+    prior = PixelCNN(**arguments).to(on.device, memory_format=torch.channels_last)
+    average = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    optimizer = torch.optim.AdamW(prior.parameters(), settings.prior_lr or 1e-3, (0.9, 0.99), fused=True)
+    parts = {"prior": prior, "average": average, "optimizer": optimizer}
+    stage = Stage(run, "pixelcnn", settings.prior_epochs, parts)
+    codes_per_image = sum(h * w for h, w in arguments["grids"])
+
+    for epoch in stage.remaining_epochs():
+        prior.train()
+        shuffled = train.shuffled(settings.seed, epoch, stage.step)
+        for codes, level in stage.steps(progress(shuffled, stage, train.steps, train.batch_size)):
+            with on.autocast():
+                bits = prior(codes, level).mean() / codes_per_image
+            optimizer.zero_grad()
+            bits.backward()
+            compute.average_gradients(prior)
+            nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+            optimizer.step()
+            average.update_parameters(prior)
+            stage.add(train_bits=bits)
+        row = stage.means()
+        row["validation_bits"] = held_out_bits(average.module.eval(), held_out, on) / codes_per_image
+        if stage.is_best(-row["validation_bits"]):
+            content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
+            run.save("pixelcnn.pth", content | {"state": average.module.state_dict(), "epoch": epoch, **row})
+        stage.end_epoch(row)
+        history = [row["validation_bits"] for row in run.rows_of("pixelcnn")]
+        if len(history) - history.index(min(history)) > PATIENCE:
+            run.log(f"pixelcnn: no progress on validation people for {PATIENCE} epochs, stopping")
+            break
+    if run.main:
+        plots.pixelcnn_curves(run.rows_of("pixelcnn"), run.folder / "pixelcnn.png", data.title)
+
+
+@torch.inference_mode()
+def held_out_bits(prior: PixelCNN, batches: CodeBatches, on: Compute) -> float:
+    """Mean bits per image of a whole split, with the levels known."""
+    total = 0.0
+    for indices in torch.arange(batches.size).split(batches.batch_size):
+        codes, levels = batches.at(indices)
+        with on.autocast():
+            total += prior(codes, levels).sum().item()
+    return total / batches.size
+
+
+PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_pixelcnn}

@@ -1,0 +1,277 @@
+"""How does a training go on after an interruption? The run folder, and epochs that can stop at any step.
+
+runs/<date>_<time>/
+    config.json     every setting of the run
+    log.txt         what the terminal showed
+    metrics.csv     a row an epoch
+    vqvae.pth       the autoencoder with the best validation SSIM (whatever --model it is)
+    <prior>.pth     the best prior
+    last.pth        everything needed to go on; previous.pth, the one before it
+    *.png, *.gif    figures
+"""
+
+import csv
+import errno
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import checkpoint
+from checkpoint import atomic
+from errors import InputError
+
+SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit status of a run that was stopped and saved
+AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one was told to stop
+LOOK_EVERY = 50  # steps between two looks at the losses: each halts a GPU
+
+
+class Run:
+    """One run folder, its log, and its progress.
+
+    Only the first process of a group writes. `rows` are the rows of metrics.csv.
+    """
+
+    def __init__(self, folder: Path, save_minutes: float, time_limit: float | None):
+        self.folder = folder
+        self.main = not dist.is_initialized() or dist.get_rank() == 0
+        self.state = load_last(folder)
+        self.rows: list[dict[str, Any]] = self.state["rows"] if self.state else []
+        self.stopped_by: int | None = None
+        self.save_seconds = 60 * save_minutes
+        self.deadline = time.monotonic() + 60 * time_limit if time_limit else float("inf")
+        self.saved_at = time.monotonic()
+        for number in SIGNALS:
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped_by = number
+
+    def log(self, text: str) -> None:
+        """Print a line and keep it in log.txt."""
+        if self.main:
+            print(text, flush=True)
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def reached(self, stage: str) -> bool:
+        """Whether training is to start at or before this stage: it is not over yet."""
+        return self.state is None or self.state["stage"] == stage
+
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        """Write a checkpoint into the run folder, by the first process only."""
+        if self.main:
+            checkpoint.save(self.folder / name, content)
+
+    def rows_of(self, stage: str) -> list[dict[str, Any]]:
+        """The rows of one stage, an epoch each."""
+        return [row for row in self.rows if row["stage"] == stage]
+
+    def write_metrics(self) -> None:
+        """metrics.csv from `rows`: the columns of every stage, empty where a stage has none."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with atomic(self.folder / "metrics.csv") as file:
+            file.write(text.getvalue().encode())
+
+
+def load_last(folder: Path) -> dict[str, Any] | None:
+    """The newest readable state of a run: last.pth, else previous.pth with a warning, else None."""
+    problem = None
+    for path in (folder / "last.pth", folder / "previous.pth"):
+        if path.exists():
+            try:
+                state = checkpoint.load(path, "run")
+            except InputError as error:
+                problem = error
+                print(f"warning: {error}", file=sys.stderr)
+                continue
+            return state
+    if problem:
+        raise problem
+    return None
+
+
+def create_run_folder(out: Path, config: dict[str, Any]) -> Path:
+    """A new folder `out/<date>_<time>` with config.json in it; two runs never get the same one."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    hidden = out / f".{stamp}.{os.getpid()}"
+    try:
+        hidden.mkdir(parents=True)
+        with atomic(hidden / "config.json") as file:
+            file.write(json.dumps(config, indent=2).encode())
+        for attempt in range(1, 1000):
+            folder = out / (stamp if attempt == 1 else f"{stamp}_{attempt}")
+            try:
+                hidden.rename(folder)  # fails when the folder is there, since that is not empty
+                return folder
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+    except OSError as error:
+        raise InputError(f"can't make a run folder in {out}: {error.strerror}; choose another --out") from error
+    raise InputError(f"can't find a free name for a run folder in {out}; choose another --out")
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The settings that a run was started with; raises InputError when `folder` is no run's."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no run folder of train.py: no readable config.json in it") from error
+
+
+class NotFiniteError(InputError):
+    """A loss became NaN or infinite in this step of an epoch; what was saved before it is kept."""
+
+    def __init__(self, stage: str, epoch: int, step: int):
+        self.stage, self.epoch, self.step = stage, epoch, step
+        super().__init__(
+            f"{stage} diverged: the loss of epoch {epoch}, step {step} is not finite; what was saved is kept"
+        )
+
+
+class Stage:
+    """One training within a run: its epochs and steps, which can be interrupted and gone on with anywhere.
+
+    `parts` are the objects with a `state_dict` that training changes. A stage that starts again after an
+    interruption loads them, the sums of the epoch under way, and the random states, and goes on with the
+    next step, so that the result is the one of a run that never stopped.
+    """
+
+    def __init__(self, run: Run, name: str, epochs: int, parts: dict[str, Any]):
+        self.run, self.name, self.epochs, self.parts = run, name, epochs, parts
+        self.epoch, self.step = 0, 0  # epochs done; steps done in the one under way
+        self.best: float | None = None
+        self.sums: dict[str, torch.Tensor] = {}
+        self.first_bad: torch.Tensor | None = None  # first step of this epoch whose loss was not finite
+        self.resumed = bool(run.state and run.state["stage"] == name)
+        if self.resumed:
+            self._load(run.state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.sums = state["sums"]
+        torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available() and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        self.run.log(f"{self.name}: going on after epoch {self.epoch}, step {self.step}")
+
+    def save(self) -> None:
+        """Write last.pth; the one before it stays as previous.pth. Raises InputError when a loss was not finite."""
+        self.check_finite()
+        self.run.saved_at = time.monotonic()
+        if not self.run.main:
+            return
+        folder = self.run.folder
+        state = {
+            "kind": "run",
+            "stage": self.name,
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "rows": self.run.rows,
+            "sums": self.sums,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+        checkpoint.save(folder / "next.pth", state)
+        if (folder / "last.pth").exists():
+            os.replace(folder / "last.pth", folder / "previous.pth")
+        os.replace(folder / "next.pth", folder / "last.pth")
+
+    def remaining_epochs(self) -> Iterator[int]:
+        """Numbers, from 1, of the epochs still to do."""
+        while self.epoch < self.epochs:
+            yield self.epoch + 1
+
+    def steps(self, batches: Iterable) -> Iterator:
+        """Hand on the batches of the epoch under way; between two, save or stop when it is time to."""
+        for batch in batches:
+            yield batch
+            self.step += 1
+            if self.step % LOOK_EVERY == 0:
+                self.check_finite()
+            if self._must_stop(agree=self.step % AGREE_EVERY == 0):
+                self.save()
+                self._leave()
+            if time.monotonic() - self.run.saved_at > self.run.save_seconds:
+                self.save()
+
+    def _must_stop(self, agree: bool) -> bool:
+        stop = self.run.stopped_by is not None or time.monotonic() > self.run.deadline
+        if not dist.is_initialized():
+            return stop
+        if not agree:  # all processes leave at the same step, or the others would wait for ever
+            return False
+        flag = torch.tensor(float(stop), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _leave(self) -> None:
+        self.run.log(f"stopped and saved; go on with: python train.py --resume {self.run.folder}")
+        raise SystemExit(SIGNALS.get(self.run.stopped_by, SIGNALS[signal.SIGTERM]))
+
+    def add(self, **values: torch.Tensor) -> None:
+        """Add up scalars over the steps of an epoch, on their device: reading them would halt a GPU."""
+        together = torch.stack([value.detach().float() for value in values.values()])
+        step = torch.full((), self.step, device=together.device)
+        bad = torch.where(together.isfinite().all(), torch.iinfo(torch.int64).max, step)
+        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
+        for name, value in zip(values, together, strict=True):
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
+
+    def check_finite(self) -> None:
+        """Raise InputError with the step, counted from 0, when a value given to `add` was no finite number."""
+        if self.first_bad is not None and (step := int(self.first_bad)) <= self.step:
+            raise NotFiniteError(self.name, self.epoch + 1, step)
+
+    def means(self) -> dict[str, float]:
+        """Mean over the steps of this epoch so far of what was given to `add`."""
+        return {name: float(total) / max(self.step, 1) for name, total in self.sums.items()}
+
+    def is_best(self, score: float) -> bool:
+        """Whether `score` (larger is better) beats all before it; it is then the one to beat."""
+        if self.best is not None and not score > self.best:
+            return False
+        self.best = float(score)
+        return True
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Close the epoch: a row in metrics.csv, then last.pth."""
+        self.check_finite()
+        self.epoch, self.step, self.sums, self.first_bad = self.epoch + 1, 0, {}, None
+        self.run.rows.append({"stage": self.name, "epoch": self.epoch, **row})
+        if self.run.main:
+            self.run.write_metrics()
+        self.save()
+        if self._must_stop(agree=True):
+            self._leave()
+
+
+def progress(batches: Iterator, stage: Stage, steps: int, batch_size: int) -> Iterator:
+    """A progress bar over what is left of an epoch, in slices, with the mean losses so far."""
+    label = f"{stage.name} {stage.epoch + 1}/{stage.epochs}"
+    total, done = steps * batch_size, stage.step * batch_size
+    with tqdm(total=total, initial=done, desc=label, unit=" slices", disable=None if stage.run.main else True) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(batch_size)
+            if stage.step % LOOK_EVERY == 0:
+                bar.set_postfix({name: f"{value:.4f}" for name, value in stage.means().items()})

@@ -1,0 +1,224 @@
+"""Reconstruction scores against scikit-image, closed forms and a plain implementation."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import structural_similarity
+
+from metrics import code_counts, code_usage, perplexity, reconstruction_scores, ssim, ssim_map, summarise
+
+
+def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:
+    """Smooth bright shapes on exact black, float64 [n, height, width] in [0, 1]."""
+    noise = np.random.default_rng(seed).standard_normal((n, height, width))
+    smooth = gaussian_filter(noise, (0, 4, 4)) * 12
+    return np.clip(smooth, 0, 1)
+
+
+def pair(n: int = 4, height: int = 48, width: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    x = blobs(n, height, width, seed=0)
+    noise = np.random.default_rng(1).standard_normal(x.shape)
+    return x, np.clip(gaussian_filter(x, (0, 0.7, 0.7)) + 0.03 * noise, 0, 1)
+
+
+def tensor(x: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.from_numpy(x)[:, None].to(dtype)
+
+
+def plain_ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Equation 13 of Wang et al. 2004 as it stands, with 7x7 means by avg_pool2d."""
+
+    def mean(z: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(z, 7, 1)
+
+    ux, uy = mean(x), mean(y)
+    vx, vy, vxy = (49 / 48 * (mean(a * b) - c) for a, b, c in ((x, x, ux**2), (y, y, uy**2), (x, y, ux * uy)))
+    c1, c2 = 0.01**2, 0.03**2
+    return (2 * ux * uy + c1) * (2 * vxy + c2) / ((ux**2 + uy**2 + c1) * (vx + vy + c2))
+
+
+# ------------------------------------------------------------------------------------------------- SSIM
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("shape", [(48, 40), (7, 7), (33, 65)])
+def test_ssim_is_scikit_images_default(dtype, tolerance, shape):
+    x, y = pair(4, *shape)
+    expected = [structural_similarity(a, b, data_range=1.0) for a, b in zip(x, y, strict=True)]
+    got = ssim(tensor(x, dtype), tensor(y, dtype))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got.numpy(), expected, atol=tolerance, rtol=0)
+
+
+def test_ssim_map_is_the_interior_of_scikit_images():
+    x, y = pair(1)
+    _, whole = structural_similarity(x[0], y[0], data_range=1.0, full=True)
+    got = ssim_map(tensor(x, torch.float64), tensor(y, torch.float64))
+    assert got.shape == (1, 1, 42, 34)
+    np.testing.assert_allclose(got[0, 0].numpy(), whole[3:-3, 3:-3], atol=1e-12)
+
+
+def test_data_range_is_one_whatever_the_image_holds():
+    x, y = (0.2 * image for image in pair(1))
+    got = ssim(tensor(x, torch.float64), tensor(y, torch.float64)).item()
+    assert got == pytest.approx(structural_similarity(x[0], y[0], data_range=1.0), abs=1e-12)
+    assert abs(got - structural_similarity(x[0], y[0], data_range=np.ptp(y[0]))) > 0.02
+
+
+def test_one_for_equal_images_symmetric_and_bounded():
+    x, y = (tensor(image) for image in pair())
+    assert torch.equal(ssim_map(x, x), torch.ones(4, 1, 42, 34))
+    torch.testing.assert_close(ssim_map(x, y), ssim_map(y, x))
+    assert ssim_map(x, y).abs().max() <= 1 + 1e-6
+    assert ssim(x, 1 - x).mean() < 0.1
+
+
+def test_constant_images_in_closed_form():
+    x, y = torch.full((1, 1, 9, 9), 0.5), torch.full((1, 1, 9, 9), 0.25)
+    expected = (2 * 0.5 * 0.25 + 1e-4) / (0.5**2 + 0.25**2 + 1e-4)
+    assert ssim(x, y).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_autocast_and_half_precision_do_not_touch_it():
+    x, y = (tensor(image) for image in pair())
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = ssim(x, y)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, ssim(x, y))
+    x16, y16 = x.bfloat16(), y.bfloat16()
+    assert torch.equal(ssim(x16, y16), ssim(x16.float(), y16.float()))
+
+
+def test_gradient_is_that_of_the_plain_formula():
+    x, y = (tensor(image, torch.float64) for image in pair(2))
+    gradients = []
+    for function in (ssim_map, plain_ssim_map):
+        leaf = y.clone().requires_grad_()
+        weights = torch.linspace(-1, 2, 2 * 42 * 34, dtype=torch.float64).view(2, 1, 42, 34)
+        (function(x, leaf) * weights).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, atol=1e-10, rtol=1e-8)
+
+
+def test_gradients_of_both_arguments_numerically():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(1, 1, 8, 9, generator=generator, dtype=torch.float64) for _ in "xy")
+    assert torch.autograd.gradcheck(ssim_map, (x.requires_grad_(), y.requires_grad_()))
+
+
+def test_descent_on_the_loss_restores_an_image():
+    x = tensor(blobs(1, 24, 24, seed=3))
+    y = torch.full_like(x, 0.5).requires_grad_()
+    optimiser = torch.optim.Adam([y], 0.05)
+    before = ssim(x, y).item()
+    for _ in range(60):
+        optimiser.zero_grad()
+        (1 - ssim(x, y).mean()).backward()
+        optimiser.step()
+    assert before < 0.5
+    assert ssim(x, y).item() > 0.95
+
+
+@pytest.mark.parametrize("shapes", [((1, 1, 6, 9), (1, 1, 6, 9)), ((1, 1, 9, 9), (1, 1, 9, 8))])
+def test_shapes_that_have_no_ssim(shapes):
+    with pytest.raises(ValueError, match="SSIM needs"):
+        ssim_map(*(torch.zeros(shape) for shape in shapes))
+
+
+# ---------------------------------------------------------------------------------------------- scores
+
+
+def test_scores_are_the_stated_definitions():
+    x, y = pair(3)
+    original = np.round(x * 255).astype(np.uint8)
+    scores = reconstruction_scores(original, y.astype(np.float32))
+    for i in range(3):
+        a, b = original[i] / 255, y[i].astype(np.float32).astype(np.float64)
+        mean, whole = structural_similarity(a, b, data_range=1.0, full=True)
+        wang = structural_similarity(
+            a, b, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert scores["ssim"][i] == pytest.approx(mean, abs=1e-12)
+        assert scores["gaussian_ssim"][i] == pytest.approx(wang, abs=1e-12)
+        assert scores["foreground_ssim"][i] == pytest.approx(whole[original[i] > 10].mean(), abs=1e-12)
+        assert scores["psnr"][i] == pytest.approx(-10 * math.log10(np.mean((a - b) ** 2)), abs=1e-9)
+
+
+def test_loss_and_report_are_one_yardstick():
+    x, y = pair(3)
+    original = np.round(x * 255).astype(np.uint8)
+    scores = reconstruction_scores(original, y.astype(np.float32))["ssim"]
+    np.testing.assert_allclose(ssim(tensor(original / 255), tensor(y)).numpy(), scores, atol=1e-6)
+
+
+def test_background_noise_costs_the_headline_and_not_the_foreground():
+    original = np.zeros((1, 64, 64), np.uint8)
+    original[0, 16:48, 16:48] = np.round(blobs(1, 32, 32, seed=2)[0] * 180 + 60)
+    clean = original / np.float32(255)
+    noise = np.random.default_rng(0).random((1, 64, 64), np.float32) * 0.02
+    noisy = np.where(original > 0, clean, noise)
+    scores = reconstruction_scores(original, noisy)
+    assert scores["ssim"][0] < 0.8
+    assert scores["foreground_ssim"][0] > 0.97
+
+
+def test_exact_copy_and_empty_slice():
+    original = np.zeros((2, 16, 16), np.uint8)
+    original[0, 4:12, 4:12] = 200
+    scores = reconstruction_scores(original, original / 255.0)
+    assert scores["ssim"].tolist() == [1, 1]
+    assert scores["psnr"].tolist() == [100, 100]
+    assert scores["foreground_ssim"][0] == 1
+    assert np.isnan(scores["foreground_ssim"][1])
+
+
+def test_wrong_arrays_are_refused():
+    with pytest.raises(ValueError, match="need two arrays"):
+        reconstruction_scores(np.zeros((1, 9, 9), np.uint8), np.zeros((2, 9, 9)))
+    with pytest.raises(ValueError, match="need uint8 and float"):
+        reconstruction_scores(np.zeros((1, 9, 9)), np.zeros((1, 9, 9)))
+
+
+def test_summary():
+    nan = float("nan")
+    scores = {"ssim": np.array([0.5, 0.6, 0.7]), "foreground_ssim": np.array([nan, 0.2, 0.4])}
+    summary = summarise(scores)
+    assert summary["images"] == 3
+    assert summary["ssim"]["passed"] == 2  # the bar itself passes
+    assert summary["ssim"]["passed_share"] == pytest.approx(2 / 3)
+    assert summary["ssim"]["mean"] == pytest.approx(0.6)
+    assert summary["ssim"]["std"] == pytest.approx(np.std([0.5, 0.6, 0.7]))
+    assert summary["foreground_ssim"] == pytest.approx({"mean": 0.3, "std": 0.1, "min": 0.2, "max": 0.4})
+    nothing = summarise({"ssim": np.array([1.0]), "foreground_ssim": np.array([nan])})
+    assert nothing["foreground_ssim"]["mean"] is None
+    json.dumps([summary, nothing], allow_nan=False)
+
+
+# -------------------------------------------------------------------------------------------- codebook
+
+
+def test_perplexity_in_closed_form():
+    assert perplexity(torch.tensor([5, 0, 0, 0])) == pytest.approx(1)
+    assert perplexity(torch.tensor([3, 3, 3, 3])) == pytest.approx(4)
+    assert perplexity(torch.tensor([2, 1, 1])) == pytest.approx(2**1.5)
+
+
+def test_usage_is_of_the_whole_split_and_of_each_level():
+    top = torch.arange(8).view(8, 1, 1).expand(8, 2, 2)  # each image uses one code, the split all eight
+    bottom = torch.zeros(8, 4, 4, dtype=torch.int64)
+    usage = code_usage([top, bottom], [8, 16])
+    assert usage[0] == {"codebook_size": 8, "codes_used": 8, "perplexity": pytest.approx(8)}
+    assert usage[1] == {"codebook_size": 16, "codes_used": 1, "perplexity": pytest.approx(1)}
+    assert code_usage([top[:1]], [8])[0]["codes_used"] == 1
+
+
+def test_counts_of_batches_add_up():
+    codes = torch.randint(7, (10, 3, 3), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(code_counts(codes[:4], 9) + code_counts(codes[4:], 9), code_counts(codes, 9))
+    with pytest.raises(ValueError, match="outside a codebook of 4"):
+        code_counts(codes, 4)

@@ -1,0 +1,240 @@
+"""How do they learn? An autoencoder, then a prior over its codes.
+
+    python train.py                               VQ-VAE and DCGAN on the OASIS slices, on CUDA if there is any
+    python train.py --data demo                   the same on a small synthetic set
+    python train.py --resume runs/<run>           go on with a run that was stopped
+    torchrun --nproc_per_node=4 train.py          on several GPUs
+
+Everything goes to runs/<date>_<time>/ (--out); python predict.py runs/<run>/vqvae.pth scores it.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+import checkpoint
+import compute
+import dataset
+import options
+import plots
+from codec import Codec
+from compute import Compute
+from dataset import Batches, Box, DataSet, Slices
+from errors import InputError, exit_on_input_error
+from metrics import perplexity, ssim
+from modules import AUTOENCODERS, Autoencoder
+from priors import PRIORS
+from run import NotFiniteError, Run, Stage, create_run_folder, progress, stored_config
+
+INITIAL_SLICES = 64  # for k-means: over 100,000 latents
+FRAME_SLICES = 8  # in the fixed batch that is redrawn every epoch
+WARM_UP = 100  # steps
+
+# ----------------------------------------------------------------------------------------------------
+# The autoencoder
+
+
+def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute) -> None:
+    """Train the autoencoder; vqvae.pth is the one with the best validation SSIM."""
+    train = data.splits["train"]
+    box = dataset.content_box(train.images)
+    batches = Batches(train, settings.batch_size, on.device, box, on.rank, on.world_size)
+    arguments = {"codebook_size": settings.codebook_size, "beta": settings.beta, "ema": settings.codebook == "ema"}
+    model = AUTOENCODERS[settings.model](**arguments).to(on.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), settings.lr, betas=(0.9, 0.99), fused=True)
+    stage = Stage(run, "autoencoder", settings.epochs, {"model": model, "optimizer": optimizer})
+    warm_up = min(WARM_UP, batches.steps // 2)
+    about = {"model": settings.model, "arguments": arguments, "data": describe(data, box)}
+    if not stage.resumed:
+        count = sum(p.numel() for p in model.parameters())
+        run.log(f"{settings.model}: {count:,} weights, on the {box.height}x{box.width} pixels that hold content")
+
+    for epoch in stage.remaining_epochs():
+        model.train()
+        shuffled = batches.shuffled(settings.seed, epoch, stage.step)
+        for images, _ in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
+            done = stage.epoch * batches.steps + stage.step
+            model.bypass_quantizers(done < warm_up)
+            if done == warm_up:
+                start_codebooks(model, train, box, settings.seed, on)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, done, batches.steps)
+            with on.autocast():
+                reconstruction, _, latent_loss = model(images)
+            reconstruction_loss = LOSSES[settings.loss](reconstruction.float(), images)
+            optimizer.zero_grad()
+            (reconstruction_loss + latent_loss).backward()
+            compute.average_gradients(model)
+            optimizer.step()
+            stage.add(train_reconstruction=reconstruction_loss, train_commitment=latent_loss)
+
+        score = validation_ssim(model, data, box, settings.batch_size, on)
+        if stage.is_best(score):
+            content = about | {"kind": "autoencoder", "state": model.state_dict()}
+            run.save("vqvae.pth", content | {"epoch": epoch, "validation_ssim": score})
+        draw_frame(run, model, data, box, epoch, score, on)
+        stage.end_epoch(stage.means() | {"validation_ssim": score} | codebook_use(model))
+    draw_training(run, model, data, box, on)
+
+
+def l1_ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute error + (1 - SSIM) / 2."""
+    return F.l1_loss(reconstruction, images) + 0.5 * (1 - ssim(reconstruction, images).mean())
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": F.mse_loss}
+
+
+def learning_rate(settings: argparse.Namespace, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up, and over the whole training half a cosine down to 2 % of --lr."""
+    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / (settings.epochs * steps_per_epoch)))
+    return settings.lr * fall * min(1.0, (step + 1) / WARM_UP)
+
+
+def start_codebooks(model: Autoencoder, slices: Slices, box: Box, seed: int, on: Compute) -> None:
+    """k-means on the latents of the same slices in every process, so that all get the same codebooks."""
+    examples = Batches(slices, min(INITIAL_SLICES, len(slices)), on.device, box).shuffled(seed, epoch=0)
+    with on.autocast():
+        model.initialise_codebooks(next(examples)[0])
+
+
+@torch.no_grad()
+def validation_ssim(model: Autoencoder, data: DataSet, box: Box, batch_size: int, on: Compute) -> float:
+    """Mean SSIM over the full pictures of the whole validation split, each slice counted once."""
+    model.eval()
+    slices = data.splits["validate"]
+    total = torch.zeros((), dtype=torch.float64, device=on.device)
+    for images, _ in Batches(slices, batch_size, on.device, None, on.rank, on.world_size).in_order():
+        with on.autocast():
+            reconstruction = model(box.crop(images))[0]
+        total += ssim(box.paste(reconstruction.float().clamp(0, 1), images.shape[2:]), images).sum()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total.item() / len(slices)
+
+
+def codebook_use(model: Autoencoder) -> dict[str, float]:
+    """Perplexity and codes used over the epoch's training steps, for each codebook; starts the count anew."""
+    use = {}
+    for i, quantizer in enumerate(model.quantizers):
+        use[f"perplexity_{i}"] = perplexity(quantizer.usage)
+        use[f"codes_used_{i}"] = int((quantizer.usage > 0).sum())
+        quantizer.usage.zero_()
+    return use
+
+
+@torch.no_grad()
+def draw_frame(run: Run, model: Autoencoder, data: DataSet, box: Box, epoch: int, score: float, on: Compute) -> None:
+    """The fixed validation slices and their reconstructions as epoch_<n>.png, a frame of progress.gif."""
+    if not run.main:
+        return
+    slices = data.splits["validate"]
+    chosen = torch.linspace(0, len(slices) - 1, FRAME_SLICES).long().numpy()
+    originals = slices.images[chosen]
+    images = torch.from_numpy(originals)[:, None].to(on.device).float() / 255
+    with on.autocast():
+        reconstruction = model(box.crop(images))[0].float().clamp(0, 1)
+    drawn = box.paste(reconstruction, originals.shape[1:])[:, 0].cpu().numpy()
+    plots.epoch_frame(
+        originals, drawn, epoch, score, run.folder / f"epoch_{epoch:03d}.png", title=f"{data.title}, validation split"
+    )
+
+
+def draw_training(run: Run, model: Autoencoder, data: DataSet, box: Box, on: Compute) -> None:
+    """The curves of all epochs, the frames as an animation, and what one validation slice becomes."""
+    if not run.main:
+        return
+    plots.training_curves(run.rows_of("autoencoder"), run.folder / "training.png", data.title)
+    plots.animate(sorted(run.folder.glob("epoch_*.png")), run.folder / "progress.gif", 0.5)
+    middle = len(data.splits["validate"]) // 2
+    codec = Codec(model, describe(data, box), on)
+    image = data.splits["validate"].images[middle : middle + 1]
+    codes = codec.encode(image)
+    grids = [grid[0].cpu().numpy() for grid in codes]
+    title = f"{data.title}, validation slice {data.splits['validate'].names[middle]}"
+    plots.code_map(image[0], grids, codec.decode(codes)[0], run.folder / "codes.png", title)
+
+
+def describe(data: DataSet, box: Box) -> dict:
+    """What a checkpoint says of its data: plain values only."""
+    train = data.splits["train"]
+    return {
+        "title": data.title,
+        "root": str(data.root.resolve()),
+        "synthetic": data.synthetic,
+        "fingerprint": data.fingerprint,
+        "size": list(train.images.shape[1:]),
+        "box": list(box),
+        "levels": int(train.levels.max()) + 1,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------
+# The command line
+
+
+def load_data(settings: argparse.Namespace) -> DataSet:
+    """The training and validation splits that the options name."""
+    return dataset.load(
+        settings.data,
+        splits=("train", "validate"),
+        allow_overlap=settings.allow_overlap,
+        limit_people=settings.limit_people,
+        axis=int(settings.axis),
+        slices=settings.slices,
+    )
+
+
+def describe_step(data: DataSet, settings: argparse.Namespace, epoch: int, step: int) -> str:
+    """Learning rate and slices of one step of the autoencoder's training."""
+    names = data.splits["train"].names
+    batch = min(settings.batch_size, len(names))
+    rate = learning_rate(settings, (epoch - 1) * (len(names) // batch) + step, len(names) // batch)
+    chosen = dataset.shuffled_shares(len(names), batch, settings.seed, epoch)[step]
+    return f"learning rate {rate:.2e}, slices {', '.join(names[i] for i in chosen)}"
+
+
+def train(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute) -> None:
+    """The autoencoder, unless that is done, and then the prior."""
+    if run.reached("autoencoder"):
+        train_autoencoder(run, data, settings, on)
+    if settings.prior != "none":
+        autoencoder, about = checkpoint.load_autoencoder(run.folder / "vqvae.pth")
+        PRIORS[settings.prior](run, data, settings, on, Codec(autoencoder, about["data"], on), about)
+
+
+@exit_on_input_error
+def main() -> int:
+    given, resume = options.parse(__doc__)
+    stored = stored_config(resume) if resume else None
+    settings = options.settle(given, stored)
+    on = compute.choose(settings.device, settings.precision)
+    data = load_data(settings)
+    config = options.plain(settings) | {"data_fingerprint": data.fingerprint}
+    if stored and stored["data_fingerprint"] != data.fingerprint:
+        raise InputError(f"{data.root} is not the data that {resume} was started with; give that with --data")
+
+    torch.manual_seed(settings.seed)
+    run = Run(resume or create_run_folder(settings.out, config), settings.save_minutes, settings.time_limit)
+    run.log(f"{'going on with' if resume else 'writing to'} {run.folder}, {on.describe()}")
+    run.log(f"{data.title}: {', '.join(f'{len(part):,} {name}' for name, part in data.splits.items())} slices")
+    try:
+        train(run, data, settings, on)
+    except NotFiniteError as error:
+        if error.stage != "autoencoder":
+            raise
+        raise InputError(f"{error}; {describe_step(data, settings, error.epoch, error.step)}") from error
+    except torch.cuda.OutOfMemoryError as error:
+        half = max(settings.batch_size // 2, 1)
+        raise InputError(f"the GPU's memory is full: start again with --batch-size {half}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
