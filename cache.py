@@ -158,9 +158,13 @@ def plan(
 
 
 def canvas_of(units: list[Unit]) -> tuple[int, int]:
-    """The size that all slices get: 256x256 for pictures, the most frequent one for NIfTI slices."""
+    """The size that all slices get: 256x256 for pictures; for NIfTI slices the most frequent one, its sides brought
+    up to multiples of 16, since a network halves them up to four times."""
     counts = Counter(shape for unit in units for shape in unit.shapes)
-    return counts.most_common(1)[0][0] if counts else images.CANVAS
+    if not counts:
+        return images.CANVAS
+    height, width = counts.most_common(1)[0][0]
+    return -(-height // 16) * 16, -(-width // 16) * 16
 
 
 def decode(unit: Unit, canvas: tuple[int, int], axis: int, slices: str | None) -> Decoded | str:

@@ -8,8 +8,10 @@ import errno
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +21,12 @@ from errors import InputError
 from modules import AUTOENCODERS, DCGAN, Autoencoder
 from pixelcnn import PixelCNN
 
+# What a checkpoint says of its data.
+ABOUT_DATA = ("title", "root", "synthetic", "fingerprint", "size", "box", "levels", "axis", "slices")
+
+# What comes of building a network from arguments, and filling it with weights, that aren't its own.
+MISFITS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, ZeroDivisionError)
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
@@ -26,18 +34,19 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
     Raises InputError when the disk is full or the folder can't be written; `path` is then as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
+        with open(unfinished, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(unfinished, path)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise InputError(f"can't write {path}: {reason}; free some space or choose another --out") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -56,6 +65,9 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; give the path of a .pth file that train.py wrote")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch doesn't look at the checksums that it writes
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds here, pickle and zip errors among them
         raise InputError(
@@ -75,17 +87,18 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any]]:
     """The autoencoder of a vqvae.pth, in eval mode on the CPU, and what else the file says of it.
 
     That is "model", "arguments", "epoch", "validation_ssim", "identity", and "data": title, root, synthetic,
-    fingerprint, size [H, W], box [top, left, height, width], levels. Raises InputError when it is another file.
+    fingerprint, size [H, W], box [top, left, height, width], levels, and the axis and slices of volumes. Raises
+    InputError when it is another file.
     """
     content = load(path, "autoencoder")
     try:
         model = AUTOENCODERS[content["model"]](**content["arguments"])
         model.load_state_dict(content["state"])
-    except (KeyError, TypeError, RuntimeError) as error:
+        about = {key: content[key] for key in ("model", "arguments", "epoch", "validation_ssim", "data")}
+        about["data"] = {key: about["data"][key] for key in ABOUT_DATA}
+    except MISFITS as error:
         raise InputError(f"{path} holds a network that this version doesn't know; train it again") from error
-    return model.eval(), {key: value for key, value in content.items() if key != "state"} | {
-        "identity": identity(model)
-    }
+    return model.eval(), about | {"identity": identity(model)}
 
 
 def identity(model: Autoencoder) -> str:
@@ -103,11 +116,12 @@ def load_prior(path: Path, autoencoder: Autoencoder) -> tuple[DCGAN | PixelCNN, 
     Raises InputError when it is another kind of file, or was trained on another autoencoder's codes.
     """
     content = load(path, "prior")
-    if content["autoencoder"] != identity(autoencoder):
+    if content.get("autoencoder") != identity(autoencoder):
         raise InputError(f"{path} was trained with another autoencoder; give the --prior of this one's run")
-    if content["model"] == "dcgan":
-        prior = DCGAN(autoencoder, **content["arguments"])
-    else:
-        prior = PixelCNN(**content["arguments"])
-    prior.load_state_dict(content["state"])
+    try:
+        build = {"dcgan": partial(DCGAN, autoencoder), "pixelcnn": PixelCNN}[content["model"]]
+        prior = build(**content["arguments"])
+        prior.load_state_dict(content["state"])
+    except MISFITS as error:
+        raise InputError(f"{path} holds a network that this version doesn't know; train it again") from error
     return prior.eval(), {key: value for key, value in content.items() if key != "state"}

@@ -1,8 +1,10 @@
 """What does it compute on? The device, the precision, and the processes of a `torchrun`."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from errors import InputError
 
 DEVICES = ("auto", "cuda", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,7 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(chosen)
-        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 ...
-        torch.backends.cudnn.benchmark = True  # ... and the fastest convolution for our fixed shapes
+        torch.backends.cudnn.benchmark = True  # TF32 stays with convolutions: the quantiser's products need fp32
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         chosen = torch.device("cpu")
@@ -61,10 +63,28 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
     return Compute(chosen, has_bf16 if precision == "auto" else precision == "bf16", rank, world_size)
 
 
+def from_first(make: Callable[[], Made]) -> Made:
+    """What `make()` returns in the first process, in every process; the others don't call it."""
+    if not dist.is_initialized():
+        return make()
+    made = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(made)
+    return made[0]
+
+
 def _cpu_has_bf16() -> bool:
     """Whether bf16 runs natively; emulated, it is slower than fp32."""
     flags = torch.cpu.get_capabilities()
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16"))
+
+
+def mean(x: torch.Tensor) -> torch.Tensor:
+    """Mean of `x` over all processes; `x` itself stays as it is."""
+    if not dist.is_initialized():
+        return x
+    together = x.clone()
+    dist.all_reduce(together)
+    return together / dist.get_world_size()
 
 
 def average_gradients(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ class InputError(Exception):
 
 
 def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], int]:
-    """Wrap a command line's `main`: an `InputError` becomes `error: ...` on stderr and status 2."""
+    """Wrap a command line's `main`: an `InputError` becomes `error: ...` on stderr and status 2, Ctrl-C status 130."""
 
     @functools.wraps(main)
     def wrapped() -> int:
@@ -22,6 +22,9 @@ def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], int]:
         except InputError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return wrapped
 

@@ -219,8 +219,8 @@ def precision_to_coverage(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> 
         InputError: a side has no more than k points.
     """
     n = min(len(real), len(fake))
-    if n <= NEIGHBOURS:
-        raise InputError(f"the judge needs more than {NEIGHBOURS} slices a side, not {n}: give it more people")
+    if n <= NEIGHBOURS + 1:
+        raise InputError(f"the judge needs more than {NEIGHBOURS + 1} slices a side, not {n}: give it more people")
     rng = np.random.default_rng(seed)
     real, fake = (side[rng.permutation(len(side))[:n]] for side in (real, fake))
     with contextlib.redirect_stdout(io.StringIO()):  # prdc prints its counts

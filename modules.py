@@ -11,7 +11,6 @@ Images are float32 `[B, 1, H, W]` in [0, 1]. The decoders are linear at the end:
 the training forward does not, since a clamp has no gradient outside.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -38,9 +37,9 @@ class VectorQuantizer(nn.Module):
     Everything runs in float32, also under autocast: in bf16 1-3 % of the assignments change.
     """
 
-    REVIVE, FRESH = 0.02, 1.0
+    REVIVE, FRESH = 0.05, 0.1
 
-    def __init__(self, codebook_size: int, dim: int, beta: float = 0.25, decay: float = 0.99, ema: bool = True):
+    def __init__(self, codebook_size: int, dim: int, beta: float = 0.25, decay: float = 0.97, ema: bool = True):
         super().__init__()
         self.codebook_size, self.dim, self.beta, self.decay, self.ema = codebook_size, dim, beta, decay, ema
         self.bypass = False
@@ -83,7 +82,8 @@ class VectorQuantizer(nn.Module):
         table = self.codebook.detach().t()
         bias = -0.5 * table.square().sum(0)
         rows = 4096 if flat.device.type == "cpu" else len(flat)  # 4096 x 512 scores stay in the CPU's cache
-        return torch.cat([torch.addmm(bias, part, table).argmax(1) for part in flat.split(rows)])
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.cat([torch.addmm(bias, part, table).argmax(1) for part in flat.split(rows)])
 
     def embed(self, codes: Tensor) -> Tensor:
         """Code vectors float32 [B, D, h, w] of `codes` int64 [B, h, w]."""
@@ -346,15 +346,15 @@ class VQVAE2(Autoencoder):
 
 
 class Residual(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), pre-activated, with group normalisation."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))); the norm is over all of a slice's channels and places."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, channels),
+            nn.GroupNorm(1, channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(8, channels),
+            nn.GroupNorm(1, channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
@@ -364,43 +364,41 @@ class Residual(nn.Module):
 
 
 class RQVAE(Autoencoder):
-    """Residual-quantised autoencoder (Lee et al. 2022, eqs. 2-4): `depth` codes a position, coarse to fine.
+    """Residual-quantised autoencoder (Lee et al. 2022, eqs. 2-4): `depth` codes a place, coarse to fine.
 
-    Pixels are folded into channels at once, four by four, so that all the width works on a small grid; each
-    further halving (`downsample` 8 or 16) has residual blocks of its own. The second codebook quantises what
-    the first one left, and so on: two codebooks of 256 tell 65,536 vectors apart.
+    The second codebook quantises what the first one left, and so on: two codebooks of 512 tell 262,144 vectors
+    apart. Pixels are folded into channels at once, four by four, so that the width works on small grids only; a
+    `downsample` of 8 or 16 halves the grid once or twice more, at twice the width.
     """
 
     def __init__(
         self,
-        codebook_size: int = 256,
+        codebook_size: int = 512,
         depth: int = 2,
         downsample: int = 4,
+        beta: float = 0.25,
+        ema: bool = True,
         width: int = 64,
         blocks: int = 2,
         dim: int = 32,
-        beta: float = 0.25,
     ):
         super().__init__()
         self.factor = self.downsample = downsample
-        halvings = {4: 0, 8: 1, 16: 2}[downsample]
-        widths = [width * min(i + 1, 2) for i in range(halvings + 1)]
+        widths = [width, 2 * width, 2 * width][: downsample.bit_length() - 2]  # at 1/4, 1/8, 1/16 of the size
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]
-        for i, channels in enumerate(widths):
-            if i:
-                encoder.append(nn.Conv2d(widths[i - 1], channels, 4, stride=2, padding=1))
-            encoder += [Residual(channels) for _ in range(blocks)]
+        for n_in, n_out in pairwise(widths):
+            encoder += [Residual(n_in), nn.Conv2d(n_in, n_out, 4, stride=2, padding=1)]
+        encoder += [Residual(widths[-1]) for _ in range(blocks)]
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], dim, 1))
-        self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta) for _ in range(depth)])
+        self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta, ema=ema) for _ in range(depth)])
         decoder: list[nn.Module] = [nn.Conv2d(dim, widths[-1], 3, padding=1)]
-        for i, channels in reversed(list(enumerate(widths))):
-            decoder += [Residual(channels) for _ in range(blocks)]
-            if i:
-                decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(channels, widths[i - 1], 3, padding=1)]
+        decoder += [Residual(widths[-1]) for _ in range(blocks)]
+        for n_in, n_out in pairwise(widths[::-1]):
+            decoder += [nn.Conv2d(n_in, 4 * n_out, 3, padding=1), nn.PixelShuffle(2), Residual(n_out)]
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 16, 3, padding=1), nn.PixelShuffle(4))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
-        z = self.encoder(images).float()
+        z = self.encoder(images).float()  # [B, dim, H / downsample, W / downsample]
         rest, codes, losses = z, [], []
         for quantizer in self.quantizers:
             quantised, grid, loss = quantizer(rest)
@@ -431,13 +429,16 @@ class RQVAE(Autoencoder):
 class Generator(nn.Module):
     """DCGAN generator (Radford et al. 2016) of latents in [-1, 1]: 3,868,544 parameters for a 64x64 grid.
 
-    The first layer makes the smallest grid that four doublings bring to `grid` or beyond; what is beyond is
-    cut off evenly on both sides.
+    The first layer makes the smallest grid that four doublings bring to `grid` or beyond; what is beyond is cut
+    off evenly. With `levels`, the slice level's embedding is added to z; level `levels` means any.
     """
 
-    def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64, z_dim: int = 128):
+    def __init__(
+        self, grid: tuple[int, int] = (64, 64), channels: int = 64, z_dim: int = 128, levels: int | None = None
+    ):
         super().__init__()
         self.grid, self.z_dim = grid, z_dim
+        self.level = None if levels is None else nn.Embedding(levels + 1, z_dim)
 
         def block(n_in: int, n_out: int, **conv) -> list[nn.Module]:
             conv = nn.ConvTranspose2d(n_in, n_out, bias=False, **conv)
@@ -454,36 +455,55 @@ class Generator(nn.Module):
         )
         self.apply(_dcgan_init)
 
-    def forward(self, z: Tensor, levels: Tensor | None = None) -> Tensor:
-        """z [B, z_dim] of N(0, 1) -> latents [B, channels, h, w] in [-1, 1]; levels are not looked at."""
-        return _centre_crop(self.layers(z[:, :, None, None]), self.grid)
+    def forward(self, z: Tensor, levels: Tensor) -> Tensor:
+        """z [B, z_dim] of N(0, 1), levels int64 [B] -> latents [B, channels, h, w] in [-1, 1]."""
+        if self.level is not None:
+            z = z + self.level(levels)
+        latents = self.layers(z[:, :, None, None])
+        top, left = ((made - side) // 2 for made, side in zip(latents.shape[2:], self.grid, strict=True))
+        return latents[:, :, top : top + self.grid[0], left : left + self.grid[1]]
 
 
 class Discriminator(nn.Module):
-    """DCGAN discriminator: 725,952 parameters for a 64x64 grid.
+    """DCGAN discriminator: 725,952 parameters for a 64x64 grid. Logits out, since the losses take them as such.
 
-    It gives logits, and the loss takes them as such: a sigmoid of its own would only lose precision.
+    Without `norm` a score depends on its own image alone, as gradient penalties need it. With `levels` it is also
+    told the slice level (projection, Miyato and Koyama 2018).
     """
 
-    def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64):
+    def __init__(
+        self,
+        grid: tuple[int, int] = (64, 64),
+        channels: int = 64,
+        width: int = 32,
+        norm: bool = True,
+        levels: int | None = None,
+    ):
         super().__init__()
 
         def block(n_in: int, n_out: int) -> list[nn.Module]:
-            conv = nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=False)
-            return [conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
+            conv = nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=not norm)
+            return [conv, *([nn.BatchNorm2d(n_out)] if norm else []), nn.LeakyReLU(0.2)]
 
         self.layers = nn.Sequential(
-            *block(channels, 32),  # [B, 32, h/2, w/2]
-            *block(32, 64),  # [B, 64, h/4, w/4]
-            *block(64, 128),  # [B, 128, h/8, w/8]
-            *block(128, 256),  # [B, 256, h/16, w/16]
-            nn.Conv2d(256, 1, kernel_size=tuple(max(side // 16, 1) for side in grid), bias=False),
+            *block(channels, width),  # [B, width, h/2, w/2]
+            *block(width, 2 * width),  # [B, 2 width, h/4, w/4]
+            *block(2 * width, 4 * width),  # [B, 4 width, h/8, w/8]
+            *block(4 * width, 8 * width),  # [B, 8 width, h/16, w/16]
         )
+        kernel = tuple(max(side // 16, 1) for side in grid)
+        self.score = nn.Conv2d(8 * width, 1, kernel, bias=False)
+        self.level = None if levels is None else nn.Conv2d(8 * width, levels + 1, kernel, bias=False)
         self.apply(_dcgan_init)
 
-    def forward(self, latents: Tensor, levels: Tensor | None = None) -> Tensor:
-        """latents [B, channels, h, w] -> logits [B], above 0 means real; levels are not looked at."""
-        return self.layers(latents).mean(dim=(1, 2, 3))
+    def forward(self, latents: Tensor, levels: Tensor) -> Tensor:
+        """latents [B, channels, h, w], levels int64 [B] -> logits [B]: above 0 means real."""
+        below, beside = (max(16 - side, 0) for side in latents.shape[2:])  # four halvings need 16 a side
+        features = self.layers(F.pad(latents, (0, beside, 0, below)))
+        score = self.score(features).mean(dim=(1, 2, 3))
+        if self.level is not None:
+            score = score + self.level(features).mean(dim=(2, 3)).gather(1, levels[:, None])[:, 0]
+        return score
 
 
 def _dcgan_init(module: nn.Module) -> None:
@@ -494,87 +514,6 @@ def _dcgan_init(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1, 0.02)
 
 
-def _centre_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
-    top, left = (x.shape[2] - size[0]) // 2, (x.shape[3] - size[1]) // 2
-    return x[:, :, top : top + size[0], left : left + size[1]]
-
-
-class GanResidual(nn.Module):
-    """x + conv(act(conv(act(x)))) without normalisation; the branch starts at zero (Fixup, as in R3GAN)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
-
-
-def _gan_widths(grid: tuple[int, int], width: int) -> list[int]:
-    """Channels at each scale of a GAN over `grid`, finest first; the coarsest scale is 6 or less a side."""
-    halvings = 0
-    while max(grid) / 2**halvings > 6:
-        halvings += 1
-    return [min(width * 2**i, 4 * width) for i in range(halvings + 1)]
-
-
-class ResidualGenerator(nn.Module):
-    """Generator of latents given a slice level: residual blocks and upsampling, no normalisation, linear out.
-
-    `levels` slice levels can be asked for; level `levels` means any.
-    """
-
-    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 64, z_dim: int = 128):
-        super().__init__()
-        self.grid, self.z_dim = grid, z_dim
-        widths = _gan_widths(grid, width)[::-1]
-        scale = 2 ** (len(widths) - 1)
-        self.start = (widths[0], -(-grid[0] // scale), -(-grid[1] // scale))
-        self.level = nn.Embedding(levels + 1, z_dim)
-        self.mapping = nn.Sequential(
-            nn.Linear(2 * z_dim, 256), nn.LeakyReLU(0.2), nn.Linear(256, math.prod(self.start))
-        )
-        layers: list[nn.Module] = [GanResidual(widths[0])]
-        for n_in, n_out in pairwise(widths):
-            layers += [
-                nn.Upsample(scale_factor=2, mode="bilinear"),
-                nn.Conv2d(n_in, n_out, 1),
-                GanResidual(n_out),
-            ]
-        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], channels, 3, padding=1))
-
-    def forward(self, z: Tensor, levels: Tensor) -> Tensor:
-        """z [B, z_dim] of N(0, 1), levels int64 [B] -> normalised latents [B, channels, h, w]."""
-        start = self.mapping(torch.cat([z, self.level(levels)], dim=1)).view(-1, *self.start)
-        return _centre_crop(self.layers(start), self.grid)
-
-
-class ResidualDiscriminator(nn.Module):
-    """Discriminator to match: residual blocks and average pooling, no normalisation, projection of the level
-    (Miyato and Koyama 2018)."""
-
-    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 64):
-        super().__init__()
-        widths = _gan_widths(grid, width)
-        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
-        for n_in, n_out in pairwise(widths):
-            layers += [GanResidual(n_in), nn.Conv2d(n_in, n_out, 1), nn.AvgPool2d(2, ceil_mode=True)]
-        self.layers = nn.Sequential(*layers, GanResidual(widths[-1]), nn.LeakyReLU(0.2), nn.Flatten())
-        scale = 2 ** (len(widths) - 1)
-        features = widths[-1] * -(-grid[0] // scale) * -(-grid[1] // scale)
-        self.head = nn.Linear(features, 256)
-        self.out = nn.Linear(256, 1)
-        self.level = nn.Embedding(levels + 1, 256)
-        nn.init.zeros_(self.level.weight)
-
-    def forward(self, latents: Tensor, levels: Tensor) -> Tensor:
-        """latents [B, channels, h, w], levels int64 [B] -> logits [B]."""
-        features = F.leaky_relu(self.head(self.layers(latents)), 0.2)
-        return self.out(features).squeeze(1) + (features * self.level(levels)).sum(1)
-
-
 class DCGAN(nn.Module):
     """A GAN over the latents of an autoencoder, as a prior over its codes.
 
@@ -582,8 +521,8 @@ class DCGAN(nn.Module):
     of the real latents map these to [-1, 1], so that the discriminator can't win by scale. `sample` maps
     back and snaps to the codebooks, so the decoder only ever sees code vectors.
 
-    `loss` "bce" takes the course report's pair, which knows no slice levels; "r3gan" the residual pair,
-    where level `levels` stands for any.
+    `loss` "bce" is the course report's pair, which knows no slice levels. "r3gan" is the same pair told the level,
+    where `levels` stands for any, and a discriminator twice as wide without batch normalisation.
     """
 
     def __init__(
@@ -591,10 +530,7 @@ class DCGAN(nn.Module):
     ):
         super().__init__()
         self.grid, self.channels, self.levels, self.loss = grid, channels, levels, loss
-        if loss == "bce":
-            self.generator = Generator(grid, channels)
-        else:
-            self.generator = ResidualGenerator(grid, channels, levels)
+        self.generator = Generator(grid, channels, levels=None if loss == "bce" else levels)
         self.snap: Callable[[Tensor], Codes] = autoencoder.snap
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("scale", torch.ones(1, channels, 1, 1))
@@ -603,7 +539,7 @@ class DCGAN(nn.Module):
         """The opponent to train the generator with; sampling needs none."""
         if self.loss == "bce":
             return Discriminator(self.grid, self.channels)
-        return ResidualDiscriminator(self.grid, self.channels, self.levels)
+        return Discriminator(self.grid, self.channels, width=64, norm=False, levels=self.levels)
 
     @torch.no_grad()
     def fit_normalisation(self, latents: Tensor) -> None:

@@ -18,11 +18,14 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
         ("slices", str, None, "cut 3-D volumes at 'start:stop[:step]' only"),
     ],
     "autoencoder": [
-        ("model", tuple(AUTOENCODERS), "vqvae", "which autoencoder"),
+        ("model", tuple(AUTOENCODERS), "rqvae", "autoencoder; vqvae is the course report's"),
         ("epochs", number(int, 1), 12, "passes over the training slices"),
-        ("batch-size", number(int, 1), 32, "slices a step, over all processes together"),
-        ("lr", number(float, 0), 1e-3, "Adam's learning rate, after warm-up and before it falls"),
+        ("batch-size", number(int, 1), 8, "slices a step, over all processes together"),
+        ("optimizer", ("muon", "adam"), None, "Muon, momentum made orthogonal, or Adam (default: muon for rqvae only)"),
+        ("lr", number(float, 0), 1e-3, "learning rate, after warm-up and before it falls"),
         ("beta", number(float, 0), 0.25, "weight of the commitment loss"),
+        ("downsample", ("4", "8", "16"), "4", "rqvae: pixels a code, in height and in width"),
+        ("depth", number(int, 1, 16), 2, "rqvae: codes a place"),
         ("codebook-size", number(int, 2, 32767), 512, "codes in each codebook"),
         ("codebook", ("ema", "gradient"), "ema", "how the codebook learns: moving averages or gradient"),
         ("loss", ("l1+ssim", "mse"), "l1+ssim", "reconstruction loss: L1 + (1 - SSIM) / 2, or squared error"),
@@ -31,7 +34,7 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
         ("prior", ("dcgan", "pixelcnn", "none"), "dcgan", "prior over the codes"),
         ("prior-epochs", number(int, 1), 25, "passes over the training codes"),
         ("prior-batch-size", number(int, 1), 32, "code grids a step, over all processes together"),
-        ("prior-lr", number(float, 0), 2e-4, "Adam's learning rate"),
+        ("prior-lr", number(float, 0), None, "Adam's learning rate (default: 2e-4 for dcgan, 1e-3 for pixelcnn)"),
         ("gan-loss", ("r3gan", "bce"), "r3gan", "relativistic loss with R1 and R2, or the course report's GAN"),
         ("gan-gamma", number(float, 0), 0.1, "weight of the gradient penalties R1 and R2"),
     ],
@@ -72,8 +75,11 @@ def parse(description: str, arguments: list[str] | None = None) -> tuple[dict[st
 def settle(given: dict[str, Any], stored: dict[str, Any] | None) -> argparse.Namespace:
     """All settings: what was given, else what the resumed run has, else the defaults.
 
-    Raises InputError when a resumed run was started with another setting than the one given now.
+    Raises InputError when a resumed run was started with another setting than the one given now, or when what
+    it has stored is no setting at all.
     """
+    if stored:
+        stored = DEFAULTS | parse("", _arguments(stored))[0]
     for name, value in given.items():
         if stored and name not in MAY_CHANGE and value != stored[name]:
             flag = "--" + name.replace("_", "-")
@@ -82,6 +88,13 @@ def settle(given: dict[str, Any], stored: dict[str, Any] | None) -> argparse.Nam
         if stored and given.get(name, stored[name]) < stored[name]:
             raise InputError(f"the run was started with more {name} ({stored[name]}); give as many or more")
     return argparse.Namespace(**{**DEFAULTS, **(stored or {}), **given})
+
+
+def _arguments(stored: dict[str, Any]) -> list[str]:
+    """The command line that gives the settings in a config.json, so that the parser looks at them, too."""
+    values = {name.replace("_", "-"): stored.get(name) for name in DEFAULTS}
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
 def plain(settings: argparse.Namespace) -> dict[str, Any]:

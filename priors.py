@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,13 @@ import plots
 from codec import Codec, to_uint8
 from compute import Compute
 from dataset import DataSet, shuffled_shares
-from judge import Judge, code_histogram_distance
+from errors import InputError
 from modules import DCGAN, Codes
 from pixelcnn import PixelCNN
 from run import Run, Stage, progress
+
+if TYPE_CHECKING:
+    from judge import Judge
 
 LEVEL_DROPOUT = 0.1  # share of the training slices whose level is hidden, so that a prior also works without
 SAMPLES = 320  # judged after each epoch of the GAN
@@ -36,7 +40,10 @@ class CodeBatches:
         self.any_level = levels
         known = torch.from_numpy(slices.levels).to(on.device)
         self.levels = torch.where((known < 0) | (known > levels), levels, known)
-        self.size, self.batch_size, self.on = len(slices), min(batch_size, len(slices)), on
+        if batch_size % on.world_size:
+            raise InputError(f"--prior-batch-size {batch_size} can't be shared equally by {on.world_size} processes")
+        self.size, self.on = len(slices), on
+        self.batch_size = min(batch_size, self.size // on.world_size * on.world_size)
         self.steps = self.size // self.batch_size
 
     def at(self, indices: Tensor) -> tuple[Codes, Tensor]:
@@ -59,6 +66,8 @@ class CodeBatches:
 
 def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute, codec: Codec, about: dict) -> None:
     """Train the GAN over the autoencoder's latents; dcgan.pth is the one nearest to the validation people."""
+    from judge import Judge  # here, since it takes seconds to import, and training starts without it
+
     levels = about["data"]["levels"]
     batches = CodeBatches(codec, data, "train", levels, settings.prior_batch_size, on)
     autoencoder = codec.autoencoder
@@ -68,12 +77,10 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
     prior = DCGAN(autoencoder, **arguments).to(on.device)
     prior.fit_normalisation(examples)
     discriminator = prior.make_discriminator().to(on.device)
+    rate = 2e-4 if settings.prior_lr is None else settings.prior_lr
     betas, inertia = GAN[settings.gan_loss]
     average = AveragedModel(prior.generator, multi_avg_fn=get_ema_multi_avg_fn(inertia))
-    learners = [
-        torch.optim.Adam(net.parameters(), settings.prior_lr or 2e-4, betas, fused=True)
-        for net in (discriminator, prior.generator)
-    ]
+    learners = [torch.optim.Adam(net.parameters(), rate, betas, fused=True) for net in (discriminator, prior.generator)]
     parts = {"prior": prior, "discriminator": discriminator, "average": average}
     parts |= {"discriminator_optimizer": learners[0], "generator_optimizer": learners[1]}
     stage = Stage(run, "dcgan", settings.prior_epochs, parts)
@@ -84,13 +91,13 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
         shuffled = batches.shuffled(settings.seed, epoch, stage.step)
         for codes, level in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
             real = prior.normalise(autoencoder.embed(codes))
-            stage.add(**gan_step(prior.generator, discriminator, learners, real, level, settings))
+            stage.add(**gan_step(prior.generator, discriminator, learners, real, level, settings, on))
             average.update_parameters(prior.generator)
         row = stage.means()
+        sampler = DCGAN(autoencoder, **arguments).to(on.device)  # in every process: it draws random numbers
+        sampler.load_state_dict(prior.state_dict())
+        sampler.generator = average.module
         if run.main:
-            sampler = DCGAN(autoencoder, **arguments).to(on.device)
-            sampler.load_state_dict(prior.state_dict())
-            sampler.generator = average.module
             samples = sampler.eval().sample(range(SAMPLES))
             verdict = judge_samples(samples, batches, codec, judge)
             row |= verdict
@@ -109,17 +116,20 @@ def gan_step(
     real: Tensor,
     levels: Tensor,
     settings: argparse.Namespace,
+    on: Compute,
 ) -> dict[str, Tensor]:
     """One step of the discriminator and one of the generator on real latents [B, C, h, w]; what to log."""
     loss = r3gan_losses if settings.gan_loss == "r3gan" else bce_losses
-    noise = torch.randn(2, len(real), generator.z_dim, device=real.device)
+    noise = torch.randn(2, on.world_size, len(real), generator.z_dim, device=real.device)[:, on.rank]
 
     real, fake = real.detach().requires_grad_(), generator(noise[0], levels).detach().requires_grad_()
     scores = discriminator(real, levels), discriminator(fake, levels)
     _, discriminator_loss = loss(*scores)
-    penalties = [gradient_penalty(*pair) for pair in zip(scores, (real, fake), strict=True)]
-    gamma = settings.gan_gamma if settings.gan_loss == "r3gan" else 0.0
-    descend(learners[0], discriminator, discriminator_loss + gamma / 2 * sum(penalties))
+    penalties = {}
+    if settings.gan_loss == "r3gan":
+        penalties = {"r1": gradient_penalty(scores[0], real), "r2": gradient_penalty(scores[1], fake)}
+    penalty = settings.gan_gamma / 2 * sum(penalties.values())
+    descend(learners[0], discriminator, discriminator_loss + penalty)
 
     fake_score = discriminator(generator(noise[1], levels), levels)
     with torch.no_grad():
@@ -133,8 +143,7 @@ def gan_step(
         "score_fake": scores[1].mean(),
         "accuracy_real": (scores[0] > 0).float().mean(),
         "accuracy_fake": (scores[1] < 0).float().mean(),
-        "r1": penalties[0],
-        "r2": penalties[1],
+        **penalties,
     }
 
 
@@ -164,8 +173,10 @@ def descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) 
     optimizer.step()
 
 
-def judge_samples(samples: Codes, batches: CodeBatches, codec: Codec, judge: Judge) -> dict[str, float]:
+def judge_samples(samples: Codes, batches: CodeBatches, codec: Codec, judge: "Judge") -> dict[str, float]:
     """Frechet distances from validation people, and the mean distance of the code histograms from training's."""
+    from judge import code_histogram_distance
+
     distances = judge.frechet(to_uint8(codec.decode(samples)))
     histograms = [
         code_histogram_distance(sampled, real.long(), size)
@@ -190,47 +201,61 @@ def train_pixelcnn(
     arguments["levels"] = levels
     prior = PixelCNN(**arguments).to(on.device, memory_format=torch.channels_last)
     average = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(0.995))
-    optimizer = torch.optim.AdamW(prior.parameters(), settings.prior_lr or 1e-3, (0.9, 0.99), fused=True)
+    rate = 1e-3 if settings.prior_lr is None else settings.prior_lr
+    optimizer = torch.optim.AdamW(prior.parameters(), rate, (0.9, 0.99), fused=True)
     parts = {"prior": prior, "average": average, "optimizer": optimizer}
     stage = Stage(run, "pixelcnn", settings.prior_epochs, parts)
     codes_per_image = sum(h * w for h, w in arguments["grids"])
 
     for epoch in stage.remaining_epochs():
+        history = [row["validation_bits"] for row in run.rows_of("pixelcnn")]
+        if history and len(history) - history.index(min(history)) > PATIENCE:
+            run.log(f"pixelcnn: no progress on validation people for {PATIENCE} epochs, stopping")
+            break
         prior.train()
         shuffled = train.shuffled(settings.seed, epoch, stage.step)
         for codes, level in stage.steps(progress(shuffled, stage, train.steps, train.batch_size)):
-            with on.autocast():
-                bits = prior(codes, level).mean() / codes_per_image
-            optimizer.zero_grad()
-            bits.backward()
-            compute.average_gradients(prior)
-            nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-            optimizer.step()
-            average.update_parameters(prior)
-            stage.add(train_bits=bits)
+            bits = pixelcnn_step(prior, average, optimizer, codes, level, on)
+            stage.add(train_bits=bits / codes_per_image)
         row = stage.means()
         row["validation_bits"] = held_out_bits(average.module.eval(), held_out, on) / codes_per_image
         if stage.is_best(-row["validation_bits"]):
             content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
             run.save("pixelcnn.pth", content | {"state": average.module.state_dict(), "epoch": epoch, **row})
         stage.end_epoch(row)
-        history = [row["validation_bits"] for row in run.rows_of("pixelcnn")]
-        if len(history) - history.index(min(history)) > PATIENCE:
-            run.log(f"pixelcnn: no progress on validation people for {PATIENCE} epochs, stopping")
-            break
     if run.main:
         plots.pixelcnn_curves(run.rows_of("pixelcnn"), run.folder / "pixelcnn.png", data.title)
+
+
+def pixelcnn_step(
+    prior: PixelCNN,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    codes: Codes,
+    levels: Tensor,
+    on: Compute,
+) -> Tensor:
+    """One step on code grids [B, h, w] and levels [B]; the mean bits of an image."""
+    with on.autocast():
+        bits = prior(codes, levels).mean()
+    optimizer.zero_grad()
+    (bits / sum(grid[0].numel() for grid in codes)).backward()
+    compute.average_gradients(prior)
+    nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+    optimizer.step()
+    average.update_parameters(prior)
+    return bits
 
 
 @torch.inference_mode()
 def held_out_bits(prior: PixelCNN, batches: CodeBatches, on: Compute) -> float:
     """Mean bits per image of a whole split, with the levels known."""
-    total = 0.0
-    for indices in torch.arange(batches.size).split(batches.batch_size):
+    total = torch.zeros((), dtype=torch.float64, device=on.device)
+    for indices in torch.arange(batches.size).split(batches.batch_size)[on.rank :: on.world_size]:
         codes, levels = batches.at(indices)
         with on.autocast():
-            total += prior(codes, levels).sum().item()
-    return total / batches.size
+            total += prior(codes, levels).sum()
+    return compute.mean(total).item() * on.world_size / batches.size
 
 
 PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_pixelcnn}

@@ -14,7 +14,9 @@ import csv
 import errno
 import io
 import json
+import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -23,11 +25,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 import checkpoint
+import compute
 from checkpoint import atomic
 from errors import InputError
 
@@ -39,20 +43,32 @@ LOOK_EVERY = 50  # steps between two looks at the losses: each halts a GPU
 class Run:
     """One run folder, its log, and its progress.
 
-    Only the first process of a group writes. `rows` are the rows of metrics.csv.
+    Only the first process of a group writes, and only one run at a time. `rows` are the rows of metrics.csv.
+    Raises InputError when another run is at work in the folder, or nothing readable is left of its last state.
     """
 
     def __init__(self, folder: Path, save_minutes: float, time_limit: float | None):
         self.folder = folder
         self.main = not dist.is_initialized() or dist.get_rank() == 0
+        if self.main:
+            self._lock()
         self.state = load_last(folder)
         self.rows: list[dict[str, Any]] = self.state["rows"] if self.state else []
         self.stopped_by: int | None = None
         self.save_seconds = 60 * save_minutes
-        self.deadline = time.monotonic() + 60 * time_limit if time_limit else float("inf")
+        self.deadline = time.monotonic() + 60 * time_limit if time_limit is not None else float("inf")
         self.saved_at = time.monotonic()
         for number in SIGNALS:
             signal.signal(number, self._stop)
+
+    def _lock(self) -> None:
+        self.lock = filelock.FileLock(self.folder / ".lock")  # let go of when the process ends, however it ends
+        try:
+            self.lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise InputError(f"another train.py is at work in {self.folder}; wait for it, or stop it") from None
+        for leftover in self.folder.glob(".*.partial"):  # of a process that was killed
+            leftover.unlink()
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopped_by = number
@@ -77,6 +93,11 @@ class Run:
         """The rows of one stage, an epoch each."""
         return [row for row in self.rows if row["stage"] == stage]
 
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Keep the settings that a resumed run was given, so that the next one goes on with those."""
+        if self.main:
+            write_config(self.folder, config)
+
     def write_metrics(self) -> None:
         """metrics.csv from `rows`: the columns of every stage, empty where a stage has none."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -89,9 +110,12 @@ class Run:
 
 
 def load_last(folder: Path) -> dict[str, Any] | None:
-    """The newest readable state of a run: last.pth, else previous.pth with a warning, else None."""
+    """The newest readable state of a run, with a warning for each newer one that isn't; None when none was written.
+
+    next.pth is there, and whole, when the process was killed just before it became last.pth.
+    """
     problem = None
-    for path in (folder / "last.pth", folder / "previous.pth"):
+    for path in (folder / "next.pth", folder / "last.pth", folder / "previous.pth"):
         if path.exists():
             try:
                 state = checkpoint.load(path, "run")
@@ -111,8 +135,7 @@ def create_run_folder(out: Path, config: dict[str, Any]) -> Path:
     hidden = out / f".{stamp}.{os.getpid()}"
     try:
         hidden.mkdir(parents=True)
-        with atomic(hidden / "config.json") as file:
-            file.write(json.dumps(config, indent=2).encode())
+        write_config(hidden, config)
         for attempt in range(1, 1000):
             folder = out / (stamp if attempt == 1 else f"{stamp}_{attempt}")
             try:
@@ -123,15 +146,26 @@ def create_run_folder(out: Path, config: dict[str, Any]) -> Path:
                     raise
     except OSError as error:
         raise InputError(f"can't make a run folder in {out}: {error.strerror}; choose another --out") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)  # there is none when it has got its name
     raise InputError(f"can't find a free name for a run folder in {out}; choose another --out")
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
     """The settings that a run was started with; raises InputError when `folder` is no run's."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} is no run folder of train.py: no readable config.json in it") from error
+    if not isinstance(config, dict) or "data_fingerprint" not in config:
+        raise InputError(f"{folder / 'config.json'} is not one that train.py wrote; give another run's folder")
+    return config
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """config.json, whole or not at all."""
+    with atomic(folder / "config.json") as file:
+        file.write(json.dumps(config, indent=2).encode())
 
 
 class NotFiniteError(InputError):
@@ -163,11 +197,14 @@ class Stage:
             self._load(run.state)
 
     def _load(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.sums = state["sums"]
-        torch.set_rng_state(state["rng"])
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+            self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+            self.sums = state["sums"]
+            torch.set_rng_state(state["rng"])
+        except checkpoint.MISFITS as error:
+            raise InputError(f"last.pth in {self.run.folder} is not of the run that config.json tells of") from error
         if torch.cuda.is_available() and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
         self.run.log(f"{self.name}: going on after epoch {self.epoch}, step {self.step}")
@@ -213,6 +250,7 @@ class Stage:
                 self._leave()
             if time.monotonic() - self.run.saved_at > self.run.save_seconds:
                 self.save()
+        self.check_finite()  # before anything is made of weights that aren't numbers
 
     def _must_stop(self, agree: bool) -> bool:
         stop = self.run.stopped_by is not None or time.monotonic() > self.run.deadline
@@ -243,12 +281,12 @@ class Stage:
             raise NotFiniteError(self.name, self.epoch + 1, step)
 
     def means(self) -> dict[str, float]:
-        """Mean over the steps of this epoch so far of what was given to `add`."""
-        return {name: float(total) / max(self.step, 1) for name, total in self.sums.items()}
+        """Mean over the steps of this epoch so far, and over all processes, of what was given to `add`."""
+        return {name: float(compute.mean(total)) / max(self.step, 1) for name, total in self.sums.items()}
 
     def is_best(self, score: float) -> bool:
         """Whether `score` (larger is better) beats all before it; it is then the one to beat."""
-        if self.best is not None and not score > self.best:
+        if not score > (-math.inf if self.best is None else self.best):  # nor is NaN ever the best
             return False
         self.best = float(score)
         return True

@@ -12,11 +12,12 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import checkpoint
 import compute
@@ -29,12 +30,14 @@ from dataset import Batches, Box, DataSet, Slices
 from errors import InputError, exit_on_input_error
 from metrics import perplexity, ssim
 from modules import AUTOENCODERS, Autoencoder
+from optim import Muon
 from priors import PRIORS
 from run import NotFiniteError, Run, Stage, create_run_folder, progress, stored_config
 
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
 FRAME_SLICES = 8  # in the fixed batch that is redrawn every epoch
 WARM_UP = 100  # steps
+CLIP = 2.0  # largest norm of the gradient: one odd batch must not send the latents away from their codebook
 
 # ----------------------------------------------------------------------------------------------------
 # The autoencoder
@@ -46,11 +49,13 @@ def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on:
     box = dataset.content_box(train.images)
     batches = Batches(train, settings.batch_size, on.device, box, on.rank, on.world_size)
     arguments = {"codebook_size": settings.codebook_size, "beta": settings.beta, "ema": settings.codebook == "ema"}
+    if settings.model == "rqvae":
+        arguments |= {"depth": settings.depth, "downsample": int(settings.downsample)}
     model = AUTOENCODERS[settings.model](**arguments).to(on.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), settings.lr, betas=(0.9, 0.99), fused=True)
+    optimizer = OPTIMIZERS[settings.optimizer or BEST[settings.model]](model.parameters(), settings.lr)
     stage = Stage(run, "autoencoder", settings.epochs, {"model": model, "optimizer": optimizer})
     warm_up = min(WARM_UP, batches.steps // 2)
-    about = {"model": settings.model, "arguments": arguments, "data": describe(data, box)}
+    about = {"model": settings.model, "arguments": arguments, "data": describe(data, box, settings)}
     if not stage.resumed:
         count = sum(p.numel() for p in model.parameters())
         run.log(f"{settings.model}: {count:,} weights, on the {box.height}x{box.width} pixels that hold content")
@@ -65,14 +70,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on:
                 start_codebooks(model, train, box, settings.seed, on)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, done, batches.steps)
-            with on.autocast():
-                reconstruction, _, latent_loss = model(images)
-            reconstruction_loss = LOSSES[settings.loss](reconstruction.float(), images)
-            optimizer.zero_grad()
-            (reconstruction_loss + latent_loss).backward()
-            compute.average_gradients(model)
-            optimizer.step()
-            stage.add(train_reconstruction=reconstruction_loss, train_commitment=latent_loss)
+            stage.add(**autoencoder_step(model, optimizer, images, LOSSES[settings.loss], on))
 
         score = validation_ssim(model, data, box, settings.batch_size, on)
         if stage.is_best(score):
@@ -80,14 +78,35 @@ def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on:
             run.save("vqvae.pth", content | {"epoch": epoch, "validation_ssim": score})
         draw_frame(run, model, data, box, epoch, score, on)
         stage.end_epoch(stage.means() | {"validation_ssim": score} | codebook_use(model))
-    draw_training(run, model, data, box, on)
+    draw_training(run, model, data, about["data"], on)
+
+
+def autoencoder_step(
+    model: Autoencoder, optimizer: torch.optim.Optimizer, images: Tensor, loss: Callable[..., Tensor], on: Compute
+) -> dict[str, Tensor]:
+    """One step on images [B, 1, h, w]; what to log."""
+    with on.autocast():
+        reconstruction, _, latent_loss = model(images)
+    reconstruction_loss = loss(reconstruction.float(), images)
+    optimizer.zero_grad()
+    (reconstruction_loss + latent_loss).backward()
+    compute.average_gradients(model)
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    return {"train_reconstruction": reconstruction_loss, "train_commitment": latent_loss}
 
 
 def l1_ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute error + (1 - SSIM) / 2."""
+    """Mean absolute error + (1 - SSIM) / 2.
+
+    Not of the clamped picture: where black may be any negative number, the latents of the background grow for ever.
+    """
     return F.l1_loss(reconstruction, images) + 0.5 * (1 - ssim(reconstruction, images).mean())
 
 
+OPTIMIZERS = {"muon": Muon, "adam": partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True)}
+# Muon makes networks without normalisation restless: their latents grow, and the codebook lags behind.
+BEST = {"vqvae": "adam", "vqvae2": "adam", "rqvae": "muon"}
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": F.mse_loss}
 
 
@@ -146,14 +165,14 @@ def draw_frame(run: Run, model: Autoencoder, data: DataSet, box: Box, epoch: int
     )
 
 
-def draw_training(run: Run, model: Autoencoder, data: DataSet, box: Box, on: Compute) -> None:
+def draw_training(run: Run, model: Autoencoder, data: DataSet, about: dict, on: Compute) -> None:
     """The curves of all epochs, the frames as an animation, and what one validation slice becomes."""
     if not run.main:
         return
     plots.training_curves(run.rows_of("autoencoder"), run.folder / "training.png", data.title)
     plots.animate(sorted(run.folder.glob("epoch_*.png")), run.folder / "progress.gif", 0.5)
     middle = len(data.splits["validate"]) // 2
-    codec = Codec(model, describe(data, box), on)
+    codec = Codec(model, about, on)
     image = data.splits["validate"].images[middle : middle + 1]
     codes = codec.encode(image)
     grids = [grid[0].cpu().numpy() for grid in codes]
@@ -161,7 +180,7 @@ def draw_training(run: Run, model: Autoencoder, data: DataSet, box: Box, on: Com
     plots.code_map(image[0], grids, codec.decode(codes)[0], run.folder / "codes.png", title)
 
 
-def describe(data: DataSet, box: Box) -> dict:
+def describe(data: DataSet, box: Box, settings: argparse.Namespace) -> dict:
     """What a checkpoint says of its data: plain values only."""
     train = data.splits["train"]
     return {
@@ -172,6 +191,8 @@ def describe(data: DataSet, box: Box) -> dict:
         "size": list(train.images.shape[1:]),
         "box": list(box),
         "levels": int(train.levels.max()) + 1,
+        "axis": int(settings.axis),
+        "slices": settings.slices,
     }
 
 
@@ -221,15 +242,25 @@ def main() -> int:
         raise InputError(f"{data.root} is not the data that {resume} was started with; give that with --data")
 
     torch.manual_seed(settings.seed)
-    run = Run(resume or create_run_folder(settings.out, config), settings.save_minutes, settings.time_limit)
-    run.log(f"{'going on with' if resume else 'writing to'} {run.folder}, {on.describe()}")
-    run.log(f"{data.title}: {', '.join(f'{len(part):,} {name}' for name, part in data.splits.items())} slices")
+    folder = resume or compute.from_first(lambda: create_run_folder(settings.out, config))
     try:
+        run = Run(folder, settings.save_minutes, settings.time_limit)
+        if run.state and run.state["stage"] not in ("autoencoder", settings.prior):
+            raise InputError(f"last.pth in {folder} is not of the run that config.json tells of; start anew")
+        if not run.reached("autoencoder") and len(run.rows_of("autoencoder")) < settings.epochs:
+            raise InputError(f"the prior of {folder} has been begun on its autoencoder; for more --epochs start anew")
+        if resume:
+            run.write_config(config)
+        run.log(f"{'going on with' if resume else 'writing to'} {run.folder}, {on.describe()}")
+        run.log(f"{data.title}: {', '.join(f'{len(part):,} {name}' for name, part in data.splits.items())} slices")
         train(run, data, settings, on)
     except NotFiniteError as error:
         if error.stage != "autoencoder":
             raise
         raise InputError(f"{error}; {describe_step(data, settings, error.epoch, error.step)}") from error
+    except OSError as error:  # of the log and the figures
+        reason = error.strerror or error
+        raise InputError(f"can't write to {folder}: {reason}; mend that, and go on with --resume {folder}") from error
     except torch.cuda.OutOfMemoryError as error:
         half = max(settings.batch_size // 2, 1)
         raise InputError(f"the GPU's memory is full: start again with --batch-size {half}") from error

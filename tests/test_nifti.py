@@ -157,13 +157,13 @@ def test_a_set_of_volumes(tmp_path):
         save(root / split / f"case_{person:03d}.nii.gz", volume(person))
     data = dataset.load(str(root), slices="4:12")
     train = data.splits["train"]
-    assert train.images.shape == (16, 20, 24)
+    assert train.images.shape == (16, 32, 32)
     assert train.names[8:10] == ["case_002_slice_4.nii.gz", "case_002_slice_5.nii.gz"]
     assert train.people == ["case_001"] * 8 + ["case_002"] * 8
     assert train.levels.tolist() == [*range(4, 12)] * 2
     assert train.paths[8] == root / "train/case_002.nii.gz"
     assert len(dataset.load(str(root), limit_people=1, slices="4:12").splits["train"]) == 8
-    assert dataset.load(str(root), axis=0).splits["train"].images.shape == (40, 24, 16)  # a cache of its own
+    assert dataset.load(str(root), axis=0).splits["train"].images.shape == (40, 32, 16)  # a cache of its own
     with pytest.raises(InputError, match="none of them in 50:60"):
         dataset.load(str(root), slices="50:60")
     with pytest.raises(InputError, match="axis must be"):

@@ -1,0 +1,258 @@
+"""Does it beat image codecs at the same bytes? JPEG, JPEG 2000, WebP and AVIF beside this project's models.
+
+    python benchmarks/codecs.py --data DIR --checkpoints runs/<run>/vqvae.pth
+
+Each slice gets the best quality whose whole file, headers and all, fits the bytes: those of --bytes, and those of each
+model's codes. A pixelcnn.pth beside a checkpoint gives the bytes that its codes take entropy-coded. The table
+(codecs.md, codecs.json), the rate-distortion figure, and for each model its worst, median and best slice beside
+what the codecs make of them at the same bytes go to --out.
+"""
+
+import argparse
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import checkpoint
+import compute
+import dataset
+import plots
+from cache import SPLITS
+from checkpoint import atomic
+from codec import Codec, to_uint8
+from dataset import Slices
+from errors import InputError, Parser, exit_on_input_error, number
+from metrics import reconstruction_scores, summarise
+from sampling import Sampler
+from style import Pictures
+
+
+@dataclass(frozen=True)
+class ImageCodec:
+    """A codec of Pillow's: `options(quality, pixels)` are what it is told for one of `qualities`, low to high.
+
+    `look_below`: how many of the next lower qualities may give the higher SSIM, and are tried too.
+    """
+
+    format: str
+    qualities: range
+    options: Callable[[int, int], dict]
+    look_below: int = 0
+
+
+CODECS = {  # each with the settings that cost time and save bytes, on one channel where the format has such
+    # At every other quality JPEG's black is 1 to 8, which costs more SSIM than all that it does to the brain.
+    "JPEG": ImageCodec("JPEG", range(1, 101), lambda q, _: {"quality": q, "optimize": True}, look_below=10),
+    "JPEG 2000": ImageCodec(  # its quality is the file's size, as a ratio; no JP2 container around the code stream
+        "JPEG2000",
+        range(1, 2**16),
+        lambda q, pixels: {"quality_layers": [pixels / q], "irreversible": True, "no_jp2": True},
+    ),
+    "WebP": ImageCodec("WEBP", range(101), lambda q, _: {"quality": q, "method": 6}),
+    "AVIF": ImageCodec(
+        "AVIF", range(101), lambda q, _: {"quality": q, "subsampling": "4:0:0", "speed": 4, "max_threads": 1}
+    ),
+}
+
+
+def compress(codec: ImageCodec, image: np.ndarray, budget: float) -> bytes:
+    """`image`, uint8 [H, W], at the best quality that fits `budget` bytes; at the lowest where none does."""
+    picture = Image.fromarray(image)
+
+    def at(quality: int) -> bytes:
+        file = io.BytesIO()
+        picture.save(file, codec.format, **codec.options(quality, image.size))
+        return file.getvalue()
+
+    low, high = codec.qualities[0], codec.qualities[-1]
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(at(middle)) <= budget else (low, middle - 1)
+    if not codec.look_below:
+        return at(low)
+    files = [at(quality) for quality in range(max(low - codec.look_below, codec.qualities[0]), low + 1)]
+    return max(files, key=lambda data: structural_similarity(image, decompress(data), data_range=255))
+
+
+def decompress(data: bytes) -> np.ndarray:
+    """A file that `compress` made -> uint8 [H, W]."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("L"))
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a codec or a model makes of N slices: a row of the table, uint8 [N, H, W], and bytes a slice, [N]."""
+
+    row: dict
+    pictures: np.ndarray
+    sizes: np.ndarray
+
+
+def run_codec(name: str, images: np.ndarray, budget: float) -> Coded:
+    """The codec on `images`, uint8 [N, H, W], at `budget` bytes each."""
+    with ThreadPoolExecutor() as pool:  # Pillow's encoders let go of the interpreter lock
+        files = pool.map(lambda image: compress(CODECS[name], image, budget), images)
+        files = list(tqdm(files, f"{name}, {budget:,.0f} bytes", len(images), unit=" slices", disable=None))
+    sizes = np.array([len(data) for data in files])
+    pictures = np.stack([decompress(data) for data in files])
+    row = {"name": name, "budget": budget, "bytes": float(sizes.mean()), "too_large": int((sizes > budget).sum())}
+    return Coded(row | means(images, pictures / np.float32(255)), pictures, sizes)
+
+
+def means(images: np.ndarray, pictures: np.ndarray) -> dict[str, float | None]:
+    """Means over the slices of every score, and the lowest SSIM."""
+    summary = summarise(reconstruction_scores(images, pictures))
+    scores = {name: part["mean"] for name, part in summary.items() if isinstance(part, dict)}
+    return scores | {"lowest_ssim": summary["ssim"]["min"]}
+
+
+def run_model(path: Path, slices: Slices, on: compute.Compute) -> Coded:
+    """Score the autoencoder at `path`, with the entropy-coded bytes where a pixelcnn.pth is beside it."""
+    autoencoder, about = checkpoint.load_autoencoder(path)
+    codec = Codec(autoencoder, about["data"], on)
+    codes = codec.encode(slices.images)
+    pictures = codec.decode(codes)
+    grids = " + ".join("x".join(map(str, shape)) for shape in codec.grid_shapes())
+    name = f"VQ-VAE {path.parent.name}: {about['model']}, {grids} codes"
+    row = {"name": name, "budget": codec.bytes_per_image(), "bytes": codec.bytes_per_image(), "too_large": 0}
+    row |= means(slices.images, pictures)
+    if (prior := path.with_name("pixelcnn.pth")).is_file():
+        row["entropy_coded_bytes"] = Sampler(prior, codec).bits(codes, torch.from_numpy(slices.levels)) / 8
+    return Coded(row, to_uint8(pictures), np.full(len(slices), row["bytes"]))
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is shown
+
+COLUMNS = {  # key of a row -> heading and decimals
+    "bytes": ("mean bytes", 0),
+    "entropy_coded_bytes": ("entropy-coded", 0),
+    "ssim": ("SSIM", 4),
+    "lowest_ssim": ("lowest", 4),
+    "gaussian_ssim": ("Gaussian SSIM", 4),
+    "foreground_ssim": ("foreground SSIM", 4),
+    "psnr": ("PSNR (dB)", 2),
+    "too_large": ("did not fit", 0),
+}
+
+
+def markdown(rows: Iterable[dict], title: str) -> str:
+    """The table; rows in order of bytes allowed, then of SSIM."""
+    rows = sorted(rows, key=lambda row: (-math.ceil(row["budget"]), row["ssim"]))
+    lines = [
+        f'{title}; means over the slices. "Did not fit": slices whose file is larger than allowed at the lowest'
+        " quality.\n",
+        "| bytes allowed | codec | " + " | ".join(head for head, _ in COLUMNS.values()) + " |",
+        "|---:|---|" + "---:|" * len(COLUMNS),
+    ]
+    for row in rows:
+        cells = [f"{row[key]:,.{n}f}" if row.get(key) is not None else "" for key, (_, n) in COLUMNS.items()]
+        lines.append(f"| {math.ceil(row['budget']):,} | {row['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def side_by_side(images: np.ndarray, model: Coded, codecs: dict[str, Coded], path: Path, title: str) -> None:
+    """The model's worst, median and best slice: original, model and codecs, and under each its error map."""
+    columns = {"model": model, **codecs}
+    scores = {
+        name: reconstruction_scores(images, one.pictures / np.float32(255))["ssim"] for name, one in columns.items()
+    }
+    ranked = np.argsort(scores["model"])
+    chosen = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
+    gain = plots.ERROR_GAIN
+    labels, side = [], []
+    for place, i in chosen.items():
+        named = [f"{name}, {one.sizes[i]:,.0f} bytes, SSIM {scores[name][i]:.4f}" for name, one in columns.items()]
+        labels += [["original", *named], [""] * (1 + len(columns))]
+        side += [place, f"{gain} x error"]
+    grid = Pictures(images.shape[1:], 2 * len(chosen), 1 + len(columns), labels, side, gutter=70)
+    for row, i in enumerate(chosen.values()):
+        original = images[i] / np.float32(255)
+        grid.show(2 * row, 0, original)
+        for column, one in enumerate(columns.values(), start=1):
+            picture = one.pictures[i] / np.float32(255)
+            grid.show(2 * row, column, picture)
+            grid.show_map(2 * row + 1, column, gain * np.abs(original - picture), "magma", 1)
+    caption = (
+        f"{title}; {model.row['name']}, and codecs at its bytes, or the fewest that they can do with. The model's"
+        f" worst, median and best slice by SSIM; under each {gain} x |original - picture|, cut at 1."
+    )
+    grid.save(path, "At the same bytes", caption, (1, f"{gain} x |error|", "magma", 1))
+
+
+def rate_distortion_rows(rows: Iterable[dict]) -> list[dict]:
+    """Rows for the figure: a model with a prior is a second point, at its entropy-coded bytes."""
+    points = []
+    for row in rows:
+        points.append(row)
+        if "entropy_coded_bytes" in row:
+            points.append(row | {"name": f"{row['name']}, entropy-coded", "bytes": row["entropy_coded_bytes"]})
+    return points
+
+
+# ----------------------------------------------------------------------------------------------------
+# The command line
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", help="data set, or 'demo' (default: the usual places)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="(default: test)")
+    parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], metavar="PTH", help="models to score")
+    parser.add_argument("--bytes", type=number(int, 1), nargs="*", default=[4608, 1152], help="(default: 4608 1152)")
+    parser.add_argument("--out", type=Path, default=Path("runs/codecs"), help="(default: runs/codecs)")
+    parser.add_argument("--device", choices=compute.DEVICES, default="auto", help="(default: auto)")
+    return parser.parse_args()
+
+
+@exit_on_input_error
+def main() -> int:
+    settings = parse()
+    on = compute.choose(settings.device, "fp32")
+    data = dataset.load(settings.data, (settings.split,))
+    slices = data.splits[settings.split]
+    title = f"{data.title}, {settings.split} split, {len(slices):,} slices"
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"can't write to {settings.out}: {error.strerror}; choose another --out") from error
+
+    models = {path: run_model(path, slices, on) for path in settings.checkpoints}
+    rows = [model.row for model in models.values()]
+    budgets = sorted({*settings.bytes, *(row["budget"] for row in rows)}, reverse=True)
+    for budget in budgets:
+        codecs = {}
+        for name in CODECS:
+            codecs[name] = run_codec(name, slices.images, budget)
+            rows.append(codecs[name].row)
+            print(f"{name} at {budget:,.0f} bytes: SSIM {rows[-1]['ssim']:.4f}", flush=True)
+        for path, model in models.items():
+            if model.row["budget"] == budget:
+                figure = settings.out / f"side_by_side_{path.parent.name}.png"
+                side_by_side(slices.images, model, codecs, figure, title)
+
+    table = markdown(rows, title)
+    for name, text in (("codecs.md", table), ("codecs.json", json.dumps({"data": title, "rows": rows}, indent=2))):
+        with atomic(settings.out / name) as file:
+            file.write(text.encode())
+    plots.rate_distortion(rate_distortion_rows(rows), settings.out / "rate_distortion.png", title)
+    print(f"{table}\nfigures: {settings.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""How fast is it? Every stage beside the plain way of doing it, and beside what the machine could do.
+
+    python benchmarks/speed.py --data DIR                      all stages, a table and speed.json
+    python benchmarks/speed.py --data DIR --growth             time and memory of an epoch, 1,000 to 8,000 slices
+    python benchmarks/speed.py --data DIR --second-start       from `python train.py` to the first training step
+    python benchmarks/speed.py --data demo --quick             a check of the benchmark itself; no figures to quote
+
+The plain way is benchmarks/plain.py. benchmarks/README.md says what each stage measures.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import compute
+import dataset
+import demo
+import options
+from benchmarks import measure
+from benchmarks.measure import Ledger, Machine, Measured, Way
+from benchmarks.stages import STAGES, Bench
+from cache import SPLITS, scan
+from compute import Compute
+from dataset import PUBLISHED
+from errors import InputError, Parser, exit_on_input_error, number
+
+GROWTH = (1000, 2000, 4000, 8000)  # training slices
+QUICK = {"images": 8, "batch_size": 2, "steps": 1, "rounds": 1, "samples": 2, "codes": 1}
+QUICK |= {"epochs": 1, "prior_epochs": 0}
+
+
+# ------------------------------------------------------------------------------------------- measuring
+
+
+def measure_stage(bench: Bench, name: str, machine: Machine) -> dict[str, dict]:
+    """All measurements of a stage, for JSON."""
+    torch.manual_seed(0)
+    held = measure.in_use(bench.device)
+    results = {}
+    for title, ways in STAGES[name](bench).items():
+        ledgers = {}
+        for which, way in ways.items():
+            with Ledger() as ledgers[which]:  # the warm-up, too
+                way.run()
+        measured = measure.in_turn(ways, bench.args.rounds, bench.device, held)
+        results[title] = {
+            which: measured[which].plain() | limits(machine, ledgers[which], way, measured[which])
+            for which, way in ways.items()
+        }
+        print(f"{title}: " + ", ".join(f"{w} {m.rate():.1f} images/s" for w, m in measured.items()), flush=True)
+    return results
+
+
+def limits(machine: Machine, ledger: Ledger, way: Way, measured: Measured) -> dict[str, float]:
+    """Operations and bytes an image, what the machine could do with them, and the share of that reached."""
+    seconds = machine.limit(ledger, way.moved)
+    if not seconds:
+        return {}
+    return {
+        "operations_per_image": sum(ledger.operations.values()) / way.images,
+        "bytes_per_image": (ledger.bytes + way.moved) / way.images,
+        "limit_images_per_second": way.images / seconds,
+        "share_of_limit": seconds / statistics.median(measured.seconds),
+    }
+
+
+def measure_whole(bench: Bench) -> dict[str, dict]:
+    """Both trainings as a user starts them, a process each: decoding and validation included, no cache at first."""
+    args, ways = bench.args, {"plain": [], "ours": []}
+    shared = ["--data", bench.data.root, "--batch-size", args.batch_size, "--device", bench.device.type]
+    shared += ["--epochs", args.epochs]
+    prior = ["--prior-epochs", args.prior_epochs] if args.prior_epochs else ["--prior", "none"]
+    commands = {
+        "plain": ["benchmarks/plain.py", *shared, "--prior-epochs", args.prior_epochs, "--workers", args.workers],
+        "ours": ["train.py", *shared, *prior, "--out", bench.folder / "runs", "--precision", args.precision],
+    }
+    for _ in range(args.rounds):
+        for which, command in commands.items():
+            fresh = Path(tempfile.mkdtemp(dir=bench.folder))
+            ways[which].append(measure.run_script(list(map(str, command)), bench.folder, fresh))
+            shutil.rmtree(fresh)
+    passes = len(bench.paths("train")) * (args.epochs + args.prior_epochs)
+    result = {}
+    for which, children in ways.items():
+        over_torch = max(child.peak_bytes - child.torch_peak_bytes for child in children)
+        row = Measured(passes, [child.seconds for child in children], over_torch).plain()
+        result[which] = row | {"gpu_bytes": max(child.gpu_bytes for child in children)}
+    return {f"whole training, {args.epochs} + {args.prior_epochs} epochs": result}
+
+
+# ------------------------------------------------------------------------------------------- other questions
+
+
+def growth(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> list[dict]:
+    """Seconds of the second epoch of train.py (validation and saving included) and its peak memory, set by set."""
+    rows = []
+    for images in GROWTH if not args.quick else (QUICK["images"], 2 * QUICK["images"]):
+        home = folder / f"{images}"
+        root = measure.repeated_set(source, home / "slices", published_shares(images))
+        command = ["train.py", "--data", root, "--epochs", 2, "--prior", "none", "--out", home / "runs"]
+        command += ["--device", on.device.type, "--batch-size", args.batch_size, "--precision", args.precision]
+        child = measure.run_script(list(map(str, command)), folder, home / "cache")
+        ends = sorted(frame.stat().st_mtime for frame in (home / "runs").glob("*/epoch_*.png"))
+        row = {"images": images, "seconds_per_epoch": ends[-1] - ends[-2]}
+        row["peak_bytes"] = child.peak_bytes - child.torch_peak_bytes
+        row["data_bytes"] = sum(path.stat().st_size for path in (home / "cache").rglob("*.npy"))
+        row["gpu_bytes"] = child.gpu_bytes
+        rows.append(row)
+        print(f"{images} slices: {row['seconds_per_epoch']:.1f} s an epoch", flush=True)
+        shutil.rmtree(home)
+    return rows
+
+
+def second_start(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> dict:
+    """From the start of train.py to its first step with the cache there, and a whole run's peak memory."""
+    counts = published_shares(PUBLISHED["train"][0] if not args.quick else QUICK["images"])
+    root = measure.repeated_set(source, folder / "slices", counts)
+    command = ["train.py", "--data", root, "--out", folder / "runs", "--device", on.device.type, "--epochs", 1]
+    command += ["--batch-size", args.batch_size, "--precision", args.precision]
+    command += ["--prior", "none"] if args.quick else ["--prior-epochs", 1]
+    command = list(map(str, command))
+    first = measure.run_script(command, folder, folder / "cache", "first-step")
+    again = [measure.run_script(command, folder, folder / "cache", "first-step") for _ in range(args.rounds)]
+    whole = measure.run_script(command, folder, folder / "cache")
+    return {
+        "images": counts["train"],
+        "first_start_seconds": first.first_step_seconds,
+        "second_start_seconds": [child.first_step_seconds for child in again],
+        "importing_torch_seconds": [child.torch_seconds for child in again],
+        "beyond_torch_seconds": [child.first_step_seconds - child.torch_seconds for child in again],
+        "torch_peak_bytes": whole.torch_peak_bytes,
+        "peak_bytes": whole.peak_bytes,
+        "gpu_bytes": whole.gpu_bytes,
+    }
+
+
+def published_shares(images: int) -> dict[str, int]:
+    """Splits of the published set's proportions with `images` training slices."""
+    return {split: max(images * PUBLISHED[split][0] // PUBLISHED["train"][0], 2) for split in ("train", "validate")}
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table; its first row is the head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]])
+
+
+def short(number: float) -> str:
+    """Three significant digits, or all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def speed_table(stages: dict[str, dict]) -> str:
+    """Images/s (least to most), their ratio, and peak memory."""
+
+    def rate(way: dict | None) -> str:
+        if not way:
+            return "-"
+        middle, least, most = (short(way[f"images_per_second{end}"]) for end in ("", "_min", "_max"))
+        return f"{middle} ({least}-{most})"
+
+    def memory(way: dict | None) -> str:
+        return f"{way['peak_bytes'] / 2**20:.0f}" if way else "-"
+
+    rows = [["stage", "plain, images/s", "ours, images/s", "ratio", "plain, peak MiB", "ours, peak MiB"]]
+    for title, ways in stages.items():
+        report, ours = ways.get("plain"), ways["ours"]
+        ratio = f"{ours['images_per_second'] / report['images_per_second']:.1f}" if report else "-"
+        rows.append([title, rate(report), rate(ours), ratio, memory(report), memory(ours)])
+    return markdown(rows)
+
+
+def limit_table(stages: dict[str, dict]) -> str:
+    """Operations and bytes an image, the machine's limit, and the share of it reached."""
+    rows = [["stage", "way", "GFLOP/image", "MB/image", "limit, images/s", "share reached"]]
+    for title, ways in stages.items():
+        for which, way in ways.items():
+            if "share_of_limit" in way:
+                gigas, megas = way["operations_per_image"] / 1e9, way["bytes_per_image"] / 1e6
+                limit, share = way["limit_images_per_second"], way["share_of_limit"]
+                rows.append([title, which, short(gigas), short(megas), short(limit), f"{share:.1%}"])
+    return markdown(rows)
+
+
+def growth_table(rows: list[dict]) -> str:
+    """Time and memory by number of slices."""
+    table = [["training slices", "s/epoch", "s per 1,000", "peak MiB beyond torch", "of it data, MiB", "GPU peak MiB"]]
+    for row in rows:
+        sizes = [row[key] / 2**20 for key in ("peak_bytes", "data_bytes", "gpu_bytes")]
+        seconds = row["seconds_per_epoch"]
+        each = seconds / row["images"] * 1000
+        table.append([f"{row['images']:,}", f"{seconds:.2f}", f"{each:.2f}", *(f"{size:.0f}" for size in sizes)])
+    return markdown(table)
+
+
+def second_start_table(result: dict) -> str:
+    """Times of the starts and memory of a whole run."""
+    beyond = result["beyond_torch_seconds"]
+    rows = [["figure", "value"]]
+    rows.append(["first start, decoding all files, s", f"{result['first_start_seconds']:.1f}"])
+    rows.append(["second start to first step, s", f"{statistics.median(result['second_start_seconds']):.2f}"])
+    rows.append(["of it importing torch, s", f"{statistics.median(result['importing_torch_seconds']):.2f}"])
+    rows.append(["beyond it, s", f"{statistics.median(beyond):.2f} ({min(beyond):.2f}-{max(beyond):.2f})"])
+    for title, key in {"torch imported": "torch_peak_bytes", "train.py": "peak_bytes", "GPU": "gpu_bytes"}.items():
+        rows.append([f"peak memory, {title}, MiB", f"{result[key] / 2**20:.0f}"])
+    return markdown(rows)
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+def describe_machine(on: Compute, machine: Machine) -> dict:
+    """Where it was measured, and what else that machine did then."""
+    about = {"device": on.describe(), "platform": platform.platform(), "cores": os.cpu_count()}
+    about |= {"torch": torch.__version__, "load_average": os.getloadavg()[0]}
+    rates = {f"{str(kind).removeprefix('torch.')}_flops": rate for kind, rate in machine.operations.items()}
+    return about | rates | {"copy_bytes_per_second": machine.copy}
+
+
+def stages_of(args: argparse.Namespace, source: Path, folder: Path, on: Compute, machine: Machine) -> dict[str, dict]:
+    """The measurements of all the stages asked for."""
+    root = measure.repeated_set(source, folder / "slices", published_shares(args.images))
+    data = dataset.load(str(root), ("train", "validate"))
+    bench = Bench(args, folder, data, dataset.content_box(data.splits["train"].images), on)
+    results = {}
+    for name in args.stages:
+        results |= measure_whole(bench) if name == "whole" else measure_stage(bench, name, machine)
+    return results
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = (*STAGES, "whole")
+    parser.add_argument("--data", help="folder of PNG slices, or 'demo'; else $OASIS_DIR, then the usual places")
+    parser.add_argument("--stages", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
+    kinds = {
+        "images": (1024, "training slices, repeated to that number; as many to validate on as the published set has"),
+        "batch-size": (32, "slices a step"),
+        "steps": (4, "training steps a round"),
+        "rounds": (5, "of each way, in turn"),
+        "samples": (64, "drawn together from a prior"),
+        "codes": (4, "that the plain way samples of each grid; the time of all follows"),
+        "epochs": (1, "of the autoencoder in the whole training"),
+    }
+    for name, (default, text) in kinds.items():
+        parser.add_argument(f"--{name}", type=number(int, 1), default=default, help=f"{text} (default: {default})")
+    parser.add_argument("--prior-epochs", type=number(int, 0), default=1, help="of the DCGAN there (default: 1)")
+    parser.add_argument("--workers", type=number(int, 0), default=0, help="of the plain way's loader (default: 0)")
+    parser.add_argument("--device", choices=compute.DEVICES, default="auto")
+    parser.add_argument("--precision", choices=compute.PRECISIONS, default="auto", help="of this repository's way")
+    parser.add_argument("--out", type=Path, default=Path("speed.json"), help="file for the figures (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--growth", action="store_true", help="measure that instead of the stages")
+    other.add_argument("--second-start", action="store_true", help="measure that instead of the stages")
+    args = parser.parse_args()
+    return argparse.Namespace(**vars(args) | QUICK) if args.quick else args
+
+
+@exit_on_input_error
+def main() -> int:
+    args = parse()
+    on = compute.choose(args.device, args.precision)
+    source = dataset.find(args.data)
+    title = "synthetic demo set" if demo.is_demo(source) else source.resolve().name
+    own = sum(len(files) for split, files in scan(source).files.items() if split in SPLITS)
+    side, copied = (256, 2**22) if args.quick else (8192, 2**30) if on.device.type == "cuda" else (2048, 2**28)
+    machine = measure.machine_rates(on.device, on.bf16, side, copied)
+    about = {"data": f"{title} ({own:,} slices, repeated)", "machine": describe_machine(on, machine)}
+    about["settings"] = options.plain(args)
+    print(
+        "\n".join(f"{key}: {value}" for key, value in (about["machine"] | {"data": about["data"]}).items()), flush=True
+    )
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # the user's own cache stays as it is
+        if args.growth:
+            result = {"growth": growth(args, source, folder, on)}
+            tables = [growth_table(result["growth"])]
+        elif args.second_start:
+            result = {"second_start": second_start(args, source, folder, on)}
+            tables = [second_start_table(result["second_start"])]
+        else:
+            result = {"stages": stages_of(args, source, folder, on, machine)}
+            tables = [speed_table(result["stages"]), limit_table(result["stages"])]
+    try:
+        args.out.write_text(json.dumps(about | result, indent=2))
+    except OSError as error:
+        raise InputError(f"can't write {args.out}: {error.strerror}; choose another --out") from error
+    print("", *tables, sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""What is measured? The stages of training and sampling, each the plain way and this repository's."""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import dataset
+import options
+import priors
+import train
+from benchmarks import plain
+from benchmarks.measure import Way
+from codec import Codec
+from compute import Compute
+from dataset import Batches, Box, DataSet
+from modules import DCGAN, VQVAE, Autoencoder
+from pixelcnn import PixelCNN
+
+SAMPLING_BATCH = 32  # sampling.py's
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all stages work on."""
+
+    args: argparse.Namespace
+    folder: Path  # for everything temporary
+    data: DataSet
+    box: Box
+    on: Compute
+
+    @property
+    def device(self) -> torch.device:
+        return self.on.device
+
+    def paths(self, split: str) -> list[Path]:
+        return self.data.splits[split].paths
+
+    def pictures(self, box: Box | None) -> list[Tensor]:
+        """`steps` batches of training slices on the device."""
+        batches = Batches(self.data.splits["train"], self.args.batch_size, self.device, box)
+        epochs = (batches.shuffled(0, epoch) for epoch in itertools.count(1))
+        return [images for images, _ in itertools.islice(itertools.chain.from_iterable(epochs), self.args.steps)]
+
+    def loader(self, split: str, shuffle: bool) -> torch.utils.data.DataLoader:
+        """The plain way's."""
+        return plain.loader(self.paths(split), self.args.batch_size, self.device, self.args.workers, shuffle)
+
+    def autoencoder(self) -> Autoencoder:
+        """The report's, its codebook set from the data."""
+        model = VQVAE().to(self.device, memory_format=torch.channels_last)
+        train.start_codebooks(model, self.data.splits["train"], self.box, 0, self.on)
+        return model
+
+    def codes(self) -> tuple[Codec, priors.CodeBatches]:
+        """An autoencoder, and the training slices as its codes."""
+        slices = self.data.splits["train"]
+        codec = Codec(self.autoencoder(), {"box": self.box, "size": slices.images.shape[1:]}, self.on)
+        levels = int(slices.levels.max()) + 1
+        return codec, priors.CodeBatches(codec, self.data, "train", levels, self.args.batch_size, self.on)
+
+
+def by_default(run: Callable[[], object]) -> Callable[[], None]:
+    """`run` with PyTorch's own settings: this repository's would make the plain way faster."""
+
+    def wrapped() -> None:
+        with plain.torch_defaults():
+            run()
+
+    return wrapped
+
+
+def decoding(bench: Bench) -> dict[str, dict[str, Way]]:
+    """Every file of two splits: plain, decoded to floats as in each epoch; ours, decoded to the cache, once for all."""
+    paths = bench.paths("train") + bench.paths("validate")
+    pictures = plain.Pictures(paths)
+    pixels = sum(part.images.nbytes for part in bench.data.splits.values())
+    files = sum(path.stat().st_size for path in paths)
+
+    def read() -> None:
+        for i in range(len(pictures)):
+            pictures[i]
+
+    def build() -> None:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+        with contextlib.redirect_stdout(io.StringIO()):
+            dataset.load(str(bench.data.root), ("train", "validate"))
+
+    return {
+        "decoding and cache": {
+            "plain": Way(read, len(paths), files + 4 * pixels),
+            "ours": Way(build, len(paths), files + pixels),
+        }
+    }
+
+
+def batches(bench: Bench) -> dict[str, dict[str, Way]]:
+    """An epoch of shuffled batches on the device, nothing done with them."""
+    loader = bench.loader("train", shuffle=True)
+    ours = Batches(bench.data.splits["train"], bench.args.batch_size, bench.device, bench.box)
+    images, (height, width) = ours.steps * ours.batch_size, bench.data.splits["train"].images.shape[1:]
+    epochs = itertools.count(1)
+
+    def load() -> None:
+        for pictures in loader:
+            pictures.to(bench.device)
+
+    return {
+        "batches": {
+            "plain": Way(
+                lambda: [None for b in loader if b.to(bench.device) is None], images, 5 * images * height * width
+            ),
+            "ours": Way(
+                lambda: [None for _ in ours.shuffled(0, next(epochs))],
+                images,
+                5 * images * bench.box.height * bench.box.width,
+            ),
+        }
+    }
+
+
+def autoencoder_steps(bench: Bench) -> dict[str, dict[str, Way]]:
+    """Training steps of the report's VQ-VAE on batches that wait on the device."""
+    whole, cropped = bench.pictures(None), bench.pictures(bench.box)
+    report = plain.PlainVQVAE().to(bench.device).train()
+    report_adam = torch.optim.Adam(report.parameters(), 1e-3)
+    model = bench.autoencoder().train()
+    adam = torch.optim.Adam(model.parameters(), 1e-3, betas=(0.9, 0.99), fused=True)
+
+    def step(images: Tensor) -> None:
+        train.autoencoder_step(model, adam, images, train.l1_ssim, bench.on)
+
+    number = sum(map(len, cropped))
+    return {
+        "VQ-VAE step": {
+            "plain": Way(by_default(lambda: [plain.vqvae_step(report, report_adam, b) for b in whole]), number),
+            "ours": Way(lambda: [step(b) for b in cropped], number),
+        }
+    }
+
+
+def validation(bench: Bench) -> dict[str, dict[str, Way]]:
+    """Reconstruction and mean SSIM of the whole validation split, from the files or the cache on."""
+    loader = bench.loader("validate", shuffle=False)
+    report, model = plain.PlainVQVAE().to(bench.device), bench.autoencoder()
+    number = len(bench.data.splits["validate"])
+    return {
+        "validation with SSIM": {
+            "plain": Way(by_default(lambda: plain.validation_ssim(report, loader, bench.device)), number),
+            "ours": Way(
+                lambda: train.validation_ssim(model, bench.data, bench.box, bench.args.batch_size, bench.on), number
+            ),
+        }
+    }
+
+
+def gan(bench: Bench) -> dict[str, dict[str, Way]]:
+    """Training steps of the report's GAN, ours from codes; ours with the default loss and networks; and sampling."""
+    whole = bench.pictures(None)
+    report = plain.PlainVQVAE().to(bench.device).eval()
+    networks, adams = plain.make_gan(bench.device)
+    codec, codes = bench.codes()
+    number, samples = sum(map(len, whole)), bench.args.samples
+    steps = {loss: _our_gan(bench, codec, codes, loss) for loss in ("bce", "r3gan")}
+
+    def sample(prior: DCGAN) -> None:
+        prior.eval()
+        with torch.inference_mode(), bench.on.autocast():
+            codec.decode(prior.sample(range(samples)))
+        prior.train()
+
+    def plain_sample() -> Tensor:
+        networks[0].eval()
+        pictures = plain.gan_sample(report, networks[0], samples, bench.device).cpu()
+        networks[0].train()
+        return pictures
+
+    return {
+        "DCGAN step": {
+            "plain": Way(by_default(lambda: [plain.gan_step(report, networks, adams, b) for b in whole]), number),
+            "ours": Way(steps["bce"][0], number),
+        },
+        "DCGAN step, r3gan": {"ours": Way(steps["r3gan"][0], number)},
+        "DCGAN sampling": {
+            "plain": Way(by_default(plain_sample), samples),
+            "ours": Way(lambda: sample(steps["bce"][1]), samples),
+        },
+        "DCGAN sampling, r3gan": {"ours": Way(lambda: sample(steps["r3gan"][1]), samples)},
+    }
+
+
+def _our_gan(bench: Bench, codec: Codec, codes: priors.CodeBatches, loss: str) -> tuple[Callable, DCGAN]:
+    """A round of training steps as in priors.train_dcgan, and the prior that they train."""
+    settings = argparse.Namespace(**options.DEFAULTS | {"gan_loss": loss})
+    autoencoder = codec.autoencoder
+    examples = autoencoder.embed(codes.at(torch.arange(min(codes.size, 256)))[0])
+    prior = DCGAN(autoencoder, examples.shape[2:], examples.shape[1], codes.any_level, loss).to(bench.device).train()
+    prior.fit_normalisation(examples)
+    discriminator = prior.make_discriminator().to(bench.device)
+    betas, inertia = priors.GAN[loss]
+    average = AveragedModel(prior.generator, multi_avg_fn=get_ema_multi_avg_fn(inertia))
+    learners = [torch.optim.Adam(net.parameters(), 2e-4, betas, fused=True) for net in (discriminator, prior.generator)]
+
+    def steps() -> None:
+        for grids, levels in _code_batches(codes, bench.args.steps):
+            real = prior.normalise(autoencoder.embed(grids))
+            priors.gan_step(prior.generator, discriminator, learners, real, levels, settings, bench.on)
+            average.update_parameters(prior.generator)
+
+    return steps, prior
+
+
+def _code_batches(codes: priors.CodeBatches, steps: int) -> Iterator:
+    """The first `steps` batches of codes and levels, of as many epochs as that takes."""
+    epochs = (codes.shuffled(0, epoch, 0) for epoch in itertools.count(1))
+    return itertools.islice(itertools.chain.from_iterable(epochs), steps)
+
+
+def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
+    """Training steps and sampling of the autoregressive prior, 8 layers of width 96, over one code grid."""
+    codec, codes = bench.codes()
+    whole = [torch.randint(plain.CODES, (codes.batch_size, *plain.GRID), device=bench.device)] * bench.args.steps
+    masked = plain.MaskedPixelCNN().to(bench.device)
+    masked_adam = torch.optim.Adam(masked.parameters(), 1e-3)
+    grids = codec.grid_shapes()
+    prior = PixelCNN(grids, codec.autoencoder.codebook_sizes, codes.any_level)
+    prior = prior.to(bench.device, memory_format=torch.channels_last)
+    average = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    adam = torch.optim.AdamW(prior.parameters(), 1e-3, (0.9, 0.99), fused=True)
+
+    def step(grids: list[Tensor], levels: Tensor) -> None:
+        priors.pixelcnn_step(prior, average, adam, grids, levels, bench.on)
+
+    def plain_steps() -> None:
+        masked.train()
+        for grids in whole:
+            plain.pixelcnn_step(masked, masked_adam, grids)
+
+    def sample() -> None:
+        average.eval()
+        for seeds in torch.arange(bench.args.samples).split(SAMPLING_BATCH):
+            with torch.inference_mode(), bench.on.autocast():
+                average.module.sample(seeds.tolist())
+
+    # Every code costs the plain way the same, a pass over the whole grid, so a few of them tell the cost of all.
+    share = bench.args.codes / (plain.GRID[0] * plain.GRID[1])
+    number, samples = codes.batch_size * bench.args.steps, bench.args.samples
+    few = lambda: plain.pixelcnn_sample(masked, samples, plain.GRID, bench.args.codes, bench.device)  # noqa: E731
+    return {
+        "PixelCNN step": {
+            "plain": Way(by_default(plain_steps), number),
+            "ours": Way(lambda: [step(*batch) for batch in _code_batches(codes, bench.args.steps)], number),
+        },
+        "PixelCNN sampling": {"plain": Way(by_default(few), samples * share), "ours": Way(sample, samples)},
+    }
+
+
+STAGES = {
+    "decoding": decoding,
+    "batches": batches,
+    "autoencoder": autoencoder_steps,
+    "validation": validation,
+    "gan": gan,
+    "pixelcnn": pixelcnn,
+}

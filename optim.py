@@ -1,0 +1,67 @@
+"""How do the weights move? Muon: orthogonalised momentum for weight matrices, Adam for biases and gains."""
+
+import torch
+from torch import Tensor
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for convolutions too; torch.optim.Muon takes two-dimensional parameters only.
+
+    A convolution's weight [out, in, kh, kw] counts as the matrix [out, in * kh * kw]. Every singular value of an
+    update is brought near 1, so directions with small gradients learn as fast as those with large ones. Scaled by
+    0.2 sqrt(max(rows, columns)) (Liu et al. 2025, eq. 4) the update's root mean square is that of an Adam update,
+    and one learning rate serves both.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step on the gradients at hand; parameters without one stay."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update = self._muon if parameter.ndim >= 2 else self._adam
+                    parameter.sub_(update(parameter, group), alpha=group["lr"])
+
+    def _muon(self, parameter: Tensor, group: dict) -> Tensor:
+        state, gradient = self.state[parameter], parameter.grad
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
+        return orthogonalise(ahead).mul_(0.2 * max(ahead.shape) ** 0.5).view(parameter.shape)
+
+    def _adam(self, parameter: Tensor, group: dict) -> Tensor:
+        state, gradient, (beta1, beta2) = self.state[parameter], parameter.grad, group["betas"]
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+        state["step"] += 1
+        state["mean"].lerp_(gradient, 1 - beta1)
+        state["square"].lerp_(gradient.square(), 1 - beta2)
+        spread = (state["square"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
+        return state["mean"] / (1 - beta1 ** state["step"]) / spread
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The matrix [M, N] with its singular values brought near 1 (0.7 to 1.2), float32.
+
+    A quintic Newton-Schulz iteration, with the coefficients of Jordan et al. 2024.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.float()
+    tall = x.shape[0] > x.shape[1]
+    x = x.t() if tall else x  # the smaller side decides the size of the products
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.t()
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.t() if tall else x

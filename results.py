@@ -1,0 +1,124 @@
+"""What does predict.py leave behind? A folder that appears whole or not at all.
+
+predict/
+    metrics.json        every number
+    ssim_scores.csv     a row a slice
+    report.html         all of it on one page
+    samples/            a PNG a sample, named by its seed
+    reconstructions/    PNG or NIfTI files, where they are asked for
+    *.png, *.gif        figures
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import report
+from checkpoint import atomic
+from errors import InputError
+
+FIGURES = {  # name in the report -> file
+    "ssim_distribution": "ssim.png",
+    "worst": "worst.png",
+    "best": "best.png",
+    "code_map": "code_map.png",
+    "code_usage": "code_usage.png",
+    "sample_grid": "samples.png",
+    "samples_beside_real": "samples_beside_real.png",
+    "walk": "walk.gif",
+    "memorisation": "memorisation.png",
+    "nearest_training": "nearest_training.png",
+}
+TRAINING_FIGURES = {  # the same, of the run folder that the checkpoint is in
+    "progress": "progress.gif",
+    "training_curves": "training.png",
+    "gan_curves": "dcgan.png",
+    "pixelcnn_curves": "pixelcnn.png",
+}
+FILES = {*FIGURES.values(), "metrics.json", "ssim_scores.csv", "report.html", "samples", "reconstructions"}
+SCORES = {"ssim": "SSIM", "foreground_ssim": "foreground SSIM", "gaussian_ssim": "Gaussian SSIM", "psnr": "PSNR (dB)"}
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A new folder, which takes the place of `out` when the block ends without an error.
+
+    Raises InputError when `out` can't be made, or holds anything that predict.py doesn't write.
+    """
+    out = out.resolve()
+    hidden = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    new, old = hidden / "new", hidden / "old"
+    try:
+        if foreign := sorted({entry.name for entry in out.iterdir()} - FILES if out.exists() else []):
+            raise InputError(f"{out} holds {foreign[0]}, which is not of predict.py: choose another --out")
+        new.mkdir(parents=True)
+        yield new
+        if out.exists():
+            out.rename(old)
+        new.rename(out)
+    except OSError as error:
+        raise InputError(f"can't write to {out}: {error.strerror}; choose another --out") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+class Results:
+    """What goes into `folder`: figures at once, the numbers and the page that shows all with `write`.
+
+    `title`: what is scored, data set and split. `metrics`: for metrics.json, plain numbers and texts.
+    """
+
+    def __init__(self, folder: Path, title: str):
+        self.folder, self.title = folder, title
+        self.metrics: dict = {"data": title}
+        self.figures: dict[str, Path] = {}
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Print what the reader of the numbers has to know, and keep it with them."""
+        print(f"note: {text}")
+        self.notes.append(text)
+
+    def draw(self, name: str, plot: Callable, *arguments, title: str) -> None:
+        """Make one of `FIGURES` with a function of plots.py."""
+        plot(*arguments, path := self.folder / FIGURES[name], title)
+        self.figures[name] = path
+
+    def save_pictures(self, name: str, pictures: np.ndarray, files: list[str], title: str) -> None:
+        """Write uint8 [N, H, W] as 8-bit PNG files in the folder `name`; each says in its text what it is."""
+        (self.folder / name).mkdir()
+        about = PngInfo()
+        about.add_itxt("Description", title)
+        for picture, file_name in zip(pictures, files, strict=True):
+            with atomic(self.folder / name / file_name) as file:
+                Image.fromarray(picture).save(file, "PNG", pnginfo=about)
+
+    def write(
+        self, rows: list[dict], images: tuple[np.ndarray, np.ndarray], settings: Mapping, training: Path | None
+    ) -> None:
+        """Write ssim_scores.csv, metrics.json and report.html.
+
+        `rows`: name and scores of each slice. `images`: originals and reconstructions [N, H, W]. `training`: the run
+        folder whose figures the report shows too, if any.
+        """
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, ["name", *SCORES])
+        writer.writeheader()
+        writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)  # NaN: no foreground
+        metrics = self.metrics | {"notes": self.notes}
+        text = json.dumps(metrics | {"settings": settings}, indent=2, allow_nan=False)
+        for name, content in (("ssim_scores.csv", table.getvalue()), ("metrics.json", text)):
+            with atomic(self.folder / name) as file:
+                file.write(content.encode())
+        of_training = {name: training / file for name, file in TRAINING_FIGURES.items()} if training else {}
+        figures = self.figures | {name: path for name, path in of_training.items() if path.is_file()}
+        report.write_report(self.folder, self.title, metrics, rows, figures, settings, images)

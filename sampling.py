@@ -1,0 +1,96 @@
+"""What does a prior draw? Codes of novel slices, each from a seed of its own, and walks between two of them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+from codec import Codec
+from errors import InputError
+from modules import DCGAN, Codes
+from pixelcnn import PixelCNN
+from priors import PRIORS
+
+BATCH = 32  # a PixelCNN keeps some 30 MB of activations a sample
+WALK = 24  # pictures
+
+
+def find_prior(folder: Path) -> Path | None:
+    """The prior in a run folder, the newer one where there are two, None where there is none."""
+    found = [path for name in PRIORS if (path := folder / f"{name}.pth").is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+class Sampler:
+    """The prior in the file `path`, over the codes of `codec`'s autoencoder.
+
+    `name`: "DCGAN" or "PixelCNN". `levels`: so many slice levels can be asked for, from 0 on; 0 when the prior
+    was trained without. `about`: what the file says of the prior. Raises InputError when it isn't a prior of this
+    autoencoder.
+    """
+
+    def __init__(self, path: Path, codec: Codec):
+        prior, self.about = checkpoint.load_prior(path, codec.autoencoder)
+        self.prior, self.path, self.codec = prior.to(codec.on.device), path, codec
+        self.is_gan = isinstance(prior, DCGAN)
+        self.name = type(prior).__name__
+        self.levels = 0 if self.is_gan and prior.loss == "bce" else prior.levels
+
+    def check(self, level: int | None, temperature: float | None) -> None:
+        """Raises InputError when the prior knows no such level, or no temperature."""
+        if level is not None and level >= self.levels:
+            known = f"knows slice levels 0 to {self.levels - 1}" if self.levels else "was trained without slice levels"
+            raise InputError(f"slice level {level}: {self.path} {known}")
+        if temperature is not None and self.is_gan:
+            raise InputError("a DCGAN has no temperature: leave it out, or give a PixelCNN")
+
+    def draw(self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None) -> Codes:
+        """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
+
+        `level` None means any. `temperature` (default 1) divides the logits of a PixelCNN.
+        """
+        options = {} if self.is_gan else {"temperature": temperature or 1.0}
+        parts = []
+        with tqdm(total=len(seeds), desc="sampling", unit=" samples", disable=None) as bar:
+            for start in range(0, len(seeds), BATCH):
+                batch = seeds[start : start + BATCH]
+                with torch.inference_mode(), self.codec.on.autocast():
+                    parts.append(self.prior.sample(batch, self._levels(level, len(batch)), **options))
+                bar.update(len(batch))
+        return [torch.cat(grids) for grids in zip(*parts, strict=True)]
+
+    @torch.inference_mode()
+    def walk(self, seeds: tuple[int, int], level: int | None = None) -> Codes:
+        """A walk from one seed's sample to the other's: code grids int64 [WALK, h, w].
+
+        A DCGAN's goes through samples: two of its z are all but orthogonal, so cos t a + sin t b is as long as
+        they are. A PixelCNN has no such space: its walk goes straight through the latents, snapped to the codebook.
+        """
+        t = torch.linspace(0, 1, WALK, device=self.codec.on.device)[:, None]
+        if isinstance(self.prior, DCGAN):
+            a, b = self.prior.noise(seeds)
+            angle = t * math.pi / 2
+            return self.prior.generate(angle.cos() * a + angle.sin() * b, self._levels(level, WALK))
+        a, b = self.codec.autoencoder.embed(self.draw(seeds, level))
+        return self.codec.autoencoder.snap(torch.lerp(a, b, t[..., None, None]))
+
+    @torch.inference_mode()
+    def bits(self, codes: Codes, levels: Tensor) -> float:
+        """Mean bits per image of an entropy coder with this PixelCNN, for code grids [N, h, w] and levels [N]."""
+        if not isinstance(self.prior, PixelCNN):
+            raise ValueError("only a PixelCNN gives the probability of an image")
+        device = self.codec.on.device
+        levels = torch.where((levels < 0) | (levels > self.prior.levels), self.prior.levels, levels).to(device)
+        total = 0.0
+        for rows in torch.arange(len(levels), device=device).split(BATCH):
+            with self.codec.on.autocast():
+                total += self.prior([grid[rows].long() for grid in codes], levels[rows]).sum().item()
+        return total / len(levels)
+
+    def _levels(self, level: int | None, n: int) -> Tensor:
+        chosen = self.prior.levels if level is None else level  # the last one stands for any
+        return torch.full((n,), chosen, device=self.codec.on.device)

@@ -1,0 +1,61 @@
+"""Codecs at given bytes: what fits and what doesn't, the best that fits, and the whole command on a tiny data set."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import LEVELS, blob, run_script
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from benchmarks.codecs import CODECS, compress, decompress, markdown, rate_distortion_rows, run_codec
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_best_quality_that_fits_is_taken(name):
+    image = blob(1, 5)
+    small, large = (compress(CODECS[name], image, budget) for budget in (700, 1500))
+    assert len(small) <= 700 < len(large) <= 1500  # more bytes are used where they are allowed
+    scores = [structural_similarity(image, decompress(data), data_range=255) for data in (small, large)]
+    assert scores[0] < scores[1]
+    assert scores[1] > 0.95
+
+
+def test_a_slice_that_does_not_fit_is_counted():
+    images = np.stack([np.zeros((256, 256), np.uint8), np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8)])
+    coded = run_codec("JPEG", images, 1100)
+    assert coded.sizes[0] <= 1100 < coded.sizes[1]
+    assert (coded.row["too_large"], coded.row["bytes"]) == (1, coded.sizes.mean())
+    assert coded.pictures.shape == images.shape
+    assert not coded.pictures[0].any()
+
+
+def test_jpeg_is_given_the_quality_that_keeps_black_black():
+    assert decompress(compress(CODECS["JPEG"], blob(2, 3), 1500))[0, 0] == 0
+
+
+def test_a_model_with_a_prior_is_two_points_and_missing_values_are_blank():
+    row = {"name": "VQ-VAE", "budget": 99.5, "bytes": 99.5, "ssim": 0.9, "foreground_ssim": None}
+    points = rate_distortion_rows([row | {"entropy_coded_bytes": 60.0}, row | {"name": "JPEG"}])
+    assert [(point["name"], point["bytes"]) for point in points] == [
+        ("VQ-VAE", 99.5),
+        ("VQ-VAE, entropy-coded", 60.0),
+        ("JPEG", 99.5),
+    ]
+    assert "| 100 | VQ-VAE | 100 |  | 0.9000 |  |  |  |  |  |" in markdown([row], "synthetic demo set")
+
+
+def test_the_whole_table_from_the_command_line(tiny_data, tiny_cache, tiny_run, tmp_path):
+    options = ["--data", tiny_data, "--checkpoints", tiny_run / "vqvae.pth", "--bytes", 900, "--out", tmp_path]
+    done = run_script("benchmarks/codecs.py", *options, cache=tiny_cache)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "codecs.json").read_text())
+    assert content["data"] == f"synthetic demo set, test split, {LEVELS} slices"
+    rows = content["rows"]
+    assert len(rows) == 1 + 2 * len(CODECS)  # the codecs at 900 bytes and at the model's
+    assert {row["budget"] for row in rows} == {900, rows[0]["bytes"]}
+    assert all(row["bytes"] <= row["budget"] or row["too_large"] for row in rows)
+    assert (tmp_path / "codecs.md").read_text() in done.stdout
+    for name in ("rate_distortion.png", f"side_by_side_{tiny_run.name}.png"):
+        with Image.open(tmp_path / name) as image:
+            assert "synthetic demo set" in image.text["Description"]

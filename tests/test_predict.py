@@ -1,0 +1,341 @@
+"""Prediction through its command line: every number and file, samples by seed, bad input, nothing half written."""
+
+import csv
+import json
+import re
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import LEVELS, run_script
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+import checkpoint
+import compute
+import dataset
+import predict
+from codec import Codec
+from pixelcnn import PixelCNN
+from results import replacing
+from sampling import WALK, Sampler
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tiny_cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_cache))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tiny_run, tmp_path):
+    """`predict.py vqvae.pth *arguments --device cpu` in this process: (status, stdout, stderr, output folder)."""
+
+    def called(*arguments, model=tiny_run / "vqvae.pth"):
+        out = tmp_path / "out"
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, (model, "--device=cpu", *arguments)), f"--out={out}"])
+        status = predict.main()
+        return status, *capsys.readouterr(), out
+
+    return called
+
+
+def open_codec(run):
+    autoencoder, about = checkpoint.load_autoencoder(run / "vqvae.pth")
+    return Codec(autoencoder, about["data"], compute.choose("cpu", "fp32"))
+
+
+def read_metrics(folder):
+    return json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
+
+
+def read_scores(folder):
+    with open(folder / "ssim_scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def judged(tiny_run, tiny_cache):
+    """(stdout, output folder) of `predict.py vqvae.pth --samples 100`, nothing else given."""
+    done = run_script("predict.py", tiny_run / "vqvae.pth", "--samples", 100, cache=tiny_cache)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, tiny_run / "predict"
+
+
+@pytest.fixture(scope="module")
+def pixelcnn(tiny_run, tmp_path_factory):
+    """A PixelCNN that holds every code alike, so that it needs log2 K bits a code."""
+    _, about = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")
+    _, _, height, width = about["data"]["box"]
+    arguments = {"grids": [[height // 4, width // 4]], "sizes": [64], "levels": LEVELS, "width": 8, "layers": 1}
+    prior = PixelCNN(**arguments)
+    torch.nn.init.zeros_(prior.grids[0].head[-1].weight)
+    torch.nn.init.zeros_(prior.grids[0].head[-1].bias)
+    content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
+    path = tmp_path_factory.mktemp("prior") / "pixelcnn.pth"
+    checkpoint.save(path, content | {"state": prior.state_dict(), "epoch": 1})
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def test_everything_that_is_promised_is_written(judged):
+    _, folder = judged
+    expected = ["metrics.json", "ssim_scores.csv", "report.html", "ssim.png", "worst.png", "best.png", "code_map.png"]
+    expected += ["code_usage.png", "samples.png", "samples_beside_real.png", "walk.gif", "memorisation.png"]
+    expected += ["nearest_training.png", "samples", *(f"samples/seed_{seed:05d}.png" for seed in range(100))]
+    assert files(folder) == sorted(expected)
+    assert not list(folder.parent.glob(".predict*"))  # no temporary folder is left
+
+
+def test_scores_are_scikit_images_on_the_whole_test_split(judged, tiny_run, tiny_data, call):
+    status, _, _, again = call("--samples=0", "--data", tiny_data)
+    assert status == 0
+    rows = read_scores(again)
+    assert rows == read_scores(judged[1])
+    slices = dataset.load(str(tiny_data), ("test",)).splits["test"]
+    assert [row["name"] for row in rows] == slices.names
+    model, about = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")
+    box = dataset.Box(*about["data"]["box"])
+    original = torch.from_numpy(np.array(slices.images[[3]]))[:, None] / 255
+    with torch.inference_mode():
+        decoded = box.paste(model.decode(model.encode(box.crop(original))), (256, 256))
+    expected = structural_similarity(original[0, 0].numpy(), decoded[0, 0].numpy(), data_range=1.0)
+    assert float(rows[3]["ssim"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_metrics_agree_with_the_scores_and_the_grid_that_is_coded(judged, tiny_run):
+    _, folder = judged
+    metrics, rows = read_metrics(folder), read_scores(folder)
+    ssim = np.array([float(row["ssim"]) for row in rows])
+    assert metrics["images"] == len(rows) == LEVELS
+    expected = {"mean": ssim.mean(), "std": ssim.std(), "min": ssim.min(), "max": ssim.max()}
+    assert {key: metrics["ssim"][key] for key in expected} == pytest.approx(expected)
+    assert metrics["ssim"]["passed"] == (ssim >= 0.6).sum()
+    box = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")[1]["data"]["box"]
+    codes = box[2] // 4 * box[3] // 4  # not 64x64: the margins cost nothing
+    assert metrics["bytes_per_image"] == codes * 6 / 8  # 64 codes are 6 bits each
+    assert metrics["codes"][0]["grid"] == f"{box[2] // 4}x{box[3] // 4}"
+
+
+def test_the_terminal_says_what_was_scored_and_the_numbers_of_metrics_json(judged):
+    out, folder = judged
+    metrics = read_metrics(folder)
+    assert f"synthetic demo set, test split: {LEVELS} slices" in out
+    line = next(line for line in out.splitlines() if line.startswith("SSIM  "))
+    assert line.split()[1:] == [f"{metrics['ssim'][key]:.4f}" for key in ("mean", "std", "min", "max")]
+    for words in ("foreground SSIM", "Gaussian SSIM", "PSNR", "SSIM of 0.6 or more", "bytes an image", "of 64 used"):
+        assert words in out
+    assert metrics["data"] == "synthetic demo set, test split"
+    assert metrics["synthetic"] is True
+
+
+def test_figures_name_their_data_and_slices(judged):
+    _, folder = judged
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            assert "synthetic demo set" in image.text["Description"], path.name
+    page = (folder / "report.html").read_text()
+    worst = min(read_scores(folder), key=lambda row: float(row["ssim"]))
+    assert worst["name"] in page
+    assert "A walk between two samples" in page
+    assert "The same slices through training" in page  # from the run folder
+
+
+# ----------------------------------------------------------------------------------------------- samples
+
+
+def test_samples_are_whole_8_bit_pictures_that_say_they_are_synthetic(judged):
+    with Image.open(judged[1] / "samples" / "seed_00007.png") as image:
+        assert (image.mode, image.size) == ("L", (256, 256))
+        assert "synthetic demo set" in image.text["Description"]
+
+
+def test_any_sample_can_be_made_again_from_its_seed(call, pixelcnn):
+    def drawn(number, seed):
+        status, out, error, folder = call("--prior", pixelcnn, f"--samples={number}", f"--seed={seed}")
+        assert status == 0, error
+        assert "too few to judge: give --samples 1000" in out
+        return {path.name: np.asarray(Image.open(path)).astype(int) for path in (folder / "samples").iterdir()}
+
+    three, one = drawn(3, 40), drawn(1, 41)
+    assert sorted(three) == ["seed_00040.png", "seed_00041.png", "seed_00042.png"]
+    assert np.abs(one["seed_00041.png"] - three["seed_00041.png"]).max() <= 1
+    assert np.abs(three["seed_00040.png"] - three["seed_00041.png"]).max() > 10
+
+
+def test_a_walk_starts_at_one_seeds_sample_and_ends_at_the_others(tiny_run, pixelcnn):
+    codec = open_codec(tiny_run)
+    for prior in (tiny_run / "dcgan.pth", pixelcnn):
+        sampler = Sampler(prior, codec)
+        [samples], [walk] = sampler.draw((7, 8)), sampler.walk((7, 8))
+        assert len(walk) == WALK
+        same = [(walk[place] == samples[end]).float().mean() for place, end in ((0, 0), (-1, 1))]
+        assert min(same) > 0.99  # a rounding error may tip a code
+
+
+def test_the_judge_speaks_with_the_floor_beside_it(judged):
+    out, folder = judged
+    judge = read_metrics(folder)["judge"]
+    assert judge["samples"] == 100
+    assert set(judge["fidelity"]) == set(judge["floor"]) == {"pca", "randconv"}
+    assert 0 <= judge["code_histogram_distance"][0] <= 1
+    assert "real (floor)" in out
+
+
+def test_samples_of_a_model_of_other_data_are_not_judged(call, tiny_data, tmp_path):
+    other = tmp_path / "other"
+    for split in ("train", "validate", "test"):
+        (other / split).mkdir(parents=True)
+        first = sorted((tiny_data / f"keras_png_slices_{split}").iterdir())[0]
+        (other / split / first.name).write_bytes(first.read_bytes())
+    status, out, _, folder = call("--data", other, "--samples=100")
+    assert status == 0
+    assert "not the data set that the model was trained on" in out
+    assert "the samples are not judged" in out
+    assert "judge" not in read_metrics(folder)
+    assert len(read_metrics(folder)["notes"]) == 2
+
+
+def test_without_a_prior_it_scores_only_and_says_so(call, tiny_run, tmp_path):
+    alone = tmp_path / "alone" / "vqvae.pth"
+    alone.parent.mkdir()
+    alone.write_bytes((tiny_run / "vqvae.pth").read_bytes())
+    status, out, _, folder = call(model=alone)
+    assert status == 0
+    assert "no prior beside the checkpoint" in out
+    assert "samples" not in files(folder)
+
+
+def test_a_pixelcnn_gives_entropy_coded_bytes_and_takes_level_and_temperature(call, pixelcnn):
+    options = ("--prior", pixelcnn, "--samples=2")
+    status, out, _, folder = call(*options, f"--slice={LEVELS - 1}", "--temperature=0.5")
+    assert status == 0
+    assert "samples of one slice level are not judged" in out
+    metrics = read_metrics(folder)
+    assert metrics["entropy_coded_bytes"] == pytest.approx(metrics["bytes_per_image"])
+    assert metrics["samples"]["source"].endswith(f"slice level {LEVELS - 1}")
+    status, _, error, _ = call(*options, f"--slice={LEVELS}")
+    assert (status, f"slice levels 0 to {LEVELS - 1}" in error) == (2, True)
+
+
+# ------------------------------------------------------------------------------------------- files given
+
+
+def test_input_reconstructs_just_those_pictures(call, tiny_data, judged):
+    given = [tiny_data / "keras_png_slices_test" / f"case_006_slice_{level}.nii.png" for level in (4, 9)]
+    status, _, _, folder = call("--input", *given)
+    assert status == 0
+    assert files(folder / "reconstructions") == ["case_006_slice_4.nii.png", "case_006_slice_9.nii.png"]
+    rows = {row["name"]: row for row in read_scores(judged[1])}
+    for row in read_scores(folder):
+        assert float(row["ssim"]) == pytest.approx(float(rows[row["name"]]["ssim"]), abs=1e-6)
+    assert "samples" not in files(folder)
+
+
+def test_volumes_come_back_where_they_were_in_their_own_intensities(call, tiny_run, tiny_data, tmp_path):
+    slices = dataset.load(str(tiny_data), ("test",)).splits["test"]
+    affine = np.array([[0, 0, 1.5, -90], [-2, 0, 0, 120], [0, 3, 0, -70], [0, 0, 0, 1]], float)
+    voxels = np.moveaxis(np.array(slices.images[:4]), 0, 2).astype(np.float32) * 10 - 300
+    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / "upright.nii.gz")
+    turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0]))).as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.io_orientation(affine))
+    )
+    nib.save(turned, tmp_path / "turned.nii")
+    status, _, error, folder = call("--input", *tmp_path.glob("*.nii*"), "--save-nifti")
+    assert status == 0, error
+    assert files(folder / "reconstructions") == ["turned.nii", "upright.nii.gz"]
+    upright = dataset.read_files([tmp_path / "upright.nii.gz"])
+    codec = open_codec(tiny_run)
+    low, high = upright.ranges[0]
+    expected = np.moveaxis(codec.decode(codec.encode(upright.images)), 0, 2) * (high - low) + low
+    assert expected.max() > 500  # the source's own intensities, -300 to 2250
+    for name in ("upright.nii.gz", "turned.nii"):
+        source, written = nib.load(tmp_path / name), nib.load(folder / "reconstructions" / name)
+        assert written.shape == source.shape
+        np.testing.assert_array_equal(written.affine, source.affine)
+        np.testing.assert_allclose(nib.as_closest_canonical(written).get_fdata(), expected, atol=1)
+
+
+def test_slices_beyond_the_box_are_reported(call, tmp_path):
+    Image.fromarray(np.full((256, 256), 90, np.uint8)).save(tmp_path / "bright.png")
+    status, out, _, _ = call("--input", tmp_path / "bright.png")
+    assert status == 0
+    assert "1 slices reach beyond" in out
+
+
+# --------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data, tmp_path, monkeypatch):
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn.png").write_bytes((tiny_run / "training.png").read_bytes()[:300])
+    nib.save(nib.Nifti1Image(np.ones((40, 40, 3), np.float32), np.eye(4)), tmp_path / "small.nii")
+    torch.save({"kind": "prior", "autoencoder": "another"}, tmp_path / "prior.pth")
+    png = tiny_data / "keras_png_slices_test" / "case_006_slice_4.nii.png"
+    model = tiny_run / "vqvae.pth"
+    cases = [  # arguments, what the line says
+        ((model, "--samples", "-1"), "must be at least 0"),
+        ((model, "--temperature", "nan"), "must be at least"),
+        ((model, "--split", "holdout"), "invalid choice"),
+        ((tmp_path / "nothing.pth",), "no checkpoint at"),
+        ((tmp_path,), "no checkpoint at"),
+        ((tmp_path / "text.pth",), "damaged"),
+        ((tiny_run / "dcgan.pth",), "holds prior"),
+        ((model, "--prior", model), "holds autoencoder"),
+        ((model, "--prior", tmp_path / "prior.pth"), "another autoencoder"),
+        ((model, "--data", tmp_path / "empty"), "holds no data set"),
+        ((model, "--data", tmp_path / "missing"), "no folder"),
+        ((model, "--input", tmp_path / "gone.png"), "no file"),
+        ((model, "--input", tmp_path / "torn.png"), "torn.png"),
+        ((model, "--input", tmp_path / "small.nii"), "this checkpoint takes 256x256"),
+        ((model, "--input", png, png, "--samples", "1"), "give one of them at a time"),
+        ((model, "--input", png, "--data", tiny_data), "not both"),
+        ((model, "--input", png, "--save-nifti"), "not NIfTI files"),
+        ((model, "--input", png, "--slice", "3"), "is about samples"),
+        ((model, "--slice", LEVELS), f"knows slice levels 0 to {LEVELS - 1}"),
+        ((model, "--temperature", "0.5"), "a DCGAN has no temperature"),
+        ((model, "--features", "inception"), "are judged"),
+        ((model, "--device", "cuda"), "no CUDA device"),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for (first, *rest), words in cases:
+        before = files(tmp_path), files(tiny_run)
+        status, out, error, _ = call(*rest, model=first)
+        assert status == 2, (rest, out)
+        assert re.fullmatch(r"error: [^\n]+\n", error), (rest, error)
+        assert words in error, (rest, error)
+        assert (files(tmp_path), files(tiny_run)) == before, rest
+
+
+def test_a_folder_of_the_users_own_is_never_replaced(tmp_path, call):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    status, _, error, folder = call("--samples=0")
+    assert status == 2
+    assert "holds thesis.txt" in error
+    assert files(folder) == ["thesis.txt"]
+
+
+def test_a_failure_leaves_the_results_that_were_there(tmp_path):
+    (tmp_path / "predict").mkdir()
+    (tmp_path / "predict" / "metrics.json").write_text("{}")
+
+    def fail():
+        with replacing(tmp_path / "predict") as folder:
+            (folder / "report.html").write_text("half of it")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert files(tmp_path) == ["predict", "predict/metrics.json"]
+    with replacing(tmp_path / "predict") as folder:
+        (folder / "report.html").write_text("all of it")
+    assert files(tmp_path) == ["predict", "predict/report.html"]

@@ -1,0 +1,207 @@
+import argparse
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import priors
+from codec import Codec
+from compute import Compute
+from errors import InputError
+from modules import VQVAE
+from pixelcnn import PixelCNN
+from priors import CodeBatches, bce_losses, gan_step, gradient_penalty, r3gan_losses
+
+CPU = Compute(torch.device("cpu"), bf16=False)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny.data_set()
+
+
+@pytest.fixture(scope="module")
+def codec(data):
+    torch.manual_seed(0)
+    model = VQVAE(codebook_size=16)
+    model.initialise_codebooks(torch.from_numpy(np.array(data.splits["train"].images))[:, None] / 255)
+    return Codec(model, {"box": [0, 0, 32, 32], "size": [32, 32]}, CPU)
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+def test_bce_is_the_course_reports_loss():
+    """Sigmoid and binary cross-entropy as one: the same numbers, and no overflow."""
+    real, fake = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    generator, discriminator = bce_losses(real, fake)
+    one, zero = torch.ones(50), torch.zeros(50)
+    torch.testing.assert_close(generator, F.binary_cross_entropy(fake.sigmoid(), one))
+    expected = F.binary_cross_entropy(real.sigmoid(), one) + F.binary_cross_entropy(fake.sigmoid(), zero)
+    torch.testing.assert_close(discriminator, expected)
+    assert all(loss.isfinite() for loss in bce_losses(1e4 * real, -1e4 * fake))
+
+
+def test_relativistic_losses_in_closed_form():
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 1.5])
+    generator, discriminator = r3gan_losses(real, fake)
+    assert discriminator.item() == pytest.approx((math.log1p(math.exp(-1.5)) + math.log1p(math.exp(2.5))) / 2)
+    assert generator.item() == pytest.approx((math.log1p(math.exp(1.5)) + math.log1p(math.exp(-2.5))) / 2)
+    shifted = r3gan_losses(real + 7, fake + 7)  # only differences count
+    torch.testing.assert_close(torch.stack(shifted), torch.stack([generator, discriminator]))
+    equal = r3gan_losses(real, real)
+    torch.testing.assert_close(torch.stack(equal), torch.full((2,), math.log(2)))
+
+
+def test_gradient_penalty_in_closed_form():
+    """Of a linear score it is the squared norm of the weights; of a quadratic one, 4 |x|^2."""
+    x = torch.randn(5, 2, 3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    w = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    linear = gradient_penalty((x * w).sum((1, 2, 3)), x)
+    torch.testing.assert_close(linear, w.square().sum())
+    linear.backward()
+    torch.testing.assert_close(w.grad, 2 * w)  # it trains the discriminator
+    quadratic = gradient_penalty(x.square().sum((1, 2, 3)), x)
+    torch.testing.assert_close(quadratic, 4 * x.square().sum((1, 2, 3)).mean())
+
+
+# ------------------------------------------------------------------------------------------- a step of the GAN
+
+
+class Scale(nn.Module):
+    """A generator of one number, and a discriminator of one."""
+
+    z_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, levels):
+        return self.weight * (x[:, :, None, None] if x.dim() == 2 else x.mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize(("loss", "gamma"), [("bce", 0.0), ("r3gan", 3.0)])
+def test_gan_step_in_closed_form(loss, gamma):
+    """Both networks' steps by hand, with plain gradient descent: each moves alone, on its own loss."""
+    generator, discriminator = Scale(), Scale()
+    learners = [torch.optim.SGD(net.parameters(), 0.1) for net in (discriminator, generator)]
+    real = 2 + torch.randn(6, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+    settings = argparse.Namespace(gan_loss=loss, gan_gamma=3.0)
+    torch.manual_seed(5)
+    logged = gan_step(generator, discriminator, learners, real, torch.zeros(6, dtype=torch.long), settings, CPU)
+    torch.manual_seed(5)
+    noise = torch.randn(2, 6, 4)
+    real_mean, fake_mean = real.mean((1, 2, 3)), 0.5 * noise[0].mean(1)
+
+    d = torch.tensor(0.5, requires_grad=True)
+    losses = r3gan_losses if loss == "r3gan" else bce_losses
+    adversarial = losses(d * real_mean, d * fake_mean)[1]
+    penalty = d.square() / 4  # |d score / d input|^2 over the 4 inputs, on real and fake alike
+    (adversarial + gamma / 2 * 2 * penalty).backward()
+    stepped = 0.5 - 0.1 * d.grad
+    torch.testing.assert_close(discriminator.weight.data, stepped)
+    torch.testing.assert_close(logged["discriminator_loss"].detach(), adversarial.detach())
+    expected = torch.tensor(0.25 / 4)
+    penalties = {key: logged[key].detach() for key in ("r1", "r2") if key in logged}
+    torch.testing.assert_close(penalties, {"r1": expected, "r2": expected} if loss == "r3gan" else {})
+    assert logged["accuracy_real"].item() == (real_mean > 0).float().mean()
+    assert logged["accuracy_fake"].item() == pytest.approx((fake_mean < 0).float().mean())
+
+    g = torch.tensor(0.5, requires_grad=True)
+    losses(stepped * real_mean, stepped * g * noise[1].mean(1))[0].backward()
+    torch.testing.assert_close(generator.weight.data, 0.5 - 0.1 * g.grad)
+
+
+def test_processes_draw_noise_of_their_own():
+    """Each takes its share of one draw: two see what one would, and never the same noise."""
+    seen = []
+
+    class Look(Scale):
+        def forward(self, x, levels):
+            if x.dim() == 2:
+                seen.append(x)
+            return super().forward(x, levels)
+
+    for rank in (0, 1):
+        torch.manual_seed(5)
+        nets = Look(), Scale()
+        learners = [torch.optim.SGD(net.parameters(), 0.1) for net in nets]
+        on = Compute(torch.device("cpu"), False, rank, 2)
+        settings = argparse.Namespace(gan_loss="bce", gan_gamma=0.0)
+        gan_step(*nets, learners, torch.ones(3, 4, 1, 1), torch.zeros(3, dtype=torch.long), settings, on)
+    torch.manual_seed(5)
+    whole = torch.randn(2, 6, 4)
+    assert torch.equal(torch.cat([seen[0], seen[2]]), whole[0])
+    assert torch.equal(torch.cat([seen[1], seen[3]]), whole[1])
+
+
+# ------------------------------------------------------------------------------------------- batches of codes
+
+
+def test_every_slice_once_an_epoch_with_its_own_codes(codec, data):
+    batches = CodeBatches(codec, data, "train", 16, 16, CPU)
+    everything = codec.encode(data.splits["train"].images)
+    assert batches.steps == 4
+    seen = torch.cat([codes[0] for codes, _ in batches.shuffled(0, 1, 0)])
+    key = [tuple(grid.flatten().tolist()) for grid in seen]
+    assert sorted(key) == sorted(tuple(grid.flatten().tolist()) for grid in everything[0])
+    assert seen.dtype == torch.int64
+
+
+def test_order_depends_on_seed_and_epoch_alone_and_starts_anywhere(codec, data):
+    batches = CodeBatches(codec, data, "train", 16, 16, CPU)
+    whole = [levels for _, levels in batches.shuffled(3, 2, 0)]
+    torch.manual_seed(99)
+    late = [levels for _, levels in batches.shuffled(3, 2, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], late, strict=True))
+    assert not torch.equal(whole[0], next(batches.shuffled(3, 3, 0))[1])
+    assert not torch.equal(whole[0], next(batches.shuffled(4, 2, 0))[1])
+
+
+def test_some_levels_are_hidden_and_others_true(codec, data):
+    """Dropped for a share of the batches, so that the unconditional model stays."""
+    batches = CodeBatches(codec, data, "train", 16, 16, CPU)
+    hidden = 0
+    for epoch in range(40):
+        for _, levels in batches.shuffled(0, epoch, 0):
+            hidden += (levels == 16).sum().item()
+            assert levels.max() <= 16
+    assert 0.07 < hidden / (40 * 64) < 0.13
+    codes, levels = batches.at(torch.tensor([5, 20]))
+    assert levels.tolist() == [5, 4]
+    assert torch.equal(codes[0], codec.encode(data.splits["train"].images[[5, 20]])[0].long())
+
+
+def test_unknown_levels_become_any(codec, data):
+    part = data.splits["validate"]
+    part.levels[:3] = [-1, 99, 7]
+    batches = CodeBatches(codec, data, "validate", 16, 16, CPU)
+    assert batches.levels[:3].tolist() == [16, 16, 7]
+
+
+def test_two_processes_share_a_batch(codec, data):
+    parts = [CodeBatches(codec, data, "train", 16, 16, Compute(CPU.device, False, rank, 2)) for rank in (0, 1)]
+    whole = CodeBatches(codec, data, "train", 16, 16, CPU)
+    assert [part.steps for part in parts] == [4, 4]
+    shared = zip(*[part.shuffled(0, 1, 0) for part in parts], whole.shuffled(0, 1, 0), strict=True)
+    for (a, levels_a), (b, levels_b), (both, levels) in shared:
+        assert torch.equal(torch.cat([a[0], b[0]]), both[0])
+        assert torch.equal(torch.cat([levels_a, levels_b]), levels)
+    with pytest.raises(InputError, match="can't be shared equally"):
+        CodeBatches(codec, data, "train", 16, 16, Compute(CPU.device, False, 0, 3))
+
+
+def test_held_out_bits_count_every_slice_once(codec, data):
+    torch.manual_seed(0)
+    prior = PixelCNN([(8, 8)], [16], 16, width=8, layers=2).eval()
+    one = CodeBatches(codec, data, "validate", 16, 16, CPU)
+    uneven = CodeBatches(codec, data, "validate", 16, 5, CPU)
+    codes, levels = one.at(torch.arange(one.size))
+    expected = prior(codes, levels).mean().item()
+    assert priors.held_out_bits(prior, one, CPU) == pytest.approx(expected, rel=1e-5)
+    assert priors.held_out_bits(prior, uneven, CPU) == pytest.approx(expected, rel=1e-5)

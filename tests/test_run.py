@@ -1,0 +1,505 @@
+import csv
+import errno
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import checkpoint
+import priors
+import run
+import train
+from errors import InputError
+
+STEPS = tiny.STEPS
+TRAINED = 2 * STEPS  # steps of an autoencoder's whole training
+MODELS = [
+    {"model": "vqvae"},
+    {"model": "vqvae", "codebook": "gradient", "loss": "mse"},
+    {"model": "vqvae2"},
+    {"model": "rqvae"},
+    {"prior": "dcgan"},
+    {"prior": "dcgan", "gan_loss": "bce"},
+    {"prior": "pixelcnn"},
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folders of uninterrupted runs, by their options."""
+    made: dict[str, Path] = {}
+
+    def of(**given) -> Path:
+        key = json.dumps(given, sort_keys=True)
+        if key not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                status, made[key] = tiny.Trainer(tmp_path_factory.mktemp("whole"), patch)(**given)
+            assert status == 0
+        return made[key]
+
+    return of
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    return tiny.Trainer(tmp_path / "runs", monkeypatch)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------------- the same in the end
+
+
+@pytest.mark.parametrize("given", MODELS, ids=lambda given: "-".join(given.values()))
+def test_interrupted_and_resumed_equals_uninterrupted(given, whole, trainer, capsys):
+    """SIGTERM within an epoch of the last stage: all weights, states and metrics are the same to the bit."""
+    before = TRAINED if "prior" in given else 0
+    trainer.kill_at_step(before + STEPS + 3)
+    status, folder = trainer(**given)
+    assert status == 143
+    assert f"--resume {folder}" in capsys.readouterr().out
+    state = checkpoint.load(folder / "last.pth", "run")
+    assert (state["epoch"], state["step"]) == (1, 3)
+    assert trainer.resume(folder) == 0
+    tiny.assert_same_run(folder, whole(**given))
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, STEPS, STEPS + 1, TRAINED])
+def test_interrupted_anywhere(step, whole, trainer):
+    """Before, at and after the step in which k-means starts the codebooks, and at the ends of epochs."""
+    trainer.kill_at_step(step)
+    status, folder = trainer()
+    assert status == 143
+    assert trainer.resume(folder) == 0
+    tiny.assert_same_run(folder, whole())
+
+
+@pytest.mark.parametrize("step", [TRAINED, TRAINED + 1, TRAINED + STEPS])
+def test_interrupted_between_autoencoder_and_prior(step, whole, trainer):
+    trainer.kill_at_step(step)
+    status, folder = trainer(prior="pixelcnn")
+    assert status == 143
+    assert trainer.resume(folder) == 0
+    tiny.assert_same_run(folder, whole(prior="pixelcnn"))
+
+
+def test_interrupted_at_every_second_step(whole, trainer):
+    """Again and again, until it is done: as a queue that preempts does."""
+    trainer.kill_at_step(2)
+    status, folder = trainer()
+    stops = 0
+    while status:
+        assert status == 143
+        stops += 1
+        trainer.kill_at_step(2)
+        status = trainer.resume(folder)
+    assert stops == 4
+    tiny.assert_same_run(folder, whole())
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, trainer):
+    _, same = trainer()
+    tiny.assert_same_run(same, whole())
+    _, other = trainer(seed=1)
+    assert rows(other) != rows(same)
+
+
+def test_killed_without_warning_goes_on_from_the_last_save(whole, trainer, monkeypatch):
+    """As SIGKILL: what is in memory is lost, what was saved within the epoch is not."""
+
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    trainer.at_step(STEPS + 3, die)
+    with pytest.raises(Killed):
+        trainer(save_minutes=0)
+    folder = next(trainer.out.iterdir())
+    state = checkpoint.load(folder / "last.pth", "run")
+    assert (state["epoch"], state["step"]) == (1, 2)
+    monkeypatch.setattr(run.Stage, "add", run.Stage.add)
+    assert trainer.resume(folder) == 0
+    tiny.assert_same_run(folder, whole())
+
+
+# ------------------------------------------------------------------------------------------- signals and limits
+
+
+def test_interrupt_from_the_keyboard_is_130(trainer):
+    trainer.kill_at_step(2, signal.SIGINT)
+    status, folder = trainer()
+    assert status == 130
+    assert checkpoint.load(folder / "last.pth", "run")["step"] == 2
+
+
+@pytest.mark.parametrize("minutes", [0, 1e-9])
+def test_time_limit_saves_and_stops(minutes, whole, trainer):
+    status, folder = trainer(time_limit=minutes)
+    assert status == 143
+    assert checkpoint.load(folder / "last.pth", "run")["step"] == 1
+    assert trainer.resume(folder, time_limit=1e6) == 0
+    tiny.assert_same_run(folder, whole())
+
+
+# ------------------------------------------------------------------------------------------- options on resume
+
+
+@pytest.mark.parametrize(
+    "given", [{"model": "vqvae2"}, {"batch_size": 8}, {"seed": 5}, {"lr": 0.5}, {"codebook_size": 32}, {"loss": "mse"}]
+)
+def test_contradicting_options_are_an_error(given, trainer, capsys):
+    trainer.kill_at_step(1)
+    _, folder = trainer()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert trainer.resume(folder, **given) == 2
+    flag = "--" + next(iter(given)).replace("_", "-")
+    assert flag in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_options_that_say_the_same_are_fine(trainer):
+    trainer.kill_at_step(1)
+    _, folder = trainer()
+    assert trainer.resume(folder, model="vqvae", batch_size=16, out="elsewhere") == 0
+
+
+def test_more_epochs_are_allowed_and_remembered(trainer):
+    _, folder = trainer(epochs=1)
+    trainer.kill_at_step(2)
+    assert trainer.resume(folder, epochs=3) == 143
+    assert trainer.resume(folder) == 0  # still three
+    assert [row["epoch"] for row in rows(folder)] == ["1", "2", "3"]
+    assert json.loads((folder / "config.json").read_text())["epochs"] == 3
+    assert trainer.resume(folder, epochs=2) == 2
+
+
+def test_more_epochs_of_an_autoencoder_whose_prior_has_begun_are_an_error(trainer, capsys):
+    trainer.kill_at_step(TRAINED + 1)
+    _, folder = trainer(prior="pixelcnn")
+    config = (folder / "config.json").read_bytes()
+    assert trainer.resume(folder, epochs=9) == 2
+    assert "--epochs" in capsys.readouterr().err
+    assert (folder / "config.json").read_bytes() == config
+    assert trainer.resume(folder, prior_epochs=3) == 0
+    assert [row["stage"] for row in rows(folder)] == ["autoencoder"] * 2 + ["pixelcnn"] * 3
+
+
+def test_other_data_is_an_error(trainer, monkeypatch, capsys):
+    trainer.kill_at_step(1)
+    _, folder = trainer()
+    other = tiny.data_set()
+    object.__setattr__(other, "fingerprint", "0" * 64)
+    monkeypatch.setattr(train, "load_data", lambda settings: other)
+    assert trainer.resume(folder) == 2
+    assert "not the data" in capsys.readouterr().err
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, trainer):
+    _, folder = trainer(prior="pixelcnn")
+    assert trainer.resume(folder) == 0
+    tiny.assert_same_run(folder, whole(prior="pixelcnn"))
+
+
+def test_early_stop_holds_after_a_resume(trainer, monkeypatch):
+    monkeypatch.setattr(priors, "PATIENCE", 0)
+    monkeypatch.setattr(priors, "held_out_bits", lambda *args: 1.0)  # never better than the first epoch
+    _, folder = trainer(prior="pixelcnn", prior_epochs=9)
+    assert [row["stage"] for row in rows(folder)].count("pixelcnn") == 1
+    assert trainer.resume(folder) == 0
+    assert [row["stage"] for row in rows(folder)].count("pixelcnn") == 1
+
+
+# ------------------------------------------------------------------------------------------- damaged files
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_truncated_last_falls_back_to_the_one_before(whole, trainer, capsys):
+    trainer.kill_at_step(STEPS + 3)
+    _, folder = trainer()
+    truncate(folder / "last.pth")
+    assert trainer.resume(folder) == 0
+    captured = capsys.readouterr()
+    assert "warning: " in captured.err
+    assert "last.pth is damaged" in captured.err
+    assert "after epoch 1, step 0" in captured.out
+    tiny.assert_same_run(folder, whole())
+
+
+def test_both_states_damaged_is_an_error(trainer, capsys):
+    trainer.kill_at_step(STEPS + 3)
+    _, folder = trainer()
+    for name in ("last.pth", "previous.pth"):
+        truncate(folder / name)
+    assert trainer.resume(folder) == 2
+    assert "damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kept", [("next.pth", "last.pth"), ("next.pth", "previous.pth")])
+def test_killed_between_two_renames_loses_nothing(kept, whole, trainer):
+    """The newest state is next.pth until it becomes last.pth."""
+    trainer.kill_at_step(STEPS + 3)
+    _, folder = trainer()
+    os.replace(folder / "last.pth", folder / "next.pth")
+    os.replace(folder / "previous.pth", folder / kept[1])
+    for name in {"last.pth", "previous.pth"} - set(kept):
+        assert not (folder / name).exists()
+    assert run.load_last(folder)["step"] == 3
+    assert trainer.resume(folder) == 0
+    assert not (folder / "next.pth").exists()
+    tiny.assert_same_run(folder, whole())
+
+
+def test_killed_before_the_first_save_starts_again(whole, trainer):
+    trainer.kill_at_step(1)
+    _, folder = trainer()
+    (folder / "last.pth").unlink()
+    (folder / ".last.pth.1234.partial").write_bytes(b"half")
+    assert trainer.resume(folder) == 0
+    assert not list(folder.glob("*.partial")) + list(folder.glob(".*.partial"))
+    tiny.assert_same_run(folder, whole())
+
+
+def test_state_of_another_run_is_an_error(trainer, whole, capsys):
+    trainer.kill_at_step(1)
+    _, folder = trainer()
+    for other in ({"model": "vqvae2"}, {"prior": "pixelcnn"}):
+        (folder / "last.pth").write_bytes((whole(**other) / "last.pth").read_bytes())
+        assert trainer.resume(folder) == 2
+        assert "last.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        "3",
+        "null",
+        "{}",
+        '{"epochs": "many", "data_fingerprint": ""}',
+        '{"data_fingerprint": 1, "lr": -1}',
+    ],
+)
+def test_unusable_config_is_an_error(text, tmp_path, trainer, capsys):
+    (tmp_path / "config.json").write_text(text)
+    assert trainer.resume(tmp_path) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def test_two_runs_never_share_a_folder(tmp_path):
+    folders = [run.create_run_folder(tmp_path / "runs", {"n": n}) for n in range(5)]
+    assert len(set(folders)) == 5
+    assert [json.loads((folder / "config.json").read_text())["n"] for folder in folders] == list(range(5))
+    assert sorted((tmp_path / "runs").iterdir()) == sorted(folders)  # and no half-made one is left
+
+
+def test_a_folder_is_one_runs_at_a_time(trainer, capsys):
+    trainer.kill_at_step(1)
+    _, folder = trainer()
+    here = run.Run(folder, 10, None)
+    assert trainer.resume(folder) == 2
+    assert "another train.py is at work" in capsys.readouterr().err
+    here.lock.release()
+
+
+@pytest.mark.parametrize("out", ["a file", "a file/below"])
+def test_out_that_is_no_folder_is_an_error(out, trainer, tmp_path, capsys):
+    (tmp_path / "a file").write_text("mine")
+    assert trainer(out=tmp_path / out)[0] == 2
+    assert "--out" in capsys.readouterr().err
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
+def full(monkeypatch, after: int) -> None:
+    """From the sync number `after` on, the disk is full."""
+    sync, count = os.fsync, [0]
+
+    def fsync(descriptor):
+        count[0] += 1
+        if count[0] > after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
+def test_full_disk_keeps_what_was_saved(after, trainer, whole, monkeypatch, capsys):
+    full(monkeypatch, after)
+    status, folder = trainer()
+    assert status == 2
+    assert "the disk is full" in capsys.readouterr().err
+    monkeypatch.undo()
+    if folder is None:  # not even config.json could be written
+        assert list(trainer.out.iterdir()) == []
+        return
+    assert not list(folder.glob(".*.partial"))
+    with pytest.MonkeyPatch.context() as patch:
+        assert tiny.Trainer(trainer.out, patch).resume(folder) == 0
+    tiny.assert_same_run(folder, whole())
+
+
+def test_log_on_a_full_disk_is_an_error_of_one_line(trainer, monkeypatch, capsys):
+    def log(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run.Run, "log", log)
+    assert trainer()[0] == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- numbers
+
+
+def test_not_a_number_stops_with_step_rate_and_names(trainer, monkeypatch, capsys):
+    """The last good weights stay; the message has the step, the learning rate and the batch's names."""
+    _, folder = trainer(epochs=1)
+    good = (folder / "vqvae.pth").read_bytes()
+    calls = []
+
+    def loss(reconstruction, images):
+        calls.append(1)
+        return reconstruction.sum() * (float("nan") if len(calls) == 2 else 0)
+
+    monkeypatch.setitem(train.LOSSES, "l1+ssim", loss)
+    assert trainer.resume(folder, epochs=3) == 2
+    message = capsys.readouterr().err
+    assert "epoch 2, step 1" in message
+    assert "learning rate" in message
+    assert "case_" in message
+    assert (folder / "vqvae.pth").read_bytes() == good
+    state = checkpoint.load(folder / "last.pth", "run")
+    assert all(tensor.isfinite().all() for tensor in state["parts"]["model"].values())
+
+
+def test_nothing_is_kept_of_a_first_epoch_that_diverged(trainer, monkeypatch):
+    monkeypatch.setitem(train.LOSSES, "l1+ssim", lambda reconstruction, images: reconstruction.sum() * float("inf"))
+    status, folder = trainer()
+    assert status == 2
+    assert not list(folder.glob("*.pth"))
+
+
+@pytest.mark.parametrize("scores", [[0.3, 0.5, 0.4, 0.5, 0.6], [float("nan"), 0.1, float("nan"), 0.2]])
+def test_best_is_the_highest_and_never_overwritten_by_a_worse_one(scores, trainer, monkeypatch):
+    """Mistakes 2 and 12: the checkpoint was saved when the loss was higher than the best."""
+    left = list(scores)
+    monkeypatch.setattr(train, "validation_ssim", lambda *args: left.pop(0))
+    _, folder = trainer(epochs=len(scores))
+    best = max(s for s in scores if s == s)
+    about = checkpoint.load_autoencoder(folder / "vqvae.pth")[1]
+    assert (about["validation_ssim"], about["epoch"]) == (best, scores.index(best) + 1)
+
+
+def test_metrics_have_a_row_an_epoch_of_each_stage(whole):
+    table = rows(whole(prior="pixelcnn"))
+    assert [(row["stage"], row["epoch"]) for row in table] == [
+        ("autoencoder", "1"),
+        ("autoencoder", "2"),
+        ("pixelcnn", "1"),
+        ("pixelcnn", "2"),
+    ]
+    for row in table[:2]:
+        assert 0 < float(row["validation_ssim"]) <= 1
+        assert 1 <= float(row["perplexity_0"]) <= int(row["codes_used_0"]) <= 16
+        assert float(row["train_reconstruction"]) > 0
+    assert not table[0]["validation_bits"]
+    assert float(table[3]["validation_bits"]) > 0
+
+
+def test_mean_over_the_epoch_is_over_all_steps(tmp_path):
+    """Of every step, also those before an interruption, and read once an epoch. Mistake 12: `.item()` every step."""
+    folder = run.create_run_folder(tmp_path, {})
+    here = run.Run(folder, 1e6, None)
+    stage = run.Stage(here, "autoencoder", 1, {})
+    for i in stage.steps(iter(range(4))):
+        stage.add(loss=torch.tensor(float(i)))
+    assert stage.means() == {"loss": 1.5}
+    stage.save()
+    here.lock.release()
+    again = run.Run(folder, 1e6, None)
+    stage = run.Stage(again, "autoencoder", 1, {})
+    for _ in stage.steps(iter(range(2))):
+        stage.add(loss=torch.tensor(0.0))
+    assert stage.means() == {"loss": 1.0}
+    again.lock.release()
+
+
+def test_saves_within_an_epoch_when_it_is_time(tmp_path, monkeypatch):
+    folder = run.create_run_folder(tmp_path, {})
+    here = run.Run(folder, 10, None)
+    clock = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    here.saved_at = clock[0]
+    stage, saves = run.Stage(here, "autoencoder", 1, {}), []
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: saves.append(state["step"]) or path.write_bytes(b""))
+    for _ in stage.steps(iter(range(30))):
+        clock[0] += 60
+    assert saves == [11, 22]
+    here.lock.release()
+
+
+def test_run_state_holds_plain_values_only(whole):
+    """Mistake 12: a checkpoint with an `argparse.Namespace` inside."""
+    allowed = (torch.Tensor, int, float, str, bool, type(None))
+
+    def walk(value, where):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                assert type(key) in (str, int), where
+                walk(inner, f"{where}.{key}")
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                walk(inner, where)
+        else:
+            assert type(value) in (*allowed, torch.nn.Parameter), (where, type(value))
+
+    for given in ({"prior": "dcgan"}, {"prior": "pixelcnn"}):
+        for path in whole(**given).glob("*.pth"):
+            walk(torch.load(path, weights_only=True), path.name)
+
+
+def test_is_best_takes_no_nan():
+    stage = run.Stage.__new__(run.Stage)
+    stage.best = None
+    assert [stage.is_best(score) for score in (float("nan"), 0.2, 0.2, float("nan"), 0.3, 0.1)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert stage.best == 0.3
+
+
+def test_load_last_is_none_in_a_new_folder(tmp_path):
+    assert run.load_last(tmp_path) is None
+    (tmp_path / "last.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="damaged"):
+        run.load_last(tmp_path)

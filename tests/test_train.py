@@ -1,0 +1,306 @@
+"""The command line, as a user runs it: in a process of its own, on files."""
+
+import argparse
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from skimage.metrics import structural_similarity
+
+import checkpoint
+import compute
+import dataset
+import options
+import train
+from codec import Codec
+from compute import Compute
+from dataset import Box, content_box
+from errors import InputError
+
+ROOT = Path(__file__).parent.parent
+CPU = Compute(torch.device("cpu"), bf16=False)
+
+
+# ------------------------------------------------------------------------------------------- a whole run
+
+
+def test_run_folder_holds_everything(tiny_run):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert names >= {"config.json", "metrics.csv", "log.txt", "vqvae.pth", "dcgan.pth", "last.pth", "progress.gif"}
+    assert names >= {"epoch_001.png", "epoch_002.png", "epoch_003.png", "training.png"}
+    assert not [name for name in names if name.endswith(".partial")]
+    config = json.loads((tiny_run / "config.json").read_text())
+    assert (config["epochs"], config["beta"], config["loss"]) == (3, 0.25, "l1+ssim")
+    assert "128 train, 32 validate slices" in (tiny_run / "log.txt").read_text()
+    rows = metrics(tiny_run)
+    assert [row["stage"] for row in rows] == ["autoencoder"] * 3 + ["dcgan"]
+    assert all(0 <= float(rows[-1][key]) <= 1 for key in ("accuracy_real", "accuracy_fake", "histogram_distance"))
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_checkpoints_say_what_they_are(tiny_run):
+    model, about = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")
+    assert (about["model"], about["data"]["synthetic"], about["data"]["levels"]) == ("rqvae", True, 32)
+    assert about["data"]["size"] == [256, 256]
+    box = Box(*about["data"]["box"])
+    assert max(box.height, box.width) <= 64  # the blobs' place on the canvas
+    prior, about = checkpoint.load_prior(tiny_run / "dcgan.pth", model)
+    assert [grid.shape for grid in prior.sample([0, 1])] == [(2, box.height // 4, box.width // 4)]
+    assert about["epoch"] == 1
+
+
+def test_validation_score_is_scikit_images_of_the_best_model(tiny_run, tiny_data, tiny_cache, monkeypatch):
+    """On the full 256x256 pictures of the whole validation split. Mistake 2: the best by loss was not the best."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_cache))
+    model, about = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")
+    scores = [float(row["validation_ssim"]) for row in metrics(tiny_run) if row["validation_ssim"]]
+    assert about["validation_ssim"] == max(scores)
+    originals = dataset.load(str(tiny_data)).splits["validate"].images
+    codec = Codec(model, about["data"], compute.choose("cpu"))
+    decoded = codec.decode(codec.encode(originals))
+    pairs = zip(originals / 255, decoded.astype(np.float64), strict=True)
+    mean = np.mean([structural_similarity(x, y, data_range=1.0) for x, y in pairs])
+    assert mean == pytest.approx(about["validation_ssim"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_exits_and_says_how_to_go_on(number, status, tiny_data, tiny_cache, tmp_path):
+    out = tmp_path / "runs"
+    quick = ["--device=cpu", "--epochs=10000", "--batch-size=16", "--codebook-size=16", "--prior=none"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tiny_cache), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), f"--data={tiny_data}", *quick, f"--out={out}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        while process.poll() is None and not list(out.glob("*/epoch_001.png")):
+            time.sleep(0.05)
+        process.send_signal(number)
+        printed, complaints = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == status, complaints
+    assert "Traceback" not in complaints
+    (folder,) = out.iterdir()
+    assert f"--resume {folder}" in printed.splitlines()[-1]
+    state = checkpoint.load(folder / "last.pth", "run")
+    assert state["epoch"] + state["step"] > 0
+
+
+# ------------------------------------------------------------------------------------------- bad options
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs=0"],
+        ["--epochs=-3"],
+        ["--epochs=2.5"],
+        ["--epochs=many"],
+        ["--batch-size=0"],
+        ["--lr=-1"],
+        ["--lr=nan"],
+        ["--beta=inf"],
+        ["--codebook-size=1"],
+        ["--codebook-size=40000"],
+        ["--model=transformer"],
+        ["--prior=diffusion"],
+        ["--loss=l2"],
+        ["--seed=-1"],
+        ["--device=tpu"],
+        ["--precision=fp8"],
+        ["--time-limit=-5"],
+        ["--limit-people=0"],
+        ["--gan-gamma=x"],
+        ["--no-such-option"],
+        ["stray"],
+        ["--resume=nowhere"],
+        ["--resume=DATA"],
+        ["--data=DATA/keras_png_slices_train"],
+        ["--data=DATA", "--slices=9"],
+        ["--data=DATA", "--axis=3"],
+        pytest.param(
+            ["--data=DATA", "--device=cuda"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+        ),
+    ],
+    ids=" ".join,
+)
+def test_bad_options_are_one_line_and_write_nothing(arguments, tiny_data, tiny_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_cache))
+    given = [argument.replace("DATA", str(tiny_data)) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--out=runs", *given])
+    assert train.main() == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"error: [^\n]+\n", captured.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_before_training_is_130(monkeypatch, capsys):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load_data", interrupted)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--device=cpu"])
+    assert train.main() == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_every_option_is_in_the_help_with_its_default(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for group in options.OPTIONS.values():
+        for name, _, default, _ in group:
+            assert f"--{name}" in printed
+            if default not in (None, False):
+                assert f"(default: {default})" in printed
+
+
+# ------------------------------------------------------------------------------------------- settings
+
+
+def test_defaults_are_those_that_the_readme_names():
+    settings = options.settle(*options.parse("", []))
+    assert (settings.epochs, settings.batch_size, settings.lr, settings.beta) == (12, 8, 1e-3, 0.25)
+    assert (settings.codebook_size, settings.codebook, settings.prior_epochs) == (512, "ema", 25)
+
+
+def test_stored_settings_come_back_as_they_were():
+    given, _ = options.parse("", ["--data=x", "--lr=0.01", "--limit-people=3", "--allow-overlap", "--slices=1:5"])
+    settings = options.settle(given, None)
+    stored = json.loads(json.dumps(options.plain(settings) | {"data_fingerprint": "f"}))
+    assert options.settle({}, stored) == settings
+    assert options.settle({"epochs": 20}, stored).epochs == 20
+    with pytest.raises(InputError, match="--lr"):
+        options.settle({"lr": 0.1}, stored)
+
+
+# ------------------------------------------------------------------------------------------- schedule and losses
+
+
+def test_learning_rate_warms_up_and_falls_as_half_a_cosine():
+    settings = argparse.Namespace(lr=2.0, epochs=10)
+    rates = [train.learning_rate(settings, step, 100) for step in range(1000)]
+    assert rates[0] == pytest.approx(2 / train.WARM_UP)
+    assert (np.diff(rates[:90]) > 0).all()
+    assert (np.diff(rates[100:]) < 0).all()
+    assert rates[500] == pytest.approx(2 * (0.02 + 0.98 / 2))
+    assert rates[250] == pytest.approx(2 * (0.02 + 0.98 * (1 + math.sqrt(0.5)) / 2))
+    assert rates[-1] == pytest.approx(0.04, rel=0.01)
+
+
+def test_losses_in_closed_form():
+    x, y = torch.rand(2, 3, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    ssims = [structural_similarity(a[0].numpy(), b[0].numpy(), data_range=1.0) for a, b in zip(x, y, strict=True)]
+    expected = (x - y).abs().mean().item() + 0.5 * (1 - float(np.mean(ssims)))
+    assert train.LOSSES["l1+ssim"](x, y).item() == pytest.approx(expected, abs=1e-5)
+    assert train.LOSSES["l1+ssim"](x, x).item() == pytest.approx(0, abs=1e-6)
+    assert train.LOSSES["mse"](x, y).item() == pytest.approx((x - y).square().mean().item())
+
+
+@pytest.mark.parametrize("batch_size", [3, 16, 64])
+def test_validation_score_counts_every_slice_once(batch_size):
+    """The last, short batch weighs what its slices weigh, not what a batch does."""
+
+    class Copy(torch.nn.Module):
+        def forward(self, images):
+            return images.clamp(0, 0.5), [], torch.zeros(())
+
+    data = tiny.data_set()
+    images = data.splits["validate"].images / 255
+    expected = [structural_similarity(x, np.minimum(x, 0.5), data_range=1.0) for x in images]
+    score = train.validation_ssim(Copy(), data, Box(0, 0, 32, 32), batch_size, CPU)
+    assert score == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_validation_leaves_the_codebooks_alone():
+    """Mistake 10, in the loop: validation is in eval mode, and training in train mode again after it."""
+    data = tiny.data_set()
+    model = train.AUTOENCODERS["vqvae"](codebook_size=16).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train.validation_ssim(model, data, content_box(data.splits["validate"].images), 16, CPU)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_codebook_use_is_over_the_epoch():
+    model = train.AUTOENCODERS["vqvae"](codebook_size=4)
+    model.quantizers[0].usage.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0]))
+    assert train.codebook_use(model) == {"perplexity_0": pytest.approx(2.0), "codes_used_0": 2}
+    assert not model.quantizers[0].usage.any()
+
+
+def test_training_learns(tmp_path, monkeypatch):
+    """A few epochs beat the best constant picture by far, and most codes come into use."""
+    trainer = tiny.Trainer(tmp_path, monkeypatch)
+    monkeypatch.setattr(train, "WARM_UP", 8)
+    _, folder = trainer(epochs=24, batch_size=8, lr=3e-3)
+    model, about = checkpoint.load_autoencoder(folder / "vqvae.pth")
+    images = tiny.data_set().splits["validate"].images
+    codec = Codec(model, about["data"], CPU)
+    codes = codec.encode(images)
+    error = np.square(codec.decode(codes) - images / 255).mean()
+    assert error < 0.3 * (images / 255).var()
+    assert len(codes[0].unique()) >= 8
+
+
+def test_sides_that_no_factor_divides_are_padded(tmp_path, monkeypatch):
+    """NIfTI slices of any height and width train."""
+    load = train.load_data
+    trainer = tiny.Trainer(tmp_path / "runs", monkeypatch)
+    monkeypatch.setattr(train, "load_data", load)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split, part in tiny.data_set().splits.items():
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for person in dict.fromkeys(part.people):
+            volume = part.images[[name == person for name in part.people], :30, :27]
+            image = nibabel.Nifti1Image(volume.transpose(2, 1, 0), np.eye(4))
+            nibabel.save(image, tmp_path / "set" / split / f"{person}.nii")
+    with pytest.warns(UserWarning, match="padded"):
+        status, folder = trainer(data=tmp_path / "set", epochs=1, model="vqvae2")
+    assert status == 0
+    size = checkpoint.load_autoencoder(folder / "vqvae.pth")[1]["data"]["size"]
+    assert size == [32, 32]
+
+
+def test_out_of_memory_names_a_batch_size(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise torch.cuda.OutOfMemoryError
+
+    trainer = tiny.Trainer(tmp_path, monkeypatch)
+    monkeypatch.setattr(train, "train_autoencoder", full)
+    assert trainer()[0] == 2
+    assert "--batch-size 8" in capsys.readouterr().err
+
+
+def test_no_item_and_no_new_loader_in_the_steps():
+    """Mistake 12: `.item()` in every step, and `next(iter(loader))`."""
+    for name in ("train.py", "priors.py", "run.py"):
+        source = (ROOT / name).read_text()
+        assert "next(iter(" not in source
+        for body in re.findall(r"in stage\.steps\(.*\n((?: {12}.*\n)+)", source):
+            assert ".item()" not in body
+            assert ".cpu()" not in body
+    assert F.mse_loss is train.LOSSES["mse"]

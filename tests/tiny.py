@@ -1,0 +1,150 @@
+"""A data set of a few tiny slices, and whole trainings on it in this process, for the tests of training."""
+
+import inspect
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+import options
+import plots
+import priors
+import run
+import train
+from dataset import DataSet, Slices
+from pixelcnn import PixelCNN
+
+SIZE = 32
+OPTIONS = {
+    "epochs": 2,
+    "batch-size": 16,
+    "codebook-size": 16,
+    "prior": "none",
+    "prior-epochs": 2,
+    "prior-batch-size": 16,
+    "device": "cpu",
+    "precision": "fp32",
+}
+STEPS = 4  # an epoch, of 64 slices in batches of 16
+
+
+def slices(people: int, levels: int, first: int = 1) -> Slices:
+    """Smooth blobs, uint8 [people x levels, 32, 32]; neighbours of one person are alike."""
+    pictures, names = [], []
+    for person in range(first, first + people):
+        noise = ndimage.gaussian_filter(np.random.default_rng(person).standard_normal((levels, SIZE, SIZE)), (1, 4, 4))
+        pictures.append((128 + 100 * noise / abs(noise).max()).round().astype(np.uint8))
+        names += [f"case_{person:03d}_slice_{level}.nii.png" for level in range(levels)]
+    return Slices(
+        images=np.concatenate(pictures),
+        names=names,
+        people=[name[:8] for name in names],
+        levels=np.tile(np.arange(levels), people),
+        paths=[Path(name) for name in names],
+    )
+
+
+def data_set() -> DataSet:
+    splits = {"train": slices(4, 16), "validate": slices(2, 8, first=5)}
+    return DataSet("made-up blobs", Path("blobs"), True, splits, "f" * 64)
+
+
+def settings(**given):
+    """The settings of a tiny training, as train.py parses them."""
+    chosen = OPTIONS | {name.replace("_", "-"): value for name, value in given.items()}
+    return options.settle(options.parse("", [f"--{name}={value}" for name, value in chosen.items()])[0], None)
+
+
+class Trainer:
+    """Runs train.py's `main` in this process, on `data_set`, without figures."""
+
+    def __init__(self, out: Path, monkeypatch: pytest.MonkeyPatch):
+        self.out, self.patch, self.runs = out, monkeypatch, []
+        monkeypatch.setattr(train, "load_data", lambda settings: data_set())
+        monkeypatch.setattr(priors, "SAMPLES", 100)
+        small = {"width": 16, "layers": 3}
+        parameters = inspect.signature(PixelCNN.__init__).parameters.values()
+        defaults = [small.get(p.name, p.default) for p in parameters if p.default is not p.empty]
+        monkeypatch.setattr(PixelCNN.__init__, "__defaults__", tuple(defaults))
+        for name, function in inspect.getmembers(plots, inspect.isfunction):
+            if function.__module__ == plots.__name__ and not name.startswith("_"):
+                monkeypatch.setattr(plots, name, lambda *args, **kwargs: None)
+        opened = self.runs
+
+        class KnownRun(run.Run):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                opened.append(self)
+
+        monkeypatch.setattr(train, "Run", KnownRun)
+
+    def __call__(self, *arguments: str, **given) -> tuple[int, Path]:
+        """Exit status and run folder of `train.py ARGUMENTS --NAME=VALUE ...` with the tiny options."""
+        chosen = given if "--resume" in arguments else OPTIONS | {"out": self.out} | given
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
+        self.patch.setattr(sys, "argv", ["train.py", *arguments, *flags])
+        handlers = {number: signal.getsignal(number) for number in run.SIGNALS}
+        self.runs.clear()
+        try:
+            status = train.main()
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for opened in self.runs:
+                opened.lock.release()
+        folder = self.runs[-1].folder if self.runs else None
+        return status, folder
+
+    def resume(self, folder: Path, **given) -> int:
+        return self("--resume", str(folder), **given)[0]
+
+    def at_step(self, number: int, action) -> None:
+        """Call `action` in training step `number`, counted from 1 over all stages, of the next run."""
+        count, add = [0], run.Stage.add
+
+        def counted(stage, **values):
+            count[0] += 1
+            if count[0] == number:
+                action()
+            add(stage, **values)
+
+        self.patch.setattr(run.Stage, "add", counted)
+
+    def kill_at_step(self, number: int, kind: signal.Signals = signal.SIGTERM) -> None:
+        self.at_step(number, lambda: os.kill(os.getpid(), kind))
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Nested dicts, lists and tensors are equal to the bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Two run folders hold the same checkpoints, states and metrics, to the bit."""
+    names = sorted(path.name for path in a.iterdir() if path.suffix == ".pth" and path.name != "previous.pth")
+    assert names == sorted(path.name for path in b.iterdir() if path.suffix == ".pth" and path.name != "previous.pth")
+    assert "last.pth" in names
+    for name in names:
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (a, b))
+        assert_same(first, second, name)
+    assert (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
