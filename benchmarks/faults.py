@@ -14,13 +14,13 @@ Prints the counts, writes them as JSON, and exits with status 1 if there was any
 """
 
 import argparse
+import ctypes
 import errno
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,9 +39,15 @@ import train
 from benchmarks.bad_inputs import Case, bad_inputs, write_set
 from errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 600  # seconds, after which a run counts as hung
-QUICK = ["--device=cpu", "--precision=fp32", "--batch-size=16", "--codebook-size=16", "--prior-batch-size=16"]
+QUICK = [
+    "--model=vqvae",
+    "--device=cpu",
+    "--precision=fp32",
+    "--batch-size=16",
+    "--codebook-size=16",
+    "--prior-batch-size=16",
+]
 PLANS = {  # what is killed -> the options of its run
     "cache": ["--epochs=1", "--prior=none"],
     "vqvae": ["--epochs=4", "--prior=none"],
@@ -107,8 +113,9 @@ class Process:
 
 
 def contents(*folders: Path) -> dict[str, bytes]:
-    """Every file and folder below, but for locks."""
-    found = sorted(path for folder in folders for path in folder.rglob("*") if not path.name.endswith(".lock"))
+    """Every file and folder below, but for locks, and for the log, which tells of the attempt."""
+    found = sorted(path for folder in folders for path in folder.rglob("*"))
+    found = [path for path in found if not path.name.endswith(".lock") and path.name != "log.txt"]
     return {str(path): path.read_bytes() if path.is_file() else b"" for path in found}
 
 
@@ -190,8 +197,8 @@ class Kills:
                 while wait_for() and time.monotonic() < deadline:
                     pass
             time.sleep(0.0005)
-        share = {"cache": 0.1, "writing": 0.002, "dcgan": 0.6, "pixelcnn": 0.6}.get(plan, 0.8)
-        time.sleep(self.rng.random() * share * seconds)
+        latest = {"cache": 0.1, "writing": 0.01 / seconds, "dcgan": 0.6, "pixelcnn": 0.6}.get(plan, 0.8)
+        time.sleep(self.rng.random() * latest * seconds)
 
 
 def at_work(run: Path) -> str:
@@ -290,18 +297,33 @@ def fill_disk(kills: Kills, after: int) -> str | None:
 
 
 def small_disk(kills: Kills, kib: int) -> str | None:
-    """The run folder on a file system of `kib` KiB, mounted for this one process only; copied out in the end."""
+    """The run folder on a file system of `kib` KiB that this one process sees; copied out of it in the end."""
     folder = kills.place / f"small-{kib}"
     (folder / "small").mkdir(parents=True)
-    options = [*QUICK, *PLANS["vqvae"], "--out", str(folder / "small" / "runs"), "--data", str(kills.data)]
-    script = 'mount -t tmpfs -o size="$1"k tmpfs "$2/small" || exit 99; shift; folder=$1; shift; "$@"; status=$?; '
-    script += 'cp -r "$folder/small/runs" "$folder/runs"; exit $status'
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(kib), str(folder), sys.executable]
-    environment = os.environ | {"XDG_CACHE_HOME": str(kills.cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(ROOT / "train.py"), *options], env=environment, capture_output=True, text=True, timeout=TIMEOUT
+
+    def main() -> int:
+        try:
+            return train.main()
+        finally:
+            shutil.copytree("small/runs", "runs")
+
+    arguments = [*QUICK, *PLANS["vqvae"], "--out=small/runs", "--data", kills.data]
+    process = Process(main, arguments, folder, kills.cache, lambda: mount_small(folder / "small", kib))
+    return go_on(kills, process.wait(), process.said(), folder)
+
+
+def mount_small(folder: Path, kib: int) -> None:
+    """Mount a tmpfs that this process alone sees, and that is gone with it. Raises OSError where that isn't allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_namespace, private = 0x20000, 0x4000 | 0x40000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
+    calls = (
+        lambda: libc.unshare(new_namespace),
+        lambda: libc.mount(b"none", b"/", None, ctypes.c_ulong(private), None),
+        lambda: libc.mount(b"tmpfs", bytes(folder), b"tmpfs", ctypes.c_ulong(0), f"size={kib}k".encode()),
     )
-    return go_on(kills, done.returncode, done.stderr.splitlines(), folder)
+    for call in calls:
+        if call() != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def go_on(kills: Kills, status: int | None, said: list[str], folder: Path) -> str | None:
@@ -320,12 +342,10 @@ def go_on(kills: Kills, status: int | None, said: list[str], folder: Path) -> st
     return difference(whole, runs[0])
 
 
-def can_mount() -> bool:
-    try:
-        script = "mount -t tmpfs tmpfs /tmp"
-        return subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True).returncode == 0
-    except OSError:
-        return False
+def can_mount(place: Path) -> bool:
+    folder = place / "mountable"
+    folder.mkdir()
+    return Process(lambda: 0, [], folder, place, lambda: mount_small(folder, 64)).wait() == 0
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -361,7 +381,7 @@ def main() -> int:
             print(failures[-1], flush=True)
 
     disks = {f"writes fail after {n}": fill_disk(kills, n) for n in (0, 1, 2, 3, 5, 8)}
-    if can_mount():
+    if can_mount(place):
         disks |= {f"file system of {kib} KiB": small_disk(kills, kib) for kib in (64, 1200, 3000, 5000, 7000)}
     failures += [f"{name}: {problem}" for name, problem in disks.items() if problem]
 

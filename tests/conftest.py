@@ -59,7 +59,14 @@ def tiny_data(tmp_path_factory):
 def tiny_run(tiny_data, tiny_cache, tmp_path_factory):
     """The run folder of `train.py` on `tiny_data`: three epochs of the VQ-VAE and one of the DCGAN."""
     out = tmp_path_factory.mktemp("runs")
-    options = ["--epochs=3", "--batch-size=2", "--prior-epochs=1", "--codebook-size=64", "--device=cpu"]
+    options = [
+        "--model=vqvae",
+        "--epochs=3",
+        "--batch-size=2",
+        "--prior-epochs=1",
+        "--codebook-size=64",
+        "--device=cpu",
+    ]
     done = run_script("train.py", "--data", tiny_data, *options, "--out", out, cache=tiny_cache)
     assert done.returncode == 0, done.stderr
     [folder] = out.iterdir()

@@ -16,7 +16,14 @@ import compute
 from modules import VectorQuantizer, _draw, _draw_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ["--epochs=3", "--batch-size=16", "--codebook-size=16", "--prior-epochs=1", "--prior-batch-size=16"]
+QUICK = [
+    "--model=vqvae",
+    "--epochs=3",
+    "--batch-size=16",
+    "--codebook-size=16",
+    "--prior-epochs=1",
+    "--prior-batch-size=16",
+]
 QUICK += ["--device=cpu", "--precision=fp32", "--optimizer=adam"]
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="PyTorch has no gloo")

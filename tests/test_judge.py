@@ -113,8 +113,8 @@ def test_precision_to_coverage_is_prdcs_on_equal_numbers(capsys):
     assert precision_to_coverage(real, real)["precision"] == 1
     few = precision_to_coverage(real, fake[:20])
     assert few == precision_to_coverage(real, fake[:20])
-    with pytest.raises(InputError, match="more than 5 slices"):
-        precision_to_coverage(real, fake[:5])
+    with pytest.raises(InputError, match="more than 6 slices"):
+        precision_to_coverage(real, fake[:6])
 
 
 def test_staggered_takes_one_in_eight_and_all_levels():

@@ -21,6 +21,7 @@ from pixelcnn import PixelCNN
 
 SIZE = 32
 OPTIONS = {
+    "model": "vqvae",
     "epochs": 2,
     "batch-size": 16,
     "codebook-size": 16,
