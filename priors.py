@@ -166,9 +166,8 @@ def gradient_penalty(scores: Tensor, inputs: Tensor) -> Tensor:
 def descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) -> None:
     """One optimiser step of `network` alone, on the mean gradient of all processes."""
     optimizer.zero_grad()
-    gradients = torch.autograd.grad(loss, list(network.parameters()))
-    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-        parameter.grad = gradient
+    # `backward` stores each gradient in its weight's memory layout; fused optimisers misread any other.
+    loss.backward(inputs=list(network.parameters()))
     compute.average_gradients(network)
     optimizer.step()
 

@@ -208,7 +208,9 @@ def at_work(run: Path) -> str:
     last = next((run / name for name in ("next.pth", "last.pth") if (run / name).exists()), None)
     if last is None:
         return "first epoch"
-    state = checkpoint.load(last, "run")
+    state, config = checkpoint.load(last, "run"), json.loads((run / "config.json").read_text())
+    if config["prior"] != "none" and state["stage"] == "autoencoder" and state["epoch"] == config["epochs"]:
+        return f"first epoch of the prior, {config['prior']}"
     return f"{state['stage']}, after epoch {state['epoch']}"
 
 
