@@ -12,9 +12,9 @@ import priors
 from codec import Codec
 from compute import Compute
 from errors import InputError
-from modules import VQVAE
+from modules import VQVAE, Discriminator
 from pixelcnn import PixelCNN
-from priors import CodeBatches, bce_losses, gan_step, gradient_penalty, r3gan_losses
+from priors import CodeBatches, bce_losses, descend, gan_step, gradient_penalty, r3gan_losses
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 
@@ -205,3 +205,18 @@ def test_held_out_bits_count_every_slice_once(codec, data):
     expected = prior(codes, levels).mean().item()
     assert priors.held_out_bits(prior, one, CPU) == pytest.approx(expected, rel=1e-5)
     assert priors.held_out_bits(prior, uneven, CPU) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_fused_step_is_the_plain_step():
+    """Fused optimisers read gradients in the weights' memory layout: a gradient in another would be scrambled."""
+    latents, levels = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    latents = latents.to(memory_format=torch.channels_last)
+    stepped = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        network = Discriminator((16, 16), channels=8, width=8, norm=False, levels=4)
+        optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=fused)
+        descend(optimizer, network, network(latents, levels).square().mean())
+        assert all(p.grad.stride() == p.stride() for p in network.parameters())
+        stepped.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    torch.testing.assert_close(*stepped)
