@@ -1,13 +1,13 @@
 """How do the priors learn? From the codes of the training slices, which the autoencoder makes once."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import compute
 import plots
@@ -79,7 +79,7 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
     discriminator = prior.make_discriminator().to(on.device)
     rate = 2e-4 if settings.prior_lr is None else settings.prior_lr
     betas, inertia = GAN[settings.gan_loss]
-    average = AveragedModel(prior.generator, multi_avg_fn=get_ema_multi_avg_fn(inertia))
+    average = AveragedModel(prior.generator, avg_fn=moving_average(inertia))
     learners = [torch.optim.Adam(net.parameters(), rate, betas, fused=True) for net in (discriminator, prior.generator)]
     parts = {"prior": prior, "discriminator": discriminator, "average": average}
     parts |= {"discriminator_optimizer": learners[0], "generator_optimizer": learners[1]}
@@ -107,6 +107,18 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
         stage.end_epoch(row)
     if run.main:
         plots.gan_curves(run.rows_of("dcgan"), run.folder / "dcgan.png", f"{data.title}, training split")
+
+
+def moving_average(inertia: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """An exponential moving average for `AveragedModel` that forgets where it began: slower and slower up to `inertia`.
+
+    After n updates the newest weighs 9 / (10 + n), at least 1 - inertia.
+    """
+
+    def average(averaged: Tensor, newest: Tensor, updates: Tensor) -> Tensor:
+        return torch.lerp(averaged, newest, (9 / (10 + updates)).clamp(min=1 - inertia).to(averaged.dtype))
+
+    return average
 
 
 def gan_step(
@@ -199,7 +211,7 @@ def train_pixelcnn(
     arguments = {"grids": [list(s) for s in codec.grid_shapes()], "sizes": codec.autoencoder.codebook_sizes}
     arguments["levels"] = levels
     prior = PixelCNN(**arguments).to(on.device, memory_format=torch.channels_last)
-    average = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    average = AveragedModel(prior, avg_fn=moving_average(0.995))
     rate = 1e-3 if settings.prior_lr is None else settings.prior_lr
     optimizer = torch.optim.AdamW(prior.parameters(), rate, (0.9, 0.99), fused=True)
     parts = {"prior": prior, "average": average, "optimizer": optimizer}

@@ -220,3 +220,11 @@ def test_a_fused_step_is_the_plain_step():
         assert all(p.grad.stride() == p.stride() for p in network.parameters())
         stepped.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     torch.testing.assert_close(*stepped)
+
+
+def test_moving_average_follows_fast_at_first_and_slowly_later():
+    average = priors.moving_average(0.99)
+    old, new = torch.zeros(1), torch.ones(1)
+    for updates, weight in ((0, 0.9), (8, 0.5), (10_000, 0.01)):
+        torch.testing.assert_close(average(old, new, torch.tensor(updates)), torch.tensor([weight]))
+    torch.testing.assert_close(priors.moving_average(0.0)(old, new, torch.tensor(5)), new)
