@@ -32,7 +32,7 @@ class VectorQuantizer(nn.Module):
     gradient of the codebook loss when `ema` is false. A codebook started at random dies, and so does one that
     a young encoder runs away from: train the first steps with `bypass` set, which lets the latents through as
     they are, then call `initialise` (k-means). After that, every code whose share of the latents falls below
-    `REVIVE` of an equal share starts again, statistics and all, at a badly represented latent.
+    `REVIVE` of an equal share starts again at a badly represented latent, with the statistics of `FRESH` shares.
 
     Everything runs in float32, also under autocast: in bf16 1-3 % of the assignments change.
     """
