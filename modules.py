@@ -15,152 +15,13 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gaussian import LatentGaussian
+from quantizer import VectorQuantizer
+
 Codes = list[Tensor]  # int64 grids [B, h, w]: one for VQVAE, top and bottom for VQVAE2, one a depth for RQVAE
-
-# ----------------------------------------------------------------------------------------------------
-# Vector quantisation
-
-
-class VectorQuantizer(nn.Module):
-    """Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017, eqs. 1-3).
-
-    The codebook follows the encoder by exponential moving averages (ibid., appendix A.1), or learns by the
-    gradient of the codebook loss when `ema` is false. A codebook started at random dies, and so does one that
-    a young encoder runs away from: train the first steps with `bypass` set, which lets the latents through as
-    they are, then call `initialise` (k-means). After that, every code whose share of the latents falls below
-    `REVIVE` of an equal share starts again at a badly represented latent, with the statistics of `FRESH` shares.
-
-    Everything runs in float32, also under autocast: in bf16 1-3 % of the assignments change.
-    """
-
-    REVIVE, FRESH = 0.05, 0.1
-
-    def __init__(self, codebook_size: int, dim: int, beta: float = 0.25, decay: float = 0.97, ema: bool = True):
-        super().__init__()
-        self.codebook_size, self.dim, self.beta, self.decay, self.ema = codebook_size, dim, beta, decay, ema
-        self.bypass = False
-        codebook = torch.randn(codebook_size, dim)
-        if ema:
-            self.register_buffer("codebook", codebook)
-            self.register_buffer("cluster_size", torch.ones(codebook_size))  # in equal shares: the mean is 1
-            self.register_buffer("cluster_sum", codebook.clone())
-        else:
-            self.codebook = nn.Parameter(codebook)
-        self.register_buffer("usage", torch.zeros(codebook_size))  # latents per code since it was last zeroed
-
-    def forward(self, z_e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise `z_e` float [B, D, h, w].
-
-        Returns z_q [B, D, h, w] (its gradient goes straight to z_e), codes int64 [B, h, w], and the latent
-        loss: beta * commitment, plus the codebook loss when the codebook learns by gradient. While `bypass` is
-        set: z_e, code 0 everywhere, and no loss.
-        """
-        if self.bypass:
-            return z_e.float(), z_e.new_zeros(z_e[:, 0].shape, dtype=torch.long), z_e.new_zeros(())
-        with torch.autocast(z_e.device.type, enabled=False):
-            flat = z_e.float().movedim(1, -1).flatten(0, -2)  # [B*h*w, D]: channels last, a row is a latent
-            codes = self.nearest(flat.detach())
-            quantised = F.embedding(codes, self.codebook)
-            loss = self.beta * F.mse_loss(flat, quantised.detach())
-            if not self.ema:
-                loss = loss + F.mse_loss(quantised, flat.detach())
-            if self.training:  # after the look-up: no batch is quantised by a codebook that it has moved
-                self._follow(flat.detach(), codes, quantised.detach())
-            straight = flat + (quantised - flat).detach()
-        codes = codes.view(z_e.shape[0], *z_e.shape[2:])
-        return straight.view(*codes.shape, self.dim).movedim(-1, 1), codes, loss
-
-    def nearest(self, flat: Tensor) -> Tensor:
-        """Index int64 [N] of the code nearest to each row of `flat` float32 [N, D].
-
-        argmin |x - e|^2 = argmax x.e - |e|^2 / 2: one matrix product, no square root, no |x|^2.
-        """
-        table = self.codebook.detach().t()
-        bias = -0.5 * table.square().sum(0)
-        rows = 4096 if flat.device.type == "cpu" else len(flat)  # 4096 x 512 scores stay in the CPU's cache
-        with torch.autocast(flat.device.type, enabled=False):
-            return torch.cat([torch.addmm(bias, part, table).argmax(1) for part in flat.split(rows)])
-
-    def embed(self, codes: Tensor) -> Tensor:
-        """Code vectors float32 [B, D, h, w] of `codes` int64 [B, h, w]."""
-        return F.embedding(codes, self.codebook).movedim(-1, 1)
-
-    @torch.no_grad()
-    def initialise(self, z_e: Tensor, iterations: int = 10) -> None:
-        """Set the codebook by k-means (Lloyd) on the latents `z_e` [B, D, h, w], cluster sizes by count."""
-        flat = z_e.float().movedim(1, -1).flatten(0, -2)
-        self.codebook.copy_(flat[torch.randint(len(flat), (self.codebook_size,), device=flat.device)])
-        for _ in range(iterations):
-            codes = self.nearest(flat)
-            share, sums = self._shares(flat, codes)
-            spare = flat[_draw(self.codebook_size, _squared_error(flat, F.embedding(codes, self.codebook)))]
-            self.codebook.copy_(torch.where(share[:, None] > 0, sums / share[:, None], spare))
-        if self.ema:
-            self.cluster_size.copy_(share.clamp_min(self.REVIVE))
-            self.cluster_sum.copy_(self.codebook * self.cluster_size[:, None])
-
-    def _follow(self, flat: Tensor, codes: Tensor, quantised: Tensor) -> None:
-        """Move the codebook towards this batch's latents; the same on every process of a group."""
-        self.usage += _all_reduce(torch.bincount(codes, minlength=self.codebook_size).float())
-        if not self.ema:
-            return
-        share, sums = self._shares(flat, codes)
-        both = _all_reduce(torch.cat([share[:, None], sums], dim=1)) / _world_size()
-        self.cluster_size.lerp_(both[:, 0], 1 - self.decay)
-        self.cluster_sum.lerp_(both[:, 1:], 1 - self.decay)
-        dead = self.cluster_size < self.REVIVE
-        spare = _draw_rows(self.codebook_size, flat, _squared_error(flat, quantised))
-        self.cluster_sum.copy_(torch.where(dead[:, None], self.FRESH * spare, self.cluster_sum))
-        self.cluster_size.masked_fill_(dead, self.FRESH)
-        self.codebook.copy_(self.cluster_sum / self.cluster_size[:, None])
-
-    def _shares(self, flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents per code [K] and their sums [K, D], both in units of an equal share, N / K latents."""
-        unit = self.codebook_size / len(flat)
-        counts = torch.bincount(codes, minlength=self.codebook_size).to(flat.dtype)
-        sums = torch.zeros_like(self.codebook).index_add_(0, codes, flat)
-        return counts * unit, sums * unit
-
-
-def _squared_error(x: Tensor, y: Tensor) -> Tensor:
-    return (x - y).square().sum(1)
-
-
-def _draw(n: int, weights: Tensor) -> Tensor:
-    """`n` indices drawn with probability proportional to `weights` [N], as k-means++ does."""
-    cumulative = weights.double().cumsum(0)
-    draws = torch.rand(n, device=weights.device, dtype=torch.float64) * cumulative[-1]
-    return torch.searchsorted(cumulative, draws).clamp_max(len(weights) - 1)
-
-
-def _draw_rows(n: int, rows: Tensor, weights: Tensor) -> Tensor:
-    """Like `rows[_draw(n, weights)]`, over the rows of all processes together: each gets the same rows.
-
-    Only the weights travel in full; the drawn rows are filled in by the process that has them.
-    """
-    if _world_size() == 1:
-        return rows[_draw(n, weights)]
-    everyone = [torch.empty_like(weights) for _ in range(_world_size())]
-    dist.all_gather(everyone, weights)
-    mine = _draw(n, torch.cat(everyone)) - dist.get_rank() * len(rows)
-    here = (mine >= 0) & (mine < len(rows))
-    return _all_reduce(rows[mine.clamp(0, len(rows) - 1)] * here[:, None])
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _all_reduce(x: Tensor) -> Tensor:
-    """Sum of `x` over all processes."""
-    if dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
 
 # ----------------------------------------------------------------------------------------------------
 # Autoencoders
@@ -430,15 +291,12 @@ class Generator(nn.Module):
     """DCGAN generator (Radford et al. 2016) of latents in [-1, 1]: 3,868,544 parameters for a 64x64 grid.
 
     The first layer makes the smallest grid that four doublings bring to `grid` or beyond; what is beyond is cut
-    off evenly. With `levels`, the slice level's embedding is added to z; level `levels` means any.
+    off evenly. It takes no notice of slice levels.
     """
 
-    def __init__(
-        self, grid: tuple[int, int] = (64, 64), channels: int = 64, z_dim: int = 128, levels: int | None = None
-    ):
+    def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64, z_dim: int = 128):
         super().__init__()
         self.grid, self.z_dim = grid, z_dim
-        self.level = None if levels is None else nn.Embedding(levels + 1, z_dim)
 
         def block(n_in: int, n_out: int, **conv) -> list[nn.Module]:
             conv = nn.ConvTranspose2d(n_in, n_out, bias=False, **conv)
@@ -457,8 +315,6 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, levels: Tensor) -> Tensor:
         """z [B, z_dim] of N(0, 1), levels int64 [B] -> latents [B, channels, h, w] in [-1, 1]."""
-        if self.level is not None:
-            z = z + self.level(levels)
         latents = self.layers(z[:, :, None, None])
         top, left = ((made - side) // 2 for made, side in zip(latents.shape[2:], self.grid, strict=True))
         return latents[:, :, top : top + self.grid[0], left : left + self.grid[1]]
@@ -467,23 +323,15 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """DCGAN discriminator: 725,952 parameters for a 64x64 grid. Logits out, since the losses take them as such.
 
-    Without `norm` a score depends on its own image alone, as gradient penalties need it. With `levels` it is also
-    told the slice level (projection, Miyato and Koyama 2018).
+    It takes no notice of slice levels.
     """
 
-    def __init__(
-        self,
-        grid: tuple[int, int] = (64, 64),
-        channels: int = 64,
-        width: int = 32,
-        norm: bool = True,
-        levels: int | None = None,
-    ):
+    def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64, width: int = 32):
         super().__init__()
 
         def block(n_in: int, n_out: int) -> list[nn.Module]:
-            conv = nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=not norm)
-            return [conv, *([nn.BatchNorm2d(n_out)] if norm else []), nn.LeakyReLU(0.2)]
+            conv = nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=False)
+            return [conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
 
         self.layers = nn.Sequential(
             *block(channels, width),  # [B, width, h/2, w/2]
@@ -491,19 +339,13 @@ class Discriminator(nn.Module):
             *block(2 * width, 4 * width),  # [B, 4 width, h/8, w/8]
             *block(4 * width, 8 * width),  # [B, 8 width, h/16, w/16]
         )
-        kernel = tuple(max(side // 16, 1) for side in grid)
-        self.score = nn.Conv2d(8 * width, 1, kernel, bias=False)
-        self.level = None if levels is None else nn.Conv2d(8 * width, levels + 1, kernel, bias=False)
+        self.score = nn.Conv2d(8 * width, 1, tuple(max(side // 16, 1) for side in grid), bias=False)
         self.apply(_dcgan_init)
 
     def forward(self, latents: Tensor, levels: Tensor) -> Tensor:
         """latents [B, channels, h, w], levels int64 [B] -> logits [B]: above 0 means real."""
         below, beside = (max(16 - side, 0) for side in latents.shape[2:])  # four halvings need 16 a side
-        features = self.layers(F.pad(latents, (0, beside, 0, below)))
-        score = self.score(features).mean(dim=(1, 2, 3))
-        if self.level is not None:
-            score = score + self.level(features).mean(dim=(2, 3)).gather(1, levels[:, None])[:, 0]
-        return score
+        return self.score(self.layers(F.pad(latents, (0, beside, 0, below)))).mean(dim=(1, 2, 3))
 
 
 def _dcgan_init(module: nn.Module) -> None:
@@ -514,42 +356,126 @@ def _dcgan_init(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1, 0.02)
 
 
+class Refiner(nn.Module):
+    """Generator of the default GAN: a Gaussian's draft of the latents, and a residual network that refines it.
+
+    The draft has a brain's shape from the start, so that what is left to learn is what a Gaussian lacks.
+    """
+
+    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 96):
+        super().__init__()
+        self.draft = LatentGaussian((channels, *grid), levels)
+        self.z_dim = self.draft.z_dim
+        self.position = nn.Parameter(torch.zeros(1, width, *grid))  # the brains are aligned
+        self.level = nn.Embedding(levels + 1, width)
+        self.first = nn.Conv2d(2 * channels, width, 3, padding=1)
+        self.layers = nn.Sequential(*[PlainResidual(width) for _ in range(3)])
+        self.last = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.normal_(self.level.weight, 0, 0.1)
+        nn.init.zeros_(self.last.weight)  # training starts from the draft
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, z: Tensor, levels: Tensor) -> Tensor:
+        """z [B, z_dim] of N(0, 1), levels int64 [B] -> normalised latents [B, channels, h, w]."""
+        smooth, rest = self.draft(z, levels)
+        x = self.first(torch.cat([smooth, rest], dim=1)) + self.level(levels)[:, :, None, None] + self.position
+        return smooth + rest + self.last(F.leaky_relu(self.layers(x), 0.2))
+
+
+class PlainResidual(nn.Module):
+    """x + conv(lrelu(conv(lrelu(x)))) without normalisation, small at the start (Huang et al. 2024, section 4)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2.weight.data *= 0.1
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+
+
+class Critic(nn.Module):
+    """Discriminator of the default GAN: a residual network without normalisation, told place and slice level.
+
+    A score depends on its own image alone, as gradient penalties need it; the level enters by projection (Miyato
+    and Koyama 2018).
+    """
+
+    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 64):
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(1, width, *grid))
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.layers = nn.Sequential(
+            PlainResidual(width),
+            PlainResidual(width),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # [B, 2 width, h/2, w/2]
+            PlainResidual(2 * width),
+            PlainResidual(2 * width),
+            nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1),  # [B, 4 width, h/4, w/4]
+            PlainResidual(4 * width),
+            nn.LeakyReLU(0.2),
+        )
+        self.score = nn.Linear(4 * width * (grid[0] // 4) * (grid[1] // 4), 1)
+        self.level = nn.Embedding(levels + 1, 4 * width)
+        nn.init.normal_(self.level.weight, 0, 0.1)
+
+    def forward(self, latents: Tensor, levels: Tensor) -> Tensor:
+        """latents [B, channels, h, w], levels int64 [B] -> logits [B]: the higher, the more real."""
+        features = self.layers(self.first(latents) + self.position)
+        level = (features.mean(dim=(2, 3)) * self.level(levels)).sum(1)
+        return (self.score(features.flatten(1))[:, 0] + level).float()
+
+
 class DCGAN(nn.Module):
     """A GAN over the latents of an autoencoder, as a prior over its codes.
 
-    Generator and discriminator live in normalised latents: per channel, the mean and the largest deviation
-    of the real latents map these to [-1, 1], so that the discriminator can't win by scale. `sample` maps
-    back and snaps to the codebooks, so the decoder only ever sees code vectors.
+    Generator and discriminator live in normalised latents, so that the discriminator can't win by scale. `sample`
+    maps back and snaps to the codebooks, so the decoder only ever sees code vectors.
 
-    `loss` "bce" is the course report's pair, which knows no slice levels. "r3gan" is the same pair told the level,
-    where `levels` stands for any, and a discriminator twice as wide without batch normalisation.
+    `loss` "bce" is the course report's pair, which knows no slice levels; each channel is mapped to [-1, 1].
+    "r3gan" is `Refiner` and `Critic`; the channels are rotated to their principal axes and scaled to deviation 1.
     """
 
     def __init__(
         self, autoencoder: Autoencoder, grid: tuple[int, int], channels: int, levels: int, loss: str = "r3gan"
     ):
         super().__init__()
-        self.grid, self.channels, self.levels, self.loss = grid, channels, levels, loss
-        self.generator = Generator(grid, channels, levels=None if loss == "bce" else levels)
+        self.grid, self.channels, self.levels, self.loss = tuple(grid), channels, levels, loss
+        self.generator = Generator(grid, channels) if loss == "bce" else Refiner(self.grid, channels, levels)
         self.snap: Callable[[Tensor], Codes] = autoencoder.snap
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("axes", torch.eye(channels))  # a column is an axis
         self.register_buffer("scale", torch.ones(1, channels, 1, 1))
+        self.register_buffer("level_share", torch.ones(levels + 1))  # how often each is sampled when none is asked for
 
     def make_discriminator(self) -> nn.Module:
         """The opponent to train the generator with; sampling needs none."""
         if self.loss == "bce":
             return Discriminator(self.grid, self.channels)
-        return Discriminator(self.grid, self.channels, width=64, norm=False, levels=self.levels)
+        return Critic(self.grid, self.channels, self.levels)
 
     @torch.no_grad()
-    def fit_normalisation(self, latents: Tensor) -> None:
-        """Take mean and scale from real latents [N, C, h, w]."""
+    def fit(self, latents: Tensor, levels: Tensor) -> None:
+        """Take normalisation, level shares and the Gaussian draft from latents [N, C, h, w] of levels int64 [N]."""
+        self.level_share.copy_(torch.bincount(levels, minlength=self.levels + 1))
         self.mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
-        self.scale.copy_((latents - self.mean).abs().amax(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
+        centred = latents - self.mean
+        if self.loss == "bce":
+            self.scale.copy_(centred.abs().amax(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
+            return
+        variance, axes = torch.linalg.eigh(torch.cov(centred.movedim(1, 0).flatten(1).double()))
+        deviation = variance.clamp_min(0).sqrt()
+        self.axes.copy_(axes)
+        # An axis along which next to nothing happens is not blown up to the others' size.
+        self.scale.copy_(deviation.clamp_min(0.05 * deviation.max())[:, None, None])
+        self.generator.draft.fit(self.normalise(latents), levels, weight=self.scale[0])
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> the generator's range, [-1, 1]."""
-        return (latents - self.mean) / self.scale
+        """Latents [B, C, h, w] -> what the generator makes."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return torch.einsum("bchw,cd->bdhw", latents - self.mean, self.axes) / self.scale
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """z [len(seeds), z_dim] of N(0, 1); a row depends on its own seed only."""
@@ -558,16 +484,26 @@ class DCGAN(nn.Module):
     @torch.no_grad()
     def generate(self, z: Tensor, levels: Tensor) -> Codes:
         """z [B, z_dim], levels int64 [B] -> codes. In eval mode only: batch norm would mix the samples."""
-        return self.snap(self.generator(z, levels).float() * self.scale + self.mean)
+        made = self.generator(z, levels).float() * self.scale
+        with torch.autocast(z.device.type, enabled=False):
+            return self.snap(torch.einsum("bdhw,cd->bchw", made, self.axes) + self.mean)
 
     def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
         """One sample a seed: codes, each grid int64 [len(seeds), h, w].
 
-        `levels` int64 [len(seeds)] in [0, levels]; None means any for all.
+        `levels` int64 [len(seeds)] in [0, levels]; None draws them as often as they are in training.
         """
         if levels is None:
-            levels = torch.full((len(seeds),), self.levels)
+            levels = draw_levels(seeds, self.level_share)
         return self.generate(self.noise(seeds), levels.to(self.mean.device))
+
+
+def draw_levels(seeds: Sequence[int], share: Tensor) -> Tensor:
+    """A slice level int64 [len(seeds)] for each seed, as likely as its `share` [levels + 1] says."""
+    streams = [seed + 2**32 for seed in seeds]  # of their own: a level must not say anything of the noise
+    uniform = seeded_rows(streams, 1, torch.rand)[:, 0].double()
+    cumulative = share.double().cpu().cumsum(0)
+    return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
 
 
 def seeded_rows(seeds: Sequence[int], n: int, draw: Callable[..., Tensor]) -> Tensor:

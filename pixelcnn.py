@@ -1,41 +1,43 @@
-"""What is the autoregressive prior? A gated PixelCNN for each code grid, given the grids before it.
+"""What is the autoregressive prior? A gated PixelCNN for each grid of codes, given the grids before it.
 
 van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders": a vertical stack sees the
 rows above, a horizontal stack the codes to the left, and both are gated. Masks come from shifting the input
 (Salimans et al. 2017, PixelCNN++): one row down for the vertical stack, one column right for the horizontal
 one. After that every convolution may look at its own place.
 
-p(codes) = p(grid 1) p(grid 2 | grid 1) ...: the top of a VQVAE2 and then its bottom, or the depths of an
-RQVAE; a VQVAE has one grid.
+p(codes) = p(grid 1) p(grid 2 | grid 1) ...: the top of a VQVAE2 and then its bottom. The depths of an RQVAE are
+codes of one grid.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules import Codes, seeded_rows
+from modules import Codes, draw_levels, seeded_rows
 
 
 class GatedLayer(nn.Module):
     """One gated layer of both stacks (ibid., figure 2), with what is known of the whole grid as condition."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, dropout: float):
         super().__init__()
         self.vertical = nn.Conv2d(width, 2 * width, (2, 3))  # rows i-1 and i, columns j-1 to j+1
         self.across = nn.Conv2d(2 * width, 2 * width, 1)
         self.horizontal = nn.Conv2d(width, 2 * width, (1, 2))  # columns j-1 and j
         self.condition = nn.Conv2d(width, 2 * width, 1, bias=False)
         self.out = nn.Conv2d(width, width, 1)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """v, h, condition [B, width, rows, columns] -> the next v and h."""
         above = self.vertical(F.pad(v, (1, 1, 1, 0)))
         given = self.across(above) + self.condition(condition)
         mixed = self.horizontal(F.pad(h, (1, 0, 0, 0))) + given
-        return _gate(above), h + self.out(_gate(mixed))
+        return _gate(above), h + self.out(self.dropout(_gate(mixed)))
 
 
 def _gate(x: Tensor) -> Tensor:
@@ -44,21 +46,26 @@ def _gate(x: Tensor) -> Tensor:
 
 
 class GridModel(nn.Module):
-    """p(grid | grids before it, level): logits for each code from the codes before it in raster order."""
+    """p(codes of one grid | grids before it, level): from place to place in raster order, coarse to fine at each.
+
+    The gated layers see all codes of the places before; what they say of a place and its codes so far give the
+    next code there (as the depth transformer of Lee et al. 2022, section 3.2.2, with a small network instead).
+    """
 
     def __init__(
         self,
         grid: tuple[int, int],
         sizes: Sequence[int],
+        before: Sequence[int],
         levels: int,
         width: int,
         layers: int,
         dropout: float,
     ):
+        """`sizes`: K of each code of a place; `before`: K of every grid of codes that is known beforehand."""
         super().__init__()
-        *before, size = sizes  # codebook sizes of the grids before this one, and of this one
-        self.grid = grid
-        self.embedding = nn.Embedding(size, width)
+        self.grid, self.depth = grid, len(sizes)
+        self.embeddings = nn.ModuleList([nn.Embedding(k, width) for k in sizes])
         self.before = nn.ModuleList([nn.Embedding(k, width) for k in before])
         self.mix = nn.Sequential(  # what the grids before say about each place, seen from all sides
             nn.Conv2d(width, width, 3, padding=1),
@@ -67,9 +74,12 @@ class GridModel(nn.Module):
         )
         self.position = nn.Parameter(0.02 * torch.randn(1, width, *grid))  # the brains are aligned
         self.level = nn.Embedding(levels + 1, width)
-        self.layers = nn.ModuleList([GatedLayer(width) for _ in range(layers)])
-        self.head = nn.Sequential(
-            nn.GELU(), nn.Conv2d(width, width, 1), nn.GELU(), nn.Dropout(dropout), nn.Conv2d(width, size, 1)
+        self.layers = nn.ModuleList([GatedLayer(width, dropout) for _ in range(layers)])
+        self.heads = nn.ModuleList(
+            [
+                nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, k))
+                for k in sizes
+            ]
         )
 
     def condition(self, before: Codes, levels: Tensor) -> Tensor:
@@ -80,27 +90,36 @@ class GridModel(nn.Module):
             given = given + F.interpolate(seen, size=self.grid, mode="nearest")
         return given + self.mix(given) if before else given
 
-    def forward(self, codes: Tensor, before: Codes, levels: Tensor) -> Tensor:
-        """codes [B, rows, columns] -> logits [B, size, rows, columns]; those at i depend on codes before i."""
+    def forward(self, codes: Codes, before: Codes, levels: Tensor) -> list[Tensor]:
+        """codes [B, rows, columns] each -> logits [B, rows, columns, size] each.
+
+        Those of a place depend on the codes of the places before it, and on its own coarser codes.
+        """
         given = self.condition(before, levels)
-        x = self.embedding(codes).movedim(-1, 1)
+        embedded = [embedding(grid) for embedding, grid in zip(self.embeddings, codes, strict=True)]
+        x = sum(embedded).movedim(-1, 1)
         v = F.pad(x, (0, 0, 1, 0))[:, :, :-1] + given
         h = F.pad(x, (1, 0, 0, 0))[:, :, :, :-1] + given
         for layer in self.layers:
             v, h = layer(v, h, given)
-        return self.head(h)
+        seen, logits = h.movedim(1, -1), []
+        for head, told in zip(self.heads, embedded, strict=True):
+            logits.append(head(seen))
+            seen = seen + told
+        return logits
 
     @torch.no_grad()
-    def sample(self, uniform: Tensor, before: Codes, levels: Tensor, temperature: float) -> Tensor:
-        """Codes int64 [B, rows, columns] by inversion of uniform [B, rows * columns] in [0, 1).
+    def sample(self, uniform: Tensor, before: Codes, levels: Tensor, temperature: float) -> Codes:
+        """Codes int64 [B, rows, columns] each, by inversion of uniform [B, depth * rows * columns] in [0, 1).
 
         Each activation is computed once: per row the vertical stack, from its own row and the one above;
         per code the horizontal stack, from its own column and the one to the left.
         """
         rows, columns = self.grid
+        uniform = uniform.view(-1, rows, columns, self.depth)
         given = self.condition(before, levels)
         conditions = [layer.condition(given) for layer in self.layers]
-        codes = torch.zeros(len(uniform), rows, columns, dtype=torch.long, device=uniform.device)
+        codes = torch.zeros_like(uniform, dtype=torch.long)
         row_above = torch.zeros_like(given[:, :, 0])  # embedded codes [B, width, columns]
         cache = [torch.zeros_like(row_above) for _ in self.layers]  # each layer's v one row up
         for i in range(rows):
@@ -119,12 +138,19 @@ class GridModel(nn.Module):
                     pair = layer.horizontal(torch.stack([lefts[k], h], dim=2)[:, :, None])
                     mixed = pair[:, :, 0, 0] + row_given[k][:, :, j]
                     lefts[k], h = h, h + F.linear(_gate(mixed), layer.out.weight[:, :, 0, 0], layer.out.bias)
-                logits = self.head(h[:, :, None, None])[:, :, 0, 0].float() / temperature
-                codes[:, i, j] = _invert(logits.softmax(1), uniform[:, i * columns + j])
-                left = self.embedding(codes[:, i, j])
+                codes[:, i, j], left = self._place(h, uniform[:, i, j], temperature)
                 row.append(left)
             row_above = torch.stack(row, dim=2)
-        return codes
+        return list(codes.unbind(-1))
+
+    def _place(self, seen: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """A place's codes [B, depth] and their summed embeddings [B, width], for what is `seen` of it [B, width]."""
+        codes, told = [], torch.zeros_like(seen)
+        for head, embedding, draw in zip(self.heads, self.embeddings, uniform.unbind(1), strict=True):
+            logits = head(seen + told).float() / temperature
+            codes.append(_invert(logits.softmax(1), draw))
+            told = told + embedding(codes[-1])
+        return torch.stack(codes, dim=1), told
 
 
 def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
@@ -138,7 +164,8 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
 class PixelCNN(nn.Module):
     """The prior of all grids together: `grids` [(rows, columns), ...] with `sizes` [K, ...] codes each.
 
-    Levels are axial slice levels in [0, levels); level `levels` means any.
+    Grids of one shape that follow each other, as the depths of an RQVAE do, share their gated layers. Levels are
+    axial slice levels in [0, levels); level `levels` is that of slices whose level isn't known.
     """
 
     def __init__(
@@ -152,29 +179,38 @@ class PixelCNN(nn.Module):
     ):
         super().__init__()
         self.levels = levels
+        self.register_buffer("level_share", torch.ones(levels + 1))  # how often each is sampled when none is asked for
+        shapes = [(tuple(shape), len(list(same))) for shape, same in groupby(grids, key=tuple)]
+        starts = list(accumulate((depth for _, depth in shapes), initial=0))
         self.grids = nn.ModuleList(
-            [GridModel(grid, sizes[: i + 1], levels, width, layers, dropout) for i, grid in enumerate(grids)]
+            [
+                GridModel(shape, sizes[start : start + depth], sizes[:start], levels, width, layers, dropout)
+                for (shape, depth), start in zip(shapes, starts, strict=False)
+            ]
         )
 
     def forward(self, codes: Codes, levels: Tensor) -> Tensor:
         """Bits per image [B]: -log2 p(codes | level), which is also what an entropy coder would need."""
-        nats = [
-            F.cross_entropy(model(grid, codes[:i], levels).float(), grid, reduction="none").sum((1, 2))
-            for i, (model, grid) in enumerate(zip(self.grids, codes, strict=True))
-        ]
+        nats, start = [], 0
+        for model in self.grids:
+            here = codes[start : start + model.depth]
+            for logits, grid in zip(model(here, codes[:start], levels), here, strict=True):
+                each = F.cross_entropy(logits.flatten(0, 2).float(), grid.flatten(), reduction="none")
+                nats.append(each.view(len(grid), -1).sum(1))
+            start += model.depth
         return torch.stack(nats).sum(0) / math.log(2)
 
     def sample(self, seeds: Sequence[int], levels: Tensor | None = None, temperature: float = 1.0) -> Codes:
         """One sample a seed: codes, each grid int64 [len(seeds), rows, columns]. In eval mode only.
 
-        `levels` int64 [len(seeds)] in [0, levels]; None means any for all.
+        `levels` int64 [len(seeds)] in [0, levels]; None draws them as often as they are in training.
         """
-        device = self.grids[0].position.device
+        device = self.level_share.device
         if levels is None:
-            levels = torch.full((len(seeds),), self.levels)
-        places = [model.grid[0] * model.grid[1] for model in self.grids]
-        uniform = seeded_rows(seeds, sum(places), torch.rand).to(device).split(places, dim=1)
+            levels = draw_levels(seeds, self.level_share)
+        draws = [math.prod(model.grid) * model.depth for model in self.grids]
+        uniform = seeded_rows(seeds, sum(draws), torch.rand).to(device).split(draws, dim=1)
         codes: Codes = []
-        for model, draws in zip(self.grids, uniform, strict=True):
-            codes.append(model.sample(draws, list(codes), levels.to(device), temperature))
+        for model, part in zip(self.grids, uniform, strict=True):
+            codes += model.sample(part, list(codes), levels.to(device), temperature)
         return codes

@@ -15,14 +15,13 @@ from codec import Codec, to_uint8
 from compute import Compute
 from dataset import DataSet, shuffled_shares
 from errors import InputError
-from modules import DCGAN, Codes
+from modules import DCGAN, Autoencoder, Codes
 from pixelcnn import PixelCNN
 from run import Run, Stage, progress
 
 if TYPE_CHECKING:
     from judge import Judge
 
-LEVEL_DROPOUT = 0.1  # share of the training slices whose level is hidden, so that a prior also works without
 SAMPLES = 320  # judged after each epoch of the GAN
 PATIENCE = 5  # epochs without progress on validation people, after which the PixelCNN stops
 GAN = {  # loss -> Adam's betas, and how slowly the generator that samples follows the one that learns
@@ -32,12 +31,11 @@ GAN = {  # loss -> Adam's betas, and how slowly the generator that samples follo
 
 
 class CodeBatches:
-    """A split's codes and slice levels, resident on the device; level `any_level` means any."""
+    """A split's codes and slice levels, resident on the device; level `levels` is that of slices without one."""
 
     def __init__(self, codec: Codec, data: DataSet, split: str, levels: int, batch_size: int, on: Compute):
         slices = data.splits[split]
         self.codes = codec.encode(slices.images)
-        self.any_level = levels
         known = torch.from_numpy(slices.levels).to(on.device)
         self.levels = torch.where((known < 0) | (known > levels), levels, known)
         if batch_size % on.world_size:
@@ -52,12 +50,15 @@ class CodeBatches:
         return [grid[indices].long() for grid in self.codes], self.levels[indices]
 
     def shuffled(self, seed: int, epoch: int, start: int) -> Iterator[tuple[Codes, Tensor]]:
-        """An epoch's batches from step `start` on, some levels hidden; the same for the same arguments."""
+        """An epoch's batches from step `start` on; the same for the same arguments."""
         order = shuffled_shares(self.size, self.batch_size, seed, epoch, self.on.rank, self.on.world_size)
-        hidden = torch.rand(self.size, generator=torch.Generator().manual_seed(seed + epoch)) < LEVEL_DROPOUT
         for indices in order[start:]:
-            codes, levels = self.at(indices)
-            yield codes, torch.where(hidden[indices].to(levels.device), self.any_level, levels)
+            yield self.at(indices)
+
+    def latents(self, autoencoder: Autoencoder) -> Tensor:
+        """What `autoencoder` makes of all codes, float32 [N, C, h, w]."""
+        parts = torch.arange(self.size).split(256)
+        return torch.cat([autoencoder.embed(self.at(indices)[0]) for indices in parts])
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -71,12 +72,13 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
     levels = about["data"]["levels"]
     batches = CodeBatches(codec, data, "train", levels, settings.prior_batch_size, on)
     autoencoder = codec.autoencoder
-    examples = autoencoder.embed(batches.at(torch.linspace(0, batches.size - 1, 256).long())[0])
-    arguments = {"grid": list(examples.shape[2:]), "channels": examples.shape[1], "levels": levels}
+    latents = batches.latents(autoencoder)
+    arguments = {"grid": list(latents.shape[2:]), "channels": latents.shape[1], "levels": levels}
     arguments["loss"] = settings.gan_loss
-    prior = DCGAN(autoencoder, **arguments).to(on.device)
-    prior.fit_normalisation(examples)
-    discriminator = prior.make_discriminator().to(on.device)
+    prior = DCGAN(autoencoder, **arguments).to(on.device, memory_format=torch.channels_last)
+    prior.fit(latents, batches.levels)
+    del latents
+    discriminator = prior.make_discriminator().to(on.device, memory_format=torch.channels_last)
     rate = 2e-4 if settings.prior_lr is None else settings.prior_lr
     betas, inertia = GAN[settings.gan_loss]
     average = AveragedModel(prior.generator, avg_fn=moving_average(inertia))
@@ -131,30 +133,36 @@ def gan_step(
     on: Compute,
 ) -> dict[str, Tensor]:
     """One step of the discriminator and one of the generator on real latents [B, C, h, w]; what to log."""
-    loss = r3gan_losses if settings.gan_loss == "r3gan" else bce_losses
+    relativistic = settings.gan_loss == "r3gan"
+    loss = r3gan_losses if relativistic else bce_losses
     noise = torch.randn(2, on.world_size, len(real), generator.z_dim, device=real.device)[:, on.rank]
 
-    real, fake = real.detach().requires_grad_(), generator(noise[0], levels).detach().requires_grad_()
-    scores = discriminator(real, levels), discriminator(fake, levels)
+    with torch.no_grad(), on.autocast():
+        fake = generator(noise[0], levels).float()
+    real, fake = real.detach().requires_grad_(), fake.requires_grad_()
+    with on.autocast():
+        scores = discriminator(real, levels), discriminator(fake, levels)
     _, discriminator_loss = loss(*scores)
     penalties = {}
-    if settings.gan_loss == "r3gan":
+    if relativistic:
         penalties = {"r1": gradient_penalty(scores[0], real), "r2": gradient_penalty(scores[1], fake)}
     penalty = settings.gan_gamma / 2 * sum(penalties.values())
     descend(learners[0], discriminator, discriminator_loss + penalty)
 
-    fake_score = discriminator(generator(noise[1], levels), levels)
-    with torch.no_grad():
-        real_score = discriminator(real, levels)
+    with on.autocast():
+        fake_score = discriminator(generator(noise[1], levels), levels)
+        with torch.no_grad():
+            real_score = discriminator(real, levels)
     generator_loss, _ = loss(real_score, fake_score)
     descend(learners[1], generator, generator_loss)
+    border = torch.cat(scores).mean() if relativistic else 0  # relativistic scores have no zero of their own
     return {
         "generator_loss": generator_loss,
         "discriminator_loss": discriminator_loss,
         "score_real": scores[0].mean(),
         "score_fake": scores[1].mean(),
-        "accuracy_real": (scores[0] > 0).float().mean(),
-        "accuracy_fake": (scores[1] < 0).float().mean(),
+        "accuracy_real": (scores[0] > border).float().mean(),
+        "accuracy_fake": (scores[1] < border).float().mean(),
         **penalties,
     }
 
@@ -211,6 +219,7 @@ def train_pixelcnn(
     arguments = {"grids": [list(s) for s in codec.grid_shapes()], "sizes": codec.autoencoder.codebook_sizes}
     arguments["levels"] = levels
     prior = PixelCNN(**arguments).to(on.device, memory_format=torch.channels_last)
+    prior.level_share.copy_(torch.bincount(train.levels, minlength=levels + 1))
     average = AveragedModel(prior, avg_fn=moving_average(0.995))
     rate = 1e-3 if settings.prior_lr is None else settings.prior_lr
     optimizer = torch.optim.AdamW(prior.parameters(), rate, (0.9, 0.99), fused=True)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import checkpoint
 from codec import Codec
 from errors import InputError
-from modules import DCGAN, Codes
+from modules import DCGAN, Codes, draw_levels
 from pixelcnn import PixelCNN
 from priors import PRIORS
 
@@ -29,7 +29,7 @@ class Sampler:
     """The prior in the file `path`, over the codes of `codec`'s autoencoder.
 
     `name`: "DCGAN" or "PixelCNN". `levels`: so many slice levels can be asked for, from 0 on; 0 when the prior
-    was trained without. `about`: what the file says of the prior. Raises InputError when it isn't a prior of this
+    knows none. `about`: what the file says of the prior. Raises InputError when it isn't a prior of this
     autoencoder.
     """
 
@@ -51,7 +51,8 @@ class Sampler:
     def draw(self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None) -> Codes:
         """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
 
-        `level` None means any. `temperature` (default 1) divides the logits of a PixelCNN.
+        `level` None draws each one's level as often as it is in training. `temperature` (default 1) divides the
+        logits of a PixelCNN.
         """
         options = {} if self.is_gan else {"temperature": temperature or 1.0}
         parts = []
@@ -67,13 +68,15 @@ class Sampler:
     def walk(self, seeds: tuple[int, int], level: int | None = None) -> Codes:
         """A walk from one seed's sample to the other's: code grids int64 [WALK, h, w].
 
-        A DCGAN's goes through samples: two of its z are all but orthogonal, so cos t a + sin t b is as long as
-        they are. A PixelCNN has no such space: its walk goes straight through the latents, snapped to the codebook.
+        A DCGAN's goes through samples of one level: two of its z are all but orthogonal, so cos t a + sin t b is
+        as long as they are. A PixelCNN has no such space: its walk goes straight through the latents, snapped to
+        the codebook.
         """
         t = torch.linspace(0, 1, WALK, device=self.codec.on.device)[:, None]
         if isinstance(self.prior, DCGAN):
             a, b = self.prior.noise(seeds)
             angle = t * math.pi / 2
+            level = int(draw_levels(seeds[:1], self.prior.level_share)) if level is None else level
             return self.prior.generate(angle.cos() * a + angle.sin() * b, self._levels(level, WALK))
         a, b = self.codec.autoencoder.embed(self.draw(seeds, level))
         return self.codec.autoencoder.snap(torch.lerp(a, b, t[..., None, None]))
@@ -91,6 +94,5 @@ class Sampler:
                 total += self.prior([grid[rows].long() for grid in codes], levels[rows]).sum().item()
         return total / len(levels)
 
-    def _levels(self, level: int | None, n: int) -> Tensor:
-        chosen = self.prior.levels if level is None else level  # the last one stands for any
-        return torch.full((n,), chosen, device=self.codec.on.device)
+    def _levels(self, level: int | None, n: int) -> Tensor | None:
+        return None if level is None else torch.full((n,), level, device=self.codec.on.device)

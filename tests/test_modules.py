@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import modules
-from modules import AUTOENCODERS, DCGAN, VQVAE, VQVAE2, Discriminator, Generator, VectorQuantizer
+from gaussian import LatentGaussian
+from modules import AUTOENCODERS, DCGAN, VQVAE, VQVAE2, Discriminator, Generator, draw_levels
+from quantizer import VectorQuantizer
 
 NAMES = sorted(AUTOENCODERS)
 
@@ -390,27 +392,41 @@ def gan(loss="bce", name="vqvae") -> tuple[DCGAN, torch.Tensor]:
     real = model.embed(model.encode(pictures(16, 32, 32))).detach()
     torch.manual_seed(3)
     prior = DCGAN(model, tuple(real.shape[2:]), real.shape[1], levels=4, loss=loss)
-    prior.fit_normalisation(real)
+    prior.fit(real, LEVELS)
     return prior.eval(), real
 
 
+LEVELS = torch.tensor([0] * 4 + [1] * 6 + [3] * 5 + [4])  # 4: unknown
+
+
 @pytest.mark.parametrize("scale", [0.002, 1.0, 50.0])
-def test_normalised_latents_fill_the_generators_range(scale):
+@pytest.mark.parametrize("loss", ["bce", "r3gan"])
+def test_normalised_latents_fill_the_generators_range(loss, scale):
     """Mistake 4: Tanh in [-1, 1] faced latents of about +-0.002, and the discriminator won by scale alone."""
-    prior, real = gan()
+    prior, real = gan(loss)
     real = real * scale + 3 * scale
-    prior.fit_normalisation(real)
+    prior.fit(real, LEVELS)
     normal = prior.normalise(real)
-    torch.testing.assert_close(normal.abs().amax((0, 2, 3)), torch.ones(real.shape[1]))
     torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(real.shape[1]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(normal * prior.scale + prior.mean, real)
+    if loss == "bce":
+        torch.testing.assert_close(normal.abs().amax((0, 2, 3)), torch.ones(real.shape[1]))
+    else:  # uncorrelated, and of deviation 1 but for axes along which next to nothing happens
+        covariance = torch.cov(normal.movedim(1, 0).flatten(1).double()).float()
+        torch.testing.assert_close(covariance, covariance.diagonal().diag(), atol=2e-3, rtol=0)
+        large = prior.scale.flatten() > 1.01 * prior.scale.min()
+        torch.testing.assert_close(covariance.diagonal()[large], torch.ones(int(large.sum())), atol=2e-3, rtol=0)
+        assert covariance.diagonal().max() < 1.01
+    back = torch.einsum("bdhw,cd->bchw", normal * prior.scale, prior.axes) + prior.mean
+    torch.testing.assert_close(back, real, rtol=1e-4, atol=1e-4 * scale)
 
 
-def test_normalisation_of_a_constant_channel_is_finite():
-    prior, real = gan()
+@pytest.mark.parametrize("loss", ["bce", "r3gan"])
+def test_normalisation_of_a_constant_channel_is_finite(loss):
+    prior, real = gan(loss)
     real[:, 0] = 5.0
-    prior.fit_normalisation(real)
+    prior.fit(real, LEVELS)
     assert prior.normalise(real).isfinite().all()
+    assert prior.generator(prior.noise([1]), torch.tensor([3])).isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -441,7 +457,38 @@ def test_sample_depends_on_its_own_seed_only(loss):
         for whole, alone in zip(together, prior.sample([seed], levels[i : i + 1]), strict=True):
             assert torch.equal(whole[i], alone[0])
     assert not torch.equal(prior.noise([1]), prior.noise([2]))
-    assert torch.equal(prior.sample([5])[0], prior.sample([5], torch.tensor([prior.levels]))[0])  # None: any level
+    drawn = draw_levels([5], prior.level_share)  # None: a level as in training
+    assert torch.equal(prior.sample([5])[0], prior.sample([5], drawn)[0])
+
+
+def test_levels_are_drawn_as_often_as_they_are_in_training():
+    prior, _ = gan()
+    drawn = draw_levels(range(8_000), prior.level_share)
+    torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 8_000, LEVELS.bincount() / 16, atol=0.02, rtol=0)
+    assert draw_levels([17], prior.level_share) == drawn[17]
+    assert (drawn != 2).all()  # which isn't there
+
+
+def test_draft_has_the_latents_mean_and_covariance():
+    """Latents of 3 directions, one of them moving with the level: samples of a level have its mean and covariance."""
+    torch.manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(2 * 3 * 4, 3)).Q
+    levels = torch.arange(3000) % 3
+    scores = torch.randn(3000, 3) * torch.tensor([3.0, 2.0, 1.0]) + torch.tensor([0.0, 0.0, 4.0]) * levels[:, None]
+    latents = (7 + scores @ directions.t()).view(3000, 2, 3, 4) + 0.1 * torch.randn(3000, 2, 3, 4)
+    draft = LatentGaussian((2, 3, 4), levels=3)
+    draft.fit(latents, levels, torch.ones(2, 1, 1))
+    for level in range(3):
+        smooth, rest = draft(torch.randn(20_000, draft.z_dim), torch.full((20_000,), level))
+        drawn, real = (smooth + rest).flatten(1), latents[levels == level].flatten(1)
+        torch.testing.assert_close(drawn.mean(0), real.mean(0), atol=0.2, rtol=0)
+        torch.testing.assert_close(drawn.t().cov(), real.t().cov(), atol=0.5, rtol=0)
+
+
+def test_refiner_starts_from_its_draft():
+    prior, _ = gan("r3gan")
+    z, levels = prior.noise([1, 2]), torch.tensor([0, 3])
+    torch.testing.assert_close(prior.generator(z, levels), sum(prior.generator.draft(z, levels)))
 
 
 @pytest.mark.parametrize("loss", ["bce", "r3gan"])

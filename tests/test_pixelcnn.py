@@ -28,45 +28,67 @@ def some_codes(kind: str, n: int, seed: int = 1) -> list[torch.Tensor]:
     return [torch.randint(k, (n, *grid), generator=generator) for grid, k in zip(*GRIDS[kind], strict=True)]
 
 
+def parts(model: PixelCNN, codes: list[torch.Tensor]):
+    """Each grid model with its own codes and those of the grids before it."""
+    start = 0
+    for grid_model in model.grids:
+        yield grid_model, codes[start : start + grid_model.depth], codes[:start]
+        start += grid_model.depth
+
+
+def in_order(logits: list[torch.Tensor]) -> torch.Tensor:
+    """Logits [codes, K] of the first image in the order in which codes are drawn: depth by depth at each place."""
+    return torch.stack([each[0].flatten(0, 1) for each in logits], dim=1).flatten(0, 1)
+
+
+def change(codes: list[torch.Tensor], place: int, depth: int, size: int) -> list[torch.Tensor]:
+    changed = [grid.clone() for grid in codes]
+    changed[depth].view(-1)[place] = (changed[depth].view(-1)[place] + 1) % size
+    return changed
+
+
 @pytest.mark.parametrize("kind", GRIDS)
 def test_causality(kind):
     """Changing code i changes no logit at or before i, and does change later ones: the reports' PixelCNN without
     masks saw what it was to predict."""
     model = prior(kind)
-    codes, levels = some_codes(kind, 1), torch.tensor([1])
-    for index, (grid_model, grid) in enumerate(zip(model.grids, codes, strict=True)):
-        before = codes[:index]
-        logits = grid_model(grid, before, levels).flatten(2)  # [1, K, places in raster order]
-        for i in range(grid[0].numel()):
-            changed = grid.clone()
-            changed.view(-1)[i] = (changed.view(-1)[i] + 1) % GRIDS[kind][1][index]
-            moved = (grid_model(changed, before, levels).flatten(2) - logits).abs().amax((0, 1))
+    levels = torch.tensor([1])
+    for grid_model, codes, before in parts(model, some_codes(kind, 1)):
+        logits = in_order(grid_model(codes, before, levels))
+        for i in range(len(logits)):
+            changed = change(codes, *divmod(i, grid_model.depth), logits.shape[1])
+            moved = (in_order(grid_model(changed, before, levels)) - logits).abs().amax(1)
             assert moved[: i + 1].max() == 0
             if i + 1 < len(moved):
                 assert moved[i + 1] > 0
 
 
-def test_sees_all_that_went_before():
+@pytest.mark.parametrize("kind", ["one grid", "two depths"])
+def test_sees_all_that_went_before(kind):
     """The two stacks have no blind spot: every earlier code moves the last logits."""
-    model = prior("one grid")
-    grid, levels = some_codes("one grid", 1)[0], torch.tensor([0])
-    logits = model.grids[0](grid, [], levels)[0, :, -1, -1]
-    for i in range(grid.numel() - 1):
-        changed = grid.clone()
-        changed.view(-1)[i] = (changed.view(-1)[i] + 1) % 7
-        assert (model.grids[0](changed, [], levels)[0, :, -1, -1] - logits).abs().max() > 0, i
+    model = prior(kind)
+    codes, levels = some_codes(kind, 1), torch.tensor([0])
+    (grid_model,) = model.grids
+    logits = in_order(grid_model(codes, [], levels))
+    for i in range(len(logits) - 1):
+        changed = change(codes, *divmod(i, grid_model.depth), logits.shape[1])
+        assert (in_order(grid_model(changed, [], levels))[-1] - logits[-1]).abs().max() > 0, i
 
 
-@pytest.mark.parametrize("kind", ["top and bottom", "two depths"])
-def test_each_code_of_a_grid_speaks_to_the_next_grid(kind):
+def test_depths_of_a_place_share_their_layers():
+    assert [grid_model.depth for grid_model in prior("two depths").grids] == [2]
+    assert [grid_model.depth for grid_model in prior("top and bottom").grids] == [1, 1]
+
+
+def test_each_code_of_a_grid_speaks_to_the_next_grid():
+    kind = "top and bottom"
     model = prior(kind)
     first, second = some_codes(kind, 1)
     levels = torch.tensor([2])
-    logits = model.grids[1](second, [first], levels)
+    (logits,) = model.grids[1]([second], [first], levels)
     for i in range(first.numel()):
-        changed = first.clone()
-        changed.view(-1)[i] = (changed.view(-1)[i] + 1) % GRIDS[kind][1][0]
-        moved = (model.grids[1](second, [changed], levels) - logits).abs().amax((0, 1))
+        (moved,) = model.grids[1]([second], change([first], i, 0, GRIDS[kind][1][0]), levels)
+        moved = (moved - logits).abs().amax((0, 3))
         row, column = divmod(i, first.shape[2])
         under = row * second.shape[1] // first.shape[1], column * second.shape[2] // first.shape[2]
         assert moved[under] > 0
@@ -79,16 +101,17 @@ def test_cached_sampling_equals_the_slow_way(kind, temperature):
     over what was drawn before it."""
     model = prior(kind)
     seeds, levels = [3, 5, 8], torch.tensor([0, 2, 3])
-    places = [rows * columns for rows, columns in GRIDS[kind][0]]
-    uniform = seeded_rows(seeds, sum(places), torch.rand).split(places, dim=1)
+    draws = [math.prod(grid_model.grid) * grid_model.depth for grid_model in model.grids]
+    uniform = seeded_rows(seeds, sum(draws), torch.rand).split(draws, dim=1)
     slow = []
     with torch.no_grad():
-        for grid_model, draws in zip(model.grids, uniform, strict=True):
-            codes = torch.zeros(len(seeds), *grid_model.grid, dtype=torch.long)
-            for i in range(draws.shape[1]):
-                logits = grid_model(codes, slow, levels).flatten(2)[:, :, i] / temperature
-                codes.view(len(seeds), -1)[:, i] = _invert(logits.softmax(1), draws[:, i])
-            slow.append(codes)
+        for grid_model, numbers in zip(model.grids, uniform, strict=True):
+            codes = [torch.zeros(len(seeds), *grid_model.grid, dtype=torch.long) for _ in range(grid_model.depth)]
+            for i in range(numbers.shape[1]):
+                place, depth = divmod(i, grid_model.depth)
+                logits = grid_model(codes, slow, levels)[depth].flatten(1, 2)[:, place] / temperature
+                codes[depth].view(len(seeds), -1)[:, place] = _invert(logits.softmax(1), numbers[:, i])
+            slow += codes
     for a, b in zip(model.sample(seeds, levels, temperature), slow, strict=True):
         assert torch.equal(a, b)
     assert len(torch.cat([grid.flatten() for grid in slow]).unique()) > 2
@@ -100,10 +123,11 @@ def test_sample_depends_on_its_own_seed_only(kind):
     together = model.sample([9, 2, 7], torch.tensor([1, 3, 0]))
     torch.manual_seed(99)
     alone = model.sample([2], torch.tensor([3]))
+    model.level_share.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0]))
     unconditional = model.sample([2])
     for whole, one, free in zip(together, alone, unconditional, strict=True):
         assert torch.equal(whole[1], one[0])
-        assert torch.equal(one, free)  # no level given: any
+        assert torch.equal(one, free)  # no level given: drawn, and here there is but one
     assert any(not torch.equal(a[0], a[2]) for a in together)
 
 
@@ -123,13 +147,13 @@ def test_bits_in_closed_form(kind):
     model = prior(kind)
     codes, levels = some_codes(kind, 4), torch.tensor([0, 1, 2, 3])
     expected = torch.zeros(4)
-    for i, (grid_model, grid) in enumerate(zip(model.grids, codes, strict=True)):
-        p = grid_model(grid, codes[:i], levels).softmax(1)
-        expected -= p.gather(1, grid[:, None]).log2().sum((1, 2, 3))
+    for grid_model, here, before in parts(model, codes):
+        for logits, grid in zip(grid_model(here, before, levels), here, strict=True):
+            expected -= logits.softmax(3).gather(3, grid[..., None]).log2().sum((1, 2, 3))
     torch.testing.assert_close(model(codes, levels), expected)
-    for grid_model in model.grids:
-        torch.nn.init.zeros_(grid_model.head[-1].weight)
-        torch.nn.init.zeros_(grid_model.head[-1].bias)
+    for head in (head for grid_model in model.grids for head in grid_model.heads):
+        torch.nn.init.zeros_(head[-1].weight)
+        torch.nn.init.zeros_(head[-1].bias)
     plain = sum(r * c * math.log2(k) for (r, c), k in zip(*GRIDS[kind], strict=True))
     torch.testing.assert_close(model(codes, levels), torch.full((4,), plain))
 
@@ -179,7 +203,7 @@ def test_learns_a_rule():
 def test_condition_is_upsampled_to_its_place():
     """A bottom code lies under the top code of its own quarter."""
     torch.manual_seed(0)
-    model = GridModel((4, 4), [3, 5], 1, 8, 2, 0.0).eval()
+    model = GridModel((4, 4), [5], [3], 1, 8, 2, 0.0).eval()
     for layer in (model.mix[0], model.mix[2]):
         torch.nn.init.zeros_(layer.weight)
     top = torch.zeros(1, 2, 2, dtype=torch.long)

@@ -74,8 +74,8 @@ def pixelcnn(tiny_run, tmp_path_factory):
     _, _, height, width = about["data"]["box"]
     arguments = {"grids": [[height // 4, width // 4]], "sizes": [64], "levels": LEVELS, "width": 8, "layers": 1}
     prior = PixelCNN(**arguments)
-    torch.nn.init.zeros_(prior.grids[0].head[-1].weight)
-    torch.nn.init.zeros_(prior.grids[0].head[-1].bias)
+    torch.nn.init.zeros_(prior.grids[0].heads[0][-1].weight)
+    torch.nn.init.zeros_(prior.grids[0].heads[0][-1].bias)
     content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
     path = tmp_path_factory.mktemp("prior") / "pixelcnn.pth"
     checkpoint.save(path, content | {"state": prior.state_dict(), "epoch": 1})
