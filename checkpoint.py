@@ -101,6 +101,11 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any]]:
     return model.eval(), about | {"identity": identity(model)}
 
 
+def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A prior's weights as float16, for a file of half the size; loading makes them float32 again."""
+    return {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
+
+
 def identity(model: Autoencoder) -> str:
     """SHA-256 of the weights: says which autoencoder's codes a prior speaks."""
     digest = hashlib.sha256()

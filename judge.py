@@ -1,7 +1,7 @@
 """How good are sampled slices? Fidelity, coverage, diversity and memorisation, beside what real slices get.
 
     judge = Judge(data.splits["train"], data.splits["validate"])
-    verdict = judge.score(samples)      # uint8 [N, H, W] -> plain numbers for metrics.json
+    verdict = judge.score(samples, judge.nearest(samples))      # uint8 [N, H, W] -> plain numbers for metrics.json
     print(table(verdict))
 
 Slices are compared in feature spaces fitted on the training slices alone. Two need no download, since features
@@ -315,8 +315,10 @@ class Judge:
         self.spaces = {name: FeatureSpace(name, train.images, device) for name in features}
         self._held_out_features = {name: s.features(held_out.images) for name, s in self.spaces.items()}
 
-    def score(self, samples: np.ndarray) -> dict:
+    def score(self, samples: np.ndarray, nearest: Neighbours) -> dict:
         """Everything about samples, uint8 [N, H, W], N at least 100, as plain numbers for `metrics.json`.
+
+        `nearest`: what `self.nearest` finds for the samples.
 
         Returns:
             `samples`, `train`, `held_out`: numbers of slices;
@@ -343,7 +345,7 @@ class Judge:
                 "ms_ssim": mean_pairwise_ms_ssim(samples, self.seed),
                 "ms_ssim_train": self._train_ms_ssim,
             },
-            "memorisation": self.memorisation(self.nearest(samples)),
+            "memorisation": self.memorisation(nearest),
         }
 
     def frechet(self, samples: np.ndarray) -> dict[str, float]:
@@ -396,17 +398,22 @@ class Judge:
         )
         return Neighbours(np.array(index, np.int64), np.array(best, np.float32))
 
+    @cached_property
+    def held_out_nearest(self) -> Neighbours:
+        """The training slices nearest to the held-out people's slices."""
+        return self.nearest(self.held_out.images)
+
     def memorisation(self, neighbours: Neighbours) -> dict:
         """The `memorisation` part of `score`, from samples' `nearest`."""
-        threshold = float(np.quantile(self._held_out_nearest.ssim, 0.99))
+        threshold = float(np.quantile(self.held_out_nearest.ssim, 0.99))
         closest = np.argsort(-neighbours.ssim, kind="stable")[:CLOSEST]
         return {
             "share": float(np.mean(neighbours.ssim > threshold)),
-            "share_held_out": float(np.mean(self._held_out_nearest.ssim > threshold)),
+            "share_held_out": float(np.mean(self.held_out_nearest.ssim > threshold)),
             "threshold": threshold,
             "percentiles": list(PERCENTILES),
             "ssim": np.percentile(neighbours.ssim, PERCENTILES).tolist(),
-            "ssim_held_out": np.percentile(self._held_out_nearest.ssim, PERCENTILES).tolist(),
+            "ssim_held_out": np.percentile(self.held_out_nearest.ssim, PERCENTILES).tolist(),
             "closest": [
                 {
                     "sample": int(i),
@@ -432,10 +439,6 @@ class Judge:
         return ((name, space, space.features(samples)) for name, space in self.spaces.items())
 
     @cached_property
-    def _held_out_nearest(self) -> Neighbours:
-        return self.nearest(self.held_out.images)
-
-    @cached_property
     def _train_ms_ssim(self) -> float:
         return mean_pairwise_ms_ssim(self.train.images, self.seed)
 
@@ -452,11 +455,17 @@ class Judge:
 
 
 def table(verdict: dict) -> str:
-    """A verdict of `Judge.score` for the terminal: each figure beside what real slices get."""
+    """A verdict of `Judge.score` for the terminal: each figure beside what real slices get.
+
+    Where there is a "ceiling", `fidelity` of what must be beaten, it stands below.
+    """
     heads = ("frechet", "frechet_held_out", "precision", "recall", "density", "coverage")
     lines = [f"{'':24}" + "".join(f"{head.replace('_', ' '):>18}" for head in heads)]
     for space, figures in verdict["fidelity"].items():
-        for who, row in (("samples", figures), ("real (floor)", verdict["floor"][space])):
+        rows = [("samples", figures), ("real (floor)", verdict["floor"][space])]
+        if "ceiling" in verdict:
+            rows.append(("ceiling", verdict["ceiling"][space]))
+        for who, row in rows:
             lines.append(f"{f'{space}, {who}':24}" + "".join(f"{row[head]:18.3f}" for head in heads))
     diversity, memorisation = verdict["diversity"], verdict["memorisation"]
     lines.append(f"mean pairwise MS-SSIM {diversity['ms_ssim']:.3f}, training slices {diversity['ms_ssim_train']:.3f}")

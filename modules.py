@@ -459,7 +459,7 @@ class DCGAN(nn.Module):
     @torch.no_grad()
     def fit(self, latents: Tensor, levels: Tensor) -> None:
         """Take normalisation, level shares and the Gaussian draft from latents [N, C, h, w] of levels int64 [N]."""
-        self.level_share.copy_(torch.bincount(levels, minlength=self.levels + 1))
+        self.level_share.copy_(torch.bincount(levels, minlength=self.levels + 1) / len(levels))
         self.mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
         centred = latents - self.mean
         if self.loss == "bce":

@@ -31,12 +31,13 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
         ("loss", ("l1+ssim", "mse"), "l1+ssim", "reconstruction loss: L1 + (1 - SSIM) / 2, or squared error"),
     ],
     "prior": [
+        ("autoencoder", Path, None, "trained vqvae.pth to learn a prior for, instead of training one"),
         ("prior", ("dcgan", "pixelcnn", "none"), "dcgan", "prior over the codes"),
         ("prior-epochs", number(int, 1), 25, "passes over the training codes"),
-        ("prior-batch-size", number(int, 1), 32, "code grids a step, over all processes together"),
+        ("prior-batch-size", number(int, 1), 16, "code grids a step, over all processes together"),
         ("prior-lr", number(float, 0), None, "Adam's learning rate (default: 2e-4 for dcgan, 1e-3 for pixelcnn)"),
         ("gan-loss", ("r3gan", "bce"), "r3gan", "relativistic loss with R1 and R2, or the course report's GAN"),
-        ("gan-gamma", number(float, 0), 0.1, "weight of the gradient penalties R1 and R2"),
+        ("gan-gamma", number(float, 0), 2.0, "weight of the gradient penalties R1 and R2"),
     ],
     "run": [
         ("out", Path, Path("runs"), "folder in which the run's own folder is made"),
@@ -75,8 +76,8 @@ def parse(description: str, arguments: list[str] | None = None) -> tuple[dict[st
 def settle(given: dict[str, Any], stored: dict[str, Any] | None) -> argparse.Namespace:
     """All settings: what was given, else what the resumed run has, else the defaults.
 
-    Raises InputError when a resumed run was started with another setting than the one given now, or when what
-    it has stored is no setting at all.
+    Raises InputError when a resumed run was started with another setting than the one given now, when what
+    it has stored is no setting at all, or when settings exclude each other.
     """
     if stored:
         stored = DEFAULTS | parse("", _arguments(stored))[0]
@@ -84,6 +85,9 @@ def settle(given: dict[str, Any], stored: dict[str, Any] | None) -> argparse.Nam
         if stored and name not in MAY_CHANGE and value != stored[name]:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"the run was started with {flag} {stored[name]}, not {value}; leave {flag} out")
+    ours = [name.replace("-", "_") for name, *_ in OPTIONS["autoencoder"]]
+    if "autoencoder" in given and (unused := [name for name in ours if name in given]):
+        raise InputError(f"--autoencoder is trained already: leave out --{unused[0].replace('_', '-')}")
     for name in ("epochs", "prior_epochs"):
         if stored and given.get(name, stored[name]) < stored[name]:
             raise InputError(f"the run was started with more {name} ({stored[name]}); give as many or more")

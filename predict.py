@@ -170,14 +170,15 @@ def find_sampler(settings: argparse.Namespace, codec: Codec) -> Sampler | None:
     """
     path = Path(settings.prior) if settings.prior else find_prior(settings.checkpoint.parent)
     if settings.input or settings.samples == 0 or settings.prior == "none" or path is None:
-        for name in ("slice", "temperature", "features"):
+        for name in ("slice", "temperature", "features", "ceiling"):
             if getattr(settings, name) is not None:
                 raise InputError(f"--{name} is about samples: give a --prior, and neither --input nor --samples 0")
         return None
     sampler = Sampler(path, codec)
     sampler.check(settings.slice, settings.temperature)
-    if settings.features and (settings.samples < judge.MIN_SAMPLES or settings.slice is not None):
-        raise InputError(f"--features: only {judge.MIN_SAMPLES} samples or more, of all levels, are judged")
+    for name in ("features", "ceiling"):
+        if getattr(settings, name) and (settings.samples < judge.MIN_SAMPLES or settings.slice is not None):
+            raise InputError(f"--{name}: only {judge.MIN_SAMPLES} samples or more, of all levels, are judged")
     return sampler
 
 
@@ -232,19 +233,22 @@ def judge_samples(
     print(f"judging them beside {len(train):,} training and {len(held_out):,} {settings.split} slices, a few minutes")
     features = ("pca", "randconv", *([settings.features] if settings.features else []))
     judged = judge.Judge(train, held_out, features=features, device=codec.on.device)
-    verdict = judged.score(pictures)
+    near = judged.nearest(pictures)
+    verdict = judged.score(pictures, near)
     sizes = codec.autoencoder.codebook_sizes
     verdict["code_histogram_distance"] = [
         judge.code_histogram_distance(sampled, real, size)
         for sampled, real, size in zip(codes, codec.encode(train.images), sizes, strict=True)
     ]
+    if settings.ceiling:
+        other = Sampler(settings.ceiling, codec).draw(range(settings.seed, settings.seed + settings.samples))
+        verdict["ceiling"] = judged.fidelity(to_uint8(codec.decode(other)))
     results.metrics["judge"] = verdict
     distances = ", ".join(f"{distance:.3f}" for distance in verdict["code_histogram_distance"])
     print(f"{judge.table(verdict)}\ncode histograms of samples and training slices, total variation: {distances}")
 
     title = f"{results.metrics['samples']['source']}, beside {data.title}"
-    near = [judged.nearest(images).ssim for images in (pictures, held_out.images)]
-    results.draw("memorisation", plots.memorisation, *near, title=title)
+    results.draw("memorisation", plots.memorisation, near.ssim, judged.held_out_nearest.ssim, title=title)
     closest = verdict["memorisation"]["closest"]
     columns = {key: [one[key] for one in closest] for key in closest[0]}
     pairs = pictures[columns["sample"]], train.images[columns["train_index"]]
@@ -274,6 +278,9 @@ def parse() -> argparse.Namespace:
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="X", help="of the first (default: 0)")
     group.add_argument("--slice", type=number(int, 0), metavar="S", help="axial slice level (default: any)")
     group.add_argument("--temperature", type=number(float, 0.01), metavar="X", help="of a PixelCNN (default: 1)")
+    group.add_argument(
+        "--ceiling", type=Path, metavar="PATH", help="another prior's .pth, the report's GAN say, to judge beside it"
+    )
     group.add_argument("--features", choices=("inception",), help="judge in this feature space, too")
     group = parser.add_argument_group("how")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder (default: predict/ beside the checkpoint)")

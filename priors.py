@@ -1,7 +1,9 @@
 """How do the priors learn? From the codes of the training slices, which the autoencoder makes once."""
 
 import argparse
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+import checkpoint
 import compute
 import plots
 from codec import Codec, to_uint8
@@ -22,6 +25,7 @@ from run import Run, Stage, progress
 if TYPE_CHECKING:
     from judge import Judge
 
+DIVERGED = 10  # times the best distance from validation people: the GAN won't come back from there
 SAMPLES = 320  # judged after each epoch of the GAN
 PATIENCE = 5  # epochs without progress on validation people, after which the PixelCNN stops
 GAN = {  # loss -> Adam's betas, and how slowly the generator that samples follows the one that learns
@@ -89,6 +93,12 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
     judge = Judge(data.splits["train"], data.splits["validate"]) if run.main else None
 
     for epoch in stage.remaining_epochs():
+        if compute.from_first(partial(diverged, run.rows_of("dcgan"))):
+            run.log(
+                f"dcgan: the samples are {DIVERGED} times as far from validation people as the best were: diverged,"
+            )
+            run.log("dcgan: stopping; the best are kept. A larger --gan-gamma or a smaller --prior-lr holds it back")
+            break
         prior.train()
         shuffled = batches.shuffled(settings.seed, epoch, stage.step)
         for codes, level in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
@@ -103,12 +113,25 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
             samples = sampler.eval().sample(range(SAMPLES))
             verdict = judge_samples(samples, batches, codec, judge)
             row |= verdict
-            if stage.is_best(-verdict["frechet_pca"] * verdict["frechet_randconv"]):
+            if stage.is_best(-distance(row)):
                 content = {"kind": "prior", "model": "dcgan", "arguments": arguments, "autoencoder": about["identity"]}
-                run.save("dcgan.pth", content | {"state": sampler.state_dict(), "epoch": epoch, **row})
+                run.save(
+                    "dcgan.pth", content | {"state": checkpoint.halved(sampler.state_dict()), "epoch": epoch, **row}
+                )
         stage.end_epoch(row)
     if run.main:
         plots.gan_curves(run.rows_of("dcgan"), run.folder / "dcgan.png", f"{data.title}, training split")
+
+
+def distance(row: Mapping[str, float]) -> float:
+    """Of an epoch's samples from validation people: the geometric mean of the Frechet distances in both spaces."""
+    return math.sqrt(row["frechet_pca"] * row["frechet_randconv"])
+
+
+def diverged(rows: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the last of the GAN's epochs was that much worse than the best."""
+    distances = [distance(row) for row in rows]
+    return bool(rows) and distances[-1] > DIVERGED * min(distances)
 
 
 def moving_average(inertia: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -219,7 +242,7 @@ def train_pixelcnn(
     arguments = {"grids": [list(s) for s in codec.grid_shapes()], "sizes": codec.autoencoder.codebook_sizes}
     arguments["levels"] = levels
     prior = PixelCNN(**arguments).to(on.device, memory_format=torch.channels_last)
-    prior.level_share.copy_(torch.bincount(train.levels, minlength=levels + 1))
+    prior.level_share.copy_(torch.bincount(train.levels, minlength=levels + 1) / train.size)
     average = AveragedModel(prior, avg_fn=moving_average(0.995))
     rate = 1e-3 if settings.prior_lr is None else settings.prior_lr
     optimizer = torch.optim.AdamW(prior.parameters(), rate, (0.9, 0.99), fused=True)
@@ -241,7 +264,8 @@ def train_pixelcnn(
         row["validation_bits"] = held_out_bits(average.module.eval(), held_out, on) / codes_per_image
         if stage.is_best(-row["validation_bits"]):
             content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
-            run.save("pixelcnn.pth", content | {"state": average.module.state_dict(), "epoch": epoch, **row})
+            content |= {"state": checkpoint.halved(average.module.state_dict()), "epoch": epoch, **row}
+            run.save("pixelcnn.pth", content)
         stage.end_epoch(row)
     if run.main:
         plots.pixelcnn_curves(run.rows_of("pixelcnn"), run.folder / "pixelcnn.png", data.title)

@@ -3,6 +3,7 @@
     python train.py                               VQ-VAE and DCGAN on the OASIS slices, on CUDA if there is any
     python train.py --data demo                   the same on a small synthetic set
     python train.py --resume runs/<run>           go on with a run that was stopped
+    python train.py --autoencoder runs/<run>/vqvae.pth --prior pixelcnn    another prior for the same autoencoder
     torchrun --nproc_per_node=4 train.py          on several GPUs
 
 Everything goes to runs/<date>_<time>/ (--out); python predict.py runs/<run>/vqvae.pth scores it.
@@ -13,6 +14,7 @@ import math
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -223,11 +225,28 @@ def describe_step(data: DataSet, settings: argparse.Namespace, epoch: int, step:
 
 def train(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute) -> None:
     """The autoencoder, unless that is done, and then the prior."""
-    if run.reached("autoencoder"):
+    if settings.autoencoder:
+        compute.from_first(lambda: adopt(run, settings.autoencoder))
+    elif run.reached("autoencoder"):
         train_autoencoder(run, data, settings, on)
     if settings.prior != "none":
         autoencoder, about = checkpoint.load_autoencoder(run.folder / "vqvae.pth")
         PRIORS[settings.prior](run, data, settings, on, Codec(autoencoder, about["data"], on), about)
+
+
+def check_autoencoder(settings: argparse.Namespace, data: DataSet) -> None:
+    """Raises InputError when --autoencoder is none, or of other data, or there is no prior to train for it."""
+    if settings.prior == "none":
+        raise InputError("--autoencoder with --prior none leaves nothing to train")
+    _, about = checkpoint.load_autoencoder(settings.autoencoder)
+    if about["data"]["fingerprint"] != data.fingerprint:
+        raise InputError(f"{settings.autoencoder} was trained on {about['data']['title']}, other data than {data.root}")
+
+
+def adopt(run: Run, autoencoder: Path) -> None:
+    """Copy a trained autoencoder into the run folder, unless it is there already."""
+    if not (run.folder / "vqvae.pth").is_file():
+        run.save("vqvae.pth", checkpoint.load(autoencoder, "autoencoder"))
 
 
 @exit_on_input_error
@@ -241,13 +260,17 @@ def main() -> int:
     if stored and stored["data_fingerprint"] != data.fingerprint:
         raise InputError(f"{data.root} is not the data that {resume} was started with; give that with --data")
 
+    if settings.autoencoder and not resume:
+        check_autoencoder(settings, data)
+
     torch.manual_seed(settings.seed)
     folder = resume or compute.from_first(lambda: create_run_folder(settings.out, config))
     try:
         run = Run(folder, settings.save_minutes, settings.time_limit)
         if run.state and run.state["stage"] not in ("autoencoder", settings.prior):
             raise InputError(f"last.pth in {folder} is not of the run that config.json tells of; start anew")
-        if not run.reached("autoencoder") and len(run.rows_of("autoencoder")) < settings.epochs:
+        trained = settings.autoencoder or run.reached("autoencoder")
+        if not trained and len(run.rows_of("autoencoder")) < settings.epochs:
             raise InputError(f"the prior of {folder} has been begun on its autoencoder; for more --epochs start anew")
         if resume:
             run.write_config(config)

@@ -218,6 +218,14 @@ def test_a_fused_step_is_the_plain_step():
     torch.testing.assert_close(*stepped)
 
 
+def test_a_gan_that_runs_away_is_noticed():
+    near, far = {"frechet_pca": 0.4, "frechet_randconv": 0.1}, {"frechet_pca": 4.1, "frechet_randconv": 1.0}
+    assert not priors.diverged([])
+    assert not priors.diverged([near])
+    assert priors.diverged([near, far])
+    assert not priors.diverged([near, far, near])
+
+
 def test_moving_average_follows_fast_at_first_and_slowly_later():
     average = priors.moving_average(0.99)
     old, new = torch.zeros(1), torch.ones(1)
