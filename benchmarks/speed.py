@@ -302,10 +302,10 @@ def parse() -> argparse.Namespace:
         "images": (384, "training slices, repeated to that number; as many to validate on as the published set has"),
         "batch-size": (32, "slices a step"),
         "steps": (1, "training steps a round"),
-        "rounds": (5, "of each way, in turn"),
+        "rounds": (5, "of each way, in turn; with --both-precisions, seeds"),
         "samples": (32, "drawn together from a prior"),
         "codes": (2, "that the plain way samples of each grid; the time of all follows"),
-        "epochs": (1, "of the autoencoder in the whole training"),
+        "epochs": (1, "of the autoencoder, in the whole training and with --both-precisions"),
     }
     for name, (default, text) in kinds.items():
         parser.add_argument(f"--{name}", type=number(int, 1), default=default, help=f"{text} (default: {default})")
