@@ -201,6 +201,7 @@ class Child:
     torch_seconds: float  # of these, importing torch
     torch_peak_bytes: int  # resident after importing torch
     first_step_seconds: float  # from its start to the end of the first step of an optimiser
+    first_step_at: float  # when that was, in seconds since the epoch
 
 
 def run_script(arguments: list[str], folder: Path, cache_home: Path, until: str = "end") -> Child:

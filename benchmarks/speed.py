@@ -1,14 +1,18 @@
 """How fast is it? Every stage beside the plain way of doing it, and beside what the machine could do.
 
-    python benchmarks/speed.py --data DIR                      all stages, a table and speed.json
+    python benchmarks/speed.py --data DIR                      all stages, tables and speed.json
     python benchmarks/speed.py --data DIR --growth             time and memory of an epoch, 1,000 to 8,000 slices
     python benchmarks/speed.py --data DIR --second-start       from `python train.py` to the first training step
+    python benchmarks/speed.py --data DIR --both-precisions    SSIM after the same training in bf16 and fp32
     python benchmarks/speed.py --data demo --quick             a check of the benchmark itself; no figures to quote
 
+On two cores without a GPU all stages take about 9 minutes, --growth 4, --second-start 1, and --both-precisions with
+--images 1024 --epochs 2 about 2 for each of its --rounds.
 The plain way is benchmarks/plain.py. benchmarks/README.md says what each stage measures.
 """
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -79,10 +83,11 @@ def measure_whole(bench: Bench) -> dict[str, dict]:
     args, ways = bench.args, {"plain": [], "ours": []}
     shared = ["--data", bench.data.root, "--batch-size", args.batch_size, "--device", bench.device.type]
     shared += ["--epochs", args.epochs]
-    prior = ["--prior-epochs", args.prior_epochs] if args.prior_epochs else ["--prior", "none"]
+    ours = ["--model", "vqvae", "--gan-loss", "bce", "--out", bench.folder / "runs", "--precision", args.precision]
+    ours += ["--prior-epochs", args.prior_epochs] if args.prior_epochs else ["--prior", "none"]
     commands = {
         "plain": ["benchmarks/plain.py", *shared, "--prior-epochs", args.prior_epochs, "--workers", args.workers],
-        "ours": ["train.py", *shared, *prior, "--out", bench.folder / "runs", "--precision", args.precision],
+        "ours": ["train.py", *shared, *ours],
     }
     for _ in range(args.rounds):
         for which, command in commands.items():
@@ -102,16 +107,17 @@ def measure_whole(bench: Bench) -> dict[str, dict]:
 
 
 def growth(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> list[dict]:
-    """Seconds of the second epoch of train.py (validation and saving included) and its peak memory, set by set."""
+    """Seconds of an epoch of the report's VQ-VAE (validation and saving included) and peak memory, set by set."""
     rows = []
     for images in GROWTH if not args.quick else (QUICK["images"], 2 * QUICK["images"]):
         home = folder / f"{images}"
         root = measure.repeated_set(source, home / "slices", published_shares(images))
-        command = ["train.py", "--data", root, "--epochs", 2, "--prior", "none", "--out", home / "runs"]
-        command += ["--device", on.device.type, "--batch-size", args.batch_size, "--precision", args.precision]
+        command = ["train.py", "--data", root, "--model", "vqvae", "--prior", "none", "--epochs", 1]
+        command += ["--out", home / "runs", "--device", on.device.type, "--batch-size", args.batch_size]
+        command += ["--precision", args.precision]
         child = measure.run_script(list(map(str, command)), folder, home / "cache")
-        ends = sorted(frame.stat().st_mtime for frame in (home / "runs").glob("*/epoch_*.png"))
-        row = {"images": images, "seconds_per_epoch": ends[-1] - ends[-2]}
+        (end,) = (last.stat().st_mtime for last in (home / "runs").glob("*/last.pth"))  # written when an epoch ends
+        row = {"images": images, "seconds_per_epoch": end - child.first_step_at}
         row["peak_bytes"] = child.peak_bytes - child.torch_peak_bytes
         row["data_bytes"] = sum(path.stat().st_size for path in (home / "cache").rglob("*.npy"))
         row["gpu_bytes"] = child.gpu_bytes
@@ -122,26 +128,43 @@ def growth(args: argparse.Namespace, source: Path, folder: Path, on: Compute) ->
 
 
 def second_start(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> dict:
-    """From the start of train.py to its first step with the cache there, and a whole run's peak memory."""
+    """From the start of train.py, with its defaults, to the end of its first step, with the cache already there."""
     counts = published_shares(PUBLISHED["train"][0] if not args.quick else QUICK["images"])
     root = measure.repeated_set(source, folder / "slices", counts)
-    command = ["train.py", "--data", root, "--out", folder / "runs", "--device", on.device.type, "--epochs", 1]
-    command += ["--batch-size", args.batch_size, "--precision", args.precision]
-    command += ["--prior", "none"] if args.quick else ["--prior-epochs", 1]
-    command = list(map(str, command))
-    first = measure.run_script(command, folder, folder / "cache", "first-step")
-    again = [measure.run_script(command, folder, folder / "cache", "first-step") for _ in range(args.rounds)]
-    whole = measure.run_script(command, folder, folder / "cache")
+    command = ["train.py", "--data", root, "--out", folder / "runs", "--device", on.device.type]
+    command = list(map(str, [*command, "--precision", args.precision]))
+    starts = [measure.run_script(command, folder, folder / "cache", "first-step") for _ in range(1 + args.rounds)]
+    first, *again = starts
     return {
         "images": counts["train"],
         "first_start_seconds": first.first_step_seconds,
         "second_start_seconds": [child.first_step_seconds for child in again],
         "importing_torch_seconds": [child.torch_seconds for child in again],
         "beyond_torch_seconds": [child.first_step_seconds - child.torch_seconds for child in again],
-        "torch_peak_bytes": whole.torch_peak_bytes,
-        "peak_bytes": whole.peak_bytes,
-        "gpu_bytes": whole.gpu_bytes,
+        "torch_peak_bytes": max(child.torch_peak_bytes for child in again),
+        "peak_bytes": max(child.peak_bytes for child in again),
+        "gpu_bytes": max(child.gpu_bytes for child in again),
     }
+
+
+def both_precisions(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> list[dict]:
+    """SSIM after train.py's autoencoder has seen the same slices in bf16 and in fp32, and the time: a seed a round."""
+    if not on.bf16:
+        raise InputError("--both-precisions: there is no bf16 arithmetic here, or --precision fp32 was given")
+    root = measure.repeated_set(source, folder / "slices", published_shares(args.images))
+    rows = []
+    for seed in range(args.rounds):
+        for precision in ("bf16", "fp32"):
+            out = folder / f"{precision}_{seed}"
+            command = ["train.py", "--data", root, "--prior", "none", "--epochs", args.epochs, "--out", out]
+            command += ["--device", on.device.type, "--precision", precision, "--seed", seed]
+            child = measure.run_script(list(map(str, command)), folder, folder / "cache")
+            (table,) = out.glob("*/metrics.csv")
+            *_, last = csv.DictReader(table.read_text().splitlines())
+            row = {"seed": seed, "precision": precision, "images": args.epochs * args.images}
+            rows.append(row | {"validation_ssim": float(last["validation_ssim"]), "seconds": child.seconds})
+            print(f"{precision}, seed {seed}: SSIM {rows[-1]['validation_ssim']:.4f}", flush=True)
+    return rows
 
 
 def published_shares(images: int) -> dict[str, int]:
@@ -207,16 +230,30 @@ def growth_table(rows: list[dict]) -> str:
 
 
 def second_start_table(result: dict) -> str:
-    """Times of the starts and memory of a whole run."""
-    beyond = result["beyond_torch_seconds"]
-    rows = [["figure", "value"]]
-    rows.append(["first start, decoding all files, s", f"{result['first_start_seconds']:.1f}"])
-    rows.append(["second start to first step, s", f"{statistics.median(result['second_start_seconds']):.2f}"])
-    rows.append(["of it importing torch, s", f"{statistics.median(result['importing_torch_seconds']):.2f}"])
-    rows.append(["beyond it, s", f"{statistics.median(beyond):.2f} ({min(beyond):.2f}-{max(beyond):.2f})"])
-    for title, key in {"torch imported": "torch_peak_bytes", "train.py": "peak_bytes", "GPU": "gpu_bytes"}.items():
+    """Times of the starts, and memory."""
+
+    def spread(key: str) -> str:
+        seconds = result[f"{key}_seconds"]
+        return f"{statistics.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"
+
+    rows = [[f"{result['images']:,} training slices", "value"]]
+    rows.append(["first start to first step, decoding all files, s", f"{result['first_start_seconds']:.1f}"])
+    rows.append(["second start to first step, s", spread("second_start")])
+    rows.append(["of it importing torch, s", spread("importing_torch")])
+    rows.append(["beyond it, s", spread("beyond_torch")])
+    sizes = {"with torch imported": "torch_peak_bytes", "after the first step": "peak_bytes", "GPU": "gpu_bytes"}
+    for title, key in sizes.items():
         rows.append([f"peak memory, {title}, MiB", f"{result[key] / 2**20:.0f}"])
     return markdown(rows)
+
+
+def precision_table(rows: list[dict]) -> str:
+    """Final SSIM and seconds, a line a training."""
+    table = [["precision", "seed", "slices seen", "validation SSIM", "s"]]
+    for row in rows:
+        numbers = [str(row["seed"]), f"{row['images']:,}", f"{row['validation_ssim']:.4f}", f"{row['seconds']:.0f}"]
+        table.append([row["precision"], *numbers])
+    return markdown(table)
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -224,10 +261,25 @@ def second_start_table(result: dict) -> str:
 
 def describe_machine(on: Compute, machine: Machine) -> dict:
     """Where it was measured, and what else that machine did then."""
-    about = {"device": on.describe(), "platform": platform.platform(), "cores": os.cpu_count()}
-    about |= {"torch": torch.__version__, "load_average": os.getloadavg()[0]}
+    about = {"device": on.describe(), "processor": processor(), "cores": os.cpu_count()}
+    about |= {"platform": platform.platform(), "torch": torch.__version__, "load_average": os.getloadavg()[0]}
     rates = {f"{str(kind).removeprefix('torch.')}_flops": rate for kind, rate in machine.operations.items()}
     return about | rates | {"copy_bytes_per_second": machine.copy}
+
+
+def processor() -> str:
+    """The CPU's name, as Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())  # not every architecture has a name there
+
+
+def headline(data: str, about: dict) -> str:
+    """A line on data, machine and measured rates, to stand above the tables."""
+    rates = [f"{about[key] / 1e9:,.0f} GFLOP/s in {key.removesuffix('_flops')}" for key in about if "_flops" in key]
+    copy = f"{about['copy_bytes_per_second'] / 1e9:.3g} GB/s read and written by a copy"
+    machine = [data, about["device"], about["processor"], f"{about['cores']} cores", f"PyTorch {about['torch']}"]
+    return "; ".join([*machine, *rates, copy, f"load {about['load_average']:.2g} when it began"]) + "."
 
 
 def stages_of(args: argparse.Namespace, source: Path, folder: Path, on: Compute, machine: Machine) -> dict[str, dict]:
@@ -247,17 +299,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", help="folder of PNG slices, or 'demo'; else $OASIS_DIR, then the usual places")
     parser.add_argument("--stages", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
     kinds = {
-        "images": (1024, "training slices, repeated to that number; as many to validate on as the published set has"),
+        "images": (384, "training slices, repeated to that number; as many to validate on as the published set has"),
         "batch-size": (32, "slices a step"),
-        "steps": (4, "training steps a round"),
-        "rounds": (5, "of each way, in turn"),
-        "samples": (64, "drawn together from a prior"),
-        "codes": (4, "that the plain way samples of each grid; the time of all follows"),
-        "epochs": (1, "of the autoencoder in the whole training"),
+        "steps": (1, "training steps a round"),
+        "rounds": (5, "of each way, in turn; with --both-precisions, seeds"),
+        "samples": (32, "drawn together from a prior"),
+        "codes": (2, "that the plain way samples of each grid; the time of all follows"),
+        "epochs": (1, "of the autoencoder, in the whole training and with --both-precisions"),
     }
     for name, (default, text) in kinds.items():
         parser.add_argument(f"--{name}", type=number(int, 1), default=default, help=f"{text} (default: {default})")
-    parser.add_argument("--prior-epochs", type=number(int, 0), default=1, help="of the DCGAN there (default: 1)")
+    parser.add_argument("--prior-epochs", type=number(int, 0), default=0, help="of the DCGAN there (default: 0)")
     parser.add_argument("--workers", type=number(int, 0), default=0, help="of the plain way's loader (default: 0)")
     parser.add_argument("--device", choices=compute.DEVICES, default="auto")
     parser.add_argument("--precision", choices=compute.PRECISIONS, default="auto", help="of this repository's way")
@@ -266,6 +318,7 @@ def parse() -> argparse.Namespace:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--growth", action="store_true", help="measure that instead of the stages")
     other.add_argument("--second-start", action="store_true", help="measure that instead of the stages")
+    other.add_argument("--both-precisions", action="store_true", help="measure that instead of the stages")
     args = parser.parse_args()
     return argparse.Namespace(**vars(args) | QUICK) if args.quick else args
 
@@ -277,13 +330,11 @@ def main() -> int:
     source = dataset.find(args.data)
     title = "synthetic demo set" if demo.is_demo(source) else source.resolve().name
     own = sum(len(files) for split, files in scan(source).files.items() if split in SPLITS)
-    side, copied = (256, 2**22) if args.quick else (8192, 2**30) if on.device.type == "cuda" else (2048, 2**28)
+    side, copied = (256, 2**22) if args.quick else (8192 if on.device.type == "cuda" else 2048, 2**30)
     machine = measure.machine_rates(on.device, on.bf16, side, copied)
     about = {"data": f"{title} ({own:,} slices, repeated)", "machine": describe_machine(on, machine)}
     about["settings"] = options.plain(args)
-    print(
-        "\n".join(f"{key}: {value}" for key, value in (about["machine"] | {"data": about["data"]}).items()), flush=True
-    )
+    print(headline(about["data"], about["machine"]), flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -294,6 +345,9 @@ def main() -> int:
         elif args.second_start:
             result = {"second_start": second_start(args, source, folder, on)}
             tables = [second_start_table(result["second_start"])]
+        elif args.both_precisions:
+            result = {"both_precisions": both_precisions(args, source, folder, on)}
+            tables = [precision_table(result["both_precisions"])]
         else:
             result = {"stages": stages_of(args, source, folder, on, machine)}
             tables = [speed_table(result["stages"]), limit_table(result["stages"])]

@@ -42,7 +42,8 @@ def main() -> None:
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        report["first_step_seconds"] = time.time() - started
+        report["first_step_at"] = time.time()
+        report["first_step_seconds"] = report["first_step_at"] - started
         if until == "first-step":
             write()
             os._exit(0)  # nothing of what training would do at its end

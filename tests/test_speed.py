@@ -12,6 +12,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
+import compute
 import metrics
 from benchmarks import measure, plain, speed
 from modules import VQVAE
@@ -45,9 +46,9 @@ def pictures(tmp_path_factory) -> Path:
     return root
 
 
-def run(pictures: Path, target: Path, monkeypatch) -> dict:
+def run(pictures: Path, target: Path, monkeypatch, *options: str) -> dict:
     """The JSON of a quick benchmark in this process."""
-    command = ["speed.py", "--quick", "--device", "cpu", "--data", str(pictures), "--out", str(target)]
+    command = ["speed.py", "--quick", "--device", "cpu", "--data", str(pictures), "--out", str(target), *options]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setenv("XDG_CACHE_HOME", str(target.parent))  # speed.py sets it, and this puts it back
     assert speed.main() == 0
@@ -75,6 +76,30 @@ def test_every_stage_is_measured(pictures, tmp_path, monkeypatch, capsys):
     assert all(positive(result["machine"][key]) for key in ("float32_flops", "copy_bytes_per_second"))
     printed = capsys.readouterr().out
     assert all(f"| {title} |" in printed for title in STAGES)
+
+
+def test_second_start_finds_the_cache(pictures, tmp_path, monkeypatch, capsys):
+    result = run(pictures, tmp_path / "start.json", monkeypatch, "--second-start")["second_start"]
+    for start, torch_alone in zip(result["second_start_seconds"], result["importing_torch_seconds"], strict=True):
+        assert 0 < torch_alone < start
+    assert result["peak_bytes"] > result["torch_peak_bytes"] > 0
+    assert "| beyond it, s |" in capsys.readouterr().out
+
+
+def test_growth_tells_each_set_apart(pictures, tmp_path, monkeypatch, capsys):
+    rows = run(pictures, tmp_path / "growth.json", monkeypatch, "--growth")["growth"]
+    small, large = rows
+    assert (small["images"], large["images"]) == (8, 16)
+    assert large["data_bytes"] - small["data_bytes"] == pytest.approx(8 * 256**2, rel=0.01)
+    assert all(positive(row["seconds_per_epoch"]) and row["peak_bytes"] > 0 for row in rows)
+    assert "\n| 16 |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not compute.choose("cpu").bf16, reason="this CPU has no bf16 arithmetic")
+def test_both_precisions_are_scored(pictures, tmp_path, monkeypatch):
+    rows = run(pictures, tmp_path / "precisions.json", monkeypatch, "--both-precisions")["both_precisions"]
+    assert [row["precision"] for row in rows] == ["bf16", "fp32"]
+    assert all(-1 < row["validation_ssim"] < 1 for row in rows)
 
 
 def test_bad_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
