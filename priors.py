@@ -40,6 +40,7 @@ class CodeBatches:
     def __init__(self, codec: Codec, data: DataSet, split: str, levels: int, batch_size: int, on: Compute):
         slices = data.splits[split]
         self.codes = codec.encode(slices.images)
+        self.unknown = levels
         known = torch.from_numpy(slices.levels).to(on.device)
         self.levels = torch.where((known < 0) | (known > levels), levels, known)
         if batch_size % on.world_size:

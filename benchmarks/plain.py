@@ -148,19 +148,19 @@ def gan_step(
     generator, discriminator = networks
     criterion = nn.BCELoss()
     ones, zeros = torch.ones(len(images), device=images.device), torch.zeros(len(images), device=images.device)
-    any_level = torch.zeros(len(images), dtype=torch.long, device=images.device)  # the report's knows no levels
+    no_level = torch.zeros(len(images), dtype=torch.long, device=images.device)  # the report's knows no levels
     with torch.no_grad():
         real = autoencoder.quantizers[0](autoencoder.encoder(images))[0]
 
     optimizers[0].zero_grad()
-    real_loss = criterion(torch.sigmoid(discriminator(real, any_level)), ones)
-    fake = generator(torch.randn(len(images), generator.z_dim, device=images.device), any_level)
-    fake_loss = criterion(torch.sigmoid(discriminator(fake.detach(), any_level)), zeros)
+    real_loss = criterion(torch.sigmoid(discriminator(real, no_level)), ones)
+    fake = generator(torch.randn(len(images), generator.z_dim, device=images.device), no_level)
+    fake_loss = criterion(torch.sigmoid(discriminator(fake.detach(), no_level)), zeros)
     (real_loss + fake_loss).backward()
     optimizers[0].step()
 
     optimizers[1].zero_grad()
-    generator_loss = criterion(torch.sigmoid(discriminator(fake, any_level)), ones)
+    generator_loss = criterion(torch.sigmoid(discriminator(fake, no_level)), ones)
     generator_loss.backward()
     optimizers[1].step()
     return generator_loss.item(), (real_loss + fake_loss).item()
@@ -176,8 +176,8 @@ def make_gan(device: torch.device) -> tuple[tuple[Generator, Discriminator], tup
 @torch.no_grad()
 def gan_sample(autoencoder: PlainVQVAE, generator: Generator, n: int, device: torch.device) -> Tensor:
     """n pictures [n, 1, H, W]: the generator's latents, snapped and decoded."""
-    any_level = torch.zeros(n, dtype=torch.long, device=device)
-    latents = autoencoder.quantizers[0](generator(torch.randn(n, generator.z_dim, device=device), any_level))[0]
+    no_level = torch.zeros(n, dtype=torch.long, device=device)
+    latents = autoencoder.quantizers[0](generator(torch.randn(n, generator.z_dim, device=device), no_level))[0]
     return autoencoder.decode_latents(latents).clamp(0, 1)
 
 

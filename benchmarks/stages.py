@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import dataset
 import options
@@ -203,12 +203,13 @@ def _our_gan(bench: Bench, codec: Codec, codes: priors.CodeBatches, loss: str) -
     """A round of training steps as in priors.train_dcgan, and the prior that they train."""
     settings = argparse.Namespace(**options.DEFAULTS | {"gan_loss": loss})
     autoencoder = codec.autoencoder
-    examples = autoencoder.embed(codes.at(torch.arange(min(codes.size, 256)))[0])
-    prior = DCGAN(autoencoder, examples.shape[2:], examples.shape[1], codes.any_level, loss).to(bench.device).train()
-    prior.fit_normalisation(examples)
-    discriminator = prior.make_discriminator().to(bench.device)
+    latents = codes.latents(autoencoder)
+    prior = DCGAN(autoencoder, latents.shape[2:], latents.shape[1], codes.unknown, loss)
+    prior = prior.to(bench.device, memory_format=torch.channels_last).train()
+    prior.fit(latents, codes.levels)
+    discriminator = prior.make_discriminator().to(bench.device, memory_format=torch.channels_last)
     betas, inertia = priors.GAN[loss]
-    average = AveragedModel(prior.generator, multi_avg_fn=get_ema_multi_avg_fn(inertia))
+    average = AveragedModel(prior.generator, avg_fn=priors.moving_average(inertia))
     learners = [torch.optim.Adam(net.parameters(), 2e-4, betas, fused=True) for net in (discriminator, prior.generator)]
 
     def steps() -> None:
@@ -233,9 +234,9 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
     masked = plain.MaskedPixelCNN().to(bench.device)
     masked_adam = torch.optim.Adam(masked.parameters(), 1e-3)
     grids = codec.grid_shapes()
-    prior = PixelCNN(grids, codec.autoencoder.codebook_sizes, codes.any_level)
+    prior = PixelCNN(grids, codec.autoencoder.codebook_sizes, codes.unknown)
     prior = prior.to(bench.device, memory_format=torch.channels_last)
-    average = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    average = AveragedModel(prior, avg_fn=priors.moving_average(0.995))
     adam = torch.optim.AdamW(prior.parameters(), 1e-3, (0.9, 0.99), fused=True)
 
     def step(grids: list[Tensor], levels: Tensor) -> None:
