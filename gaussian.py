@@ -9,6 +9,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
 
 COMPONENTS = 192
+NOISE = 1.2  # times what the components leave out: a decoder smoothes noise that it has never seen
 EXAMPLES = 64_000_000  # numbers of the latents from which the components are found: 256 MB
 
 
@@ -58,7 +59,8 @@ class LatentGaussian(nn.Module):
             part - self.mean - score @ self.components[:found].float()
             for part, score in zip(rows.split(512), (centre[levels] + within).split(512), strict=True)
         )
-        self.noise.copy_((sum(part.square().sum(0) for part in rest) / len(rows)).sqrt().view(self.shape))
+        deviation = (sum(part.square().sum(0) for part in rest) / len(rows)).sqrt()
+        self.noise.copy_(NOISE * deviation.view(self.shape))
 
     def forward(self, z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """z [B, z_dim] of N(0, 1), levels int64 [B] -> the components' part and the noise, each [B, C, h, w]."""

@@ -228,15 +228,16 @@ class RQVAE(Autoencoder):
     """Residual-quantised autoencoder (Lee et al. 2022, eqs. 2-4): `depth` codes a place, coarse to fine.
 
     The second codebook quantises what the first one left, and so on: two codebooks of 512 tell 262,144 vectors
-    apart. Pixels are folded into channels at once, four by four, so that the width works on small grids only; a
-    `downsample` of 8 or 16 halves the grid once or twice more, at twice the width.
+    apart. Few places with many codes each suit a prior, which has to see far less of a grid at once. Pixels are
+    folded into channels at once, four by four, so that the width works on small grids only; a `downsample` of 8 or
+    16 halves the grid once or twice more, at twice the width.
     """
 
     def __init__(
         self,
         codebook_size: int = 512,
-        depth: int = 2,
-        downsample: int = 4,
+        depth: int = 8,
+        downsample: int = 8,
         beta: float = 0.25,
         ema: bool = True,
         width: int = 64,

@@ -53,6 +53,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on:
     arguments = {"codebook_size": settings.codebook_size, "beta": settings.beta, "ema": settings.codebook == "ema"}
     if settings.model == "rqvae":
         arguments |= {"depth": settings.depth, "downsample": int(settings.downsample)}
+        arguments |= {"width": settings.width, "blocks": settings.blocks}
     model = AUTOENCODERS[settings.model](**arguments).to(on.device, memory_format=torch.channels_last)
     optimizer = OPTIMIZERS[settings.optimizer or BEST[settings.model]](model.parameters(), settings.lr)
     stage = Stage(run, "autoencoder", settings.epochs, {"model": model, "optimizer": optimizer})

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import checkpoint
 import compute
-from modules import VectorQuantizer, _draw, _draw_rows
+from quantizer import VectorQuantizer, _draw, _draw_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [

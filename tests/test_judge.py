@@ -73,7 +73,7 @@ def fresh() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def verdict(judge, fresh) -> dict:
-    return judge.score(fresh)
+    return judge.score(fresh, judge.nearest(fresh))
 
 
 # --------------------------------------------------------------------------------------------- formulas
@@ -262,11 +262,11 @@ def test_copies_are_caught_by_memorisation_alone(judge, train):
 
 def test_samples_that_can_not_be_judged(judge, fresh):
     with pytest.raises(InputError, match="99 samples are too few"):
-        judge.score(fresh[:99])
+        judge.score(fresh[:99], None)
     with pytest.raises(InputError, match="can't be judged beside"):
-        judge.score(fresh[:, :32])
+        judge.score(fresh[:, :32], None)
     with pytest.raises(ValueError, match="need uint8"):
-        judge.score(fresh / 255)
+        judge.score(fresh / 255, None)
 
 
 def test_too_few_people_and_unknown_space(train):

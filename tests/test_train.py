@@ -18,6 +18,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from conftest import run_script
 from skimage.metrics import structural_similarity
 
 import checkpoint
@@ -305,3 +306,37 @@ def test_no_item_and_no_new_loader_in_the_steps():
             assert ".item()" not in body
             assert ".cpu()" not in body
     assert F.mse_loss is train.LOSSES["mse"]
+
+
+def test_a_prior_for_a_trained_autoencoder(tiny_run, tiny_data, tiny_cache, tmp_path):
+    trained = tiny_run / "vqvae.pth"
+    arguments = ("--data", tiny_data, "--autoencoder", trained, "--prior", "pixelcnn", "--prior-epochs", "1")
+    done = run_script("train.py", *arguments, "--out", tmp_path, "--device", "cpu", cache=tiny_cache)
+    assert done.returncode == 0, done.stderr
+    [run] = tmp_path.iterdir()
+    autoencoder, about = checkpoint.load_autoencoder(run / "vqvae.pth")
+    assert about["identity"] == checkpoint.load_autoencoder(trained)[1]["identity"]
+    checkpoint.load_prior(run / "pixelcnn.pth", autoencoder)
+    assert {row["stage"] for row in metrics(run)} == {"pixelcnn"}
+    again = run_script("train.py", "--resume", run, "--prior-epochs", "2", cache=tiny_cache)
+    assert again.returncode == 0, again.stderr
+    assert len(metrics(run)) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--prior", "none"), "leaves nothing to train"),
+        (("--epochs", "2"), "leave out --epochs"),
+        (("--limit-people", "3"), "was trained on"),
+    ],
+)
+def test_a_trained_autoencoder_with_what_does_not_go_with_it(
+    more, message, tiny_run, tiny_data, tiny_cache, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_cache))
+    arguments = ["--data", str(tiny_data), "--autoencoder", str(tiny_run / "vqvae.pth"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--device", "cpu", *more])
+    assert train.main() == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
