@@ -49,7 +49,8 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
         ("tensorboard", bool, False, "write event files for TensorBoard, too (pip install -r requirements-extra.txt)"),
     ],
 }
-MAY_CHANGE = {"data", "epochs", "prior_epochs", "device", "out", "save_minutes", "time_limit", "tensorboard"}  # on --resume
+# On --resume.
+MAY_CHANGE = {"data", "epochs", "prior_epochs", "device", "out", "save_minutes", "time_limit", "tensorboard"}
 DEFAULTS = {name.replace("-", "_"): default for group in OPTIONS.values() for name, _, default, _ in group}
 
 
