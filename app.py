@@ -120,7 +120,11 @@ def score_table(scores: dict[str, float], size: float) -> str:
 # ----------------------------------------------------------------------------------------------------
 # What it looks like
 
-CSS = "img { image-rendering: pixelated; } .gradio-container { max-width: 1120px !important; }"
+CSS = """
+.gradio-container { max-width: 1120px !important; }
+#step img { image-rendering: pixelated; height: 512px; }
+#scores :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); }
+"""
 
 
 def look() -> dict:
@@ -149,7 +153,9 @@ def page(play: Playground) -> "gr.Blocks":
         return wrapped
 
     def figure(name: str, label: str) -> gr.Image:
-        return gr.Image(label=label, format="png", interactive=False, buttons=["download"], elem_id=name)
+        return gr.Image(
+            alt_text=label, show_label=False, format="png", interactive=False, buttons=["download"], elem_id=name
+        )
 
     def show(steps: np.ndarray | None, place: float) -> Image.Image | None:
         return None if steps is None else Image.fromarray(steps[int(place) - 1])
@@ -162,11 +168,12 @@ def page(play: Playground) -> "gr.Blocks":
         gr.Markdown(f"# Brain slices and their codes\n`{model}`, epoch {play.about['epoch']}")
         with gr.Tab("Reconstruct"):
             with gr.Row():
-                with gr.Column():
+                with gr.Column(scale=2):
                     height, width = data["size"]
                     file = gr.File(label=f"a slice, PNG, JPEG or NIfTI, for {height}x{width} pixels", elem_id="file")
                     scores = gr.Markdown(elem_id="scores")
-                pictures = figure("pictures", "original, reconstruction, error")
+                with gr.Column(scale=3):
+                    pictures = figure("pictures", "original, reconstruction, error")
             maps = figure("maps", "codes")
             file.upload(told(play.reconstruct), file, [pictures, maps, scores])
         if play.sampler:
