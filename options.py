@@ -48,9 +48,11 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
         ("precision", compute.PRECISIONS, "auto", "auto is bf16 where the device computes in it, else fp32"),
         ("save-minutes", number(float, 0), 10.0, "minutes between two saves within an epoch"),
         ("time-limit", number(float, 0), None, "minutes after which to save and stop with exit status 143"),
+        ("tensorboard", bool, False, "write event files for TensorBoard, too (pip install -r requirements-extra.txt)"),
     ],
 }
-MAY_CHANGE = {"data", "epochs", "prior_epochs", "device", "out", "save_minutes", "time_limit"}  # on --resume
+# On --resume.
+MAY_CHANGE = {"data", "epochs", "prior_epochs", "device", "out", "save_minutes", "time_limit", "tensorboard"}
 DEFAULTS = {name.replace("-", "_"): default for group in OPTIONS.values() for name, _, default, _ in group}
 
 

@@ -8,6 +8,7 @@ runs/<date>_<time>/
     <prior>.pth     the best prior
     last.pth        everything needed to go on; previous.pth, the one before it
     *.png, *.gif    figures
+    tensorboard/    event files, where they are asked for
 """
 
 import csv
@@ -32,6 +33,7 @@ from tqdm import tqdm
 
 import checkpoint
 import compute
+from board import Board
 from checkpoint import atomic
 from errors import InputError
 
@@ -47,13 +49,14 @@ class Run:
     Raises InputError when another run is at work in the folder, or nothing readable is left of its last state.
     """
 
-    def __init__(self, folder: Path, save_minutes: float, time_limit: float | None):
+    def __init__(self, folder: Path, save_minutes: float, time_limit: float | None, tensorboard: bool = False):
         self.folder = folder
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         if self.main:
             self._lock()
         self.state = load_last(folder)
         self.rows: list[dict[str, Any]] = self.state["rows"] if self.state else []
+        self.board = Board(folder, self.rows) if tensorboard and self.main else None
         self.stopped_by: int | None = None
         self.save_seconds = 60 * save_minutes
         self.deadline = time.monotonic() + 60 * time_limit if time_limit is not None else float("inf")
@@ -292,12 +295,14 @@ class Stage:
         return True
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Close the epoch: a row in metrics.csv, then last.pth."""
+        """Close the epoch: a row in metrics.csv and on the board, then last.pth."""
         self.check_finite()
         self.epoch, self.step, self.sums, self.first_bad = self.epoch + 1, 0, {}, None
         self.run.rows.append({"stage": self.name, "epoch": self.epoch, **row})
         if self.run.main:
             self.run.write_metrics()
+        if self.run.board:
+            self.run.board.add(self.run.rows[-1])
         self.save()
         if self._must_stop(agree=True):
             self._leave()

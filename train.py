@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import board
 import checkpoint
 import compute
 import dataset
@@ -255,6 +256,8 @@ def main() -> int:
     given, resume = options.parse(__doc__)
     stored = stored_config(resume) if resume else None
     settings = options.settle(given, stored)
+    if settings.tensorboard:
+        board.require()
     on = compute.choose(settings.device, settings.precision)
     data = load_data(settings)
     config = options.plain(settings) | {"data_fingerprint": data.fingerprint}
@@ -267,7 +270,7 @@ def main() -> int:
     torch.manual_seed(settings.seed)
     folder = resume or compute.from_first(lambda: create_run_folder(settings.out, config))
     try:
-        run = Run(folder, settings.save_minutes, settings.time_limit)
+        run = Run(folder, settings.save_minutes, settings.time_limit, settings.tensorboard)
         if run.state and run.state["stage"] not in ("autoencoder", settings.prior):
             raise InputError(f"last.pth in {folder} is not of the run that config.json tells of; start anew")
         trained = settings.autoencoder or run.reached("autoencoder")

@@ -1,9 +1,12 @@
-"""What several test files share: a small data set on disk, and a run of train.py on it through the command line."""
+"""What several test files share: a small data set on disk, a run of train.py on it, and a browser."""
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +74,59 @@ def tiny_run(tiny_data, tiny_cache, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     [folder] = out.iterdir()
     return folder
+
+
+class Browser:
+    """Headless Chromium through ChromeDriver's own protocol (W3C WebDriver)."""
+
+    def __init__(self, driver, chromium, profile):
+        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+        port = next(
+            found[1] for line in self.process.stdout if (found := re.search(r"successfully on port (\d+)", line))
+        )
+        self.address = f"http://127.0.0.1:{port}"
+        options = {
+            "binary": chromium,
+            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"],
+        }
+        capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+        self.address += "/session/" + self.post("/session", capabilities={"alwaysMatch": capabilities})["sessionId"]
+
+    def post(self, path, **body):
+        request = urllib.request.Request(self.address + path, json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def run(self, script):
+        return self.post("/execute/sync", script=script, args=[])
+
+    def cdp(self, command, **parameters):
+        return self.post("/goog/cdp/execute", cmd=command, params=parameters)
+
+    def log(self, kind):
+        return self.post("/se/log", type=kind)
+
+    def requests(self):
+        """Addresses that the page which is open has asked for since the last call of this or of `log`."""
+        events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
+        asked = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        here = self.run("return location.href")  # Chromium's own start page asks for things too
+        return [one["request"]["url"] for one in asked if one["documentURL"] == here]
+
+    def close(self):
+        try:
+            urllib.request.urlopen(urllib.request.Request(self.address, method="DELETE"), timeout=60).close()
+        finally:
+            self.process.terminate()
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    driver = shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        pytest.skip("needs Chromium and its chromedriver on the PATH")
+    browser = Browser(driver, chromium, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

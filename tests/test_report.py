@@ -1,9 +1,6 @@
 """The report page: whole, self-contained, safe whatever the slices are called, and alive in a browser."""
 
-import json
 import re
-import shutil
-import subprocess
 import time
 import urllib.request
 from html.parser import HTMLParser
@@ -243,55 +240,6 @@ def test_wrong_calls_leave_the_old_report(tmp_path):
 # -------------------------------------------------------------------------------------------- a browser
 
 
-class Browser:
-    """Headless Chromium through ChromeDriver's own protocol (W3C WebDriver)."""
-
-    def __init__(self, driver, chromium, profile):
-        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
-        port = next(
-            found[1] for line in self.process.stdout if (found := re.search(r"successfully on port (\d+)", line))
-        )
-        self.address = f"http://127.0.0.1:{port}"
-        options = {
-            "binary": chromium,
-            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"],
-        }
-        capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
-        self.address += "/session/" + self.post("/session", capabilities={"alwaysMatch": capabilities})["sessionId"]
-
-    def post(self, path, **body):
-        request = urllib.request.Request(self.address + path, json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def run(self, script):
-        return self.post("/execute/sync", script=script, args=[])
-
-    def cdp(self, command, **parameters):
-        return self.post("/goog/cdp/execute", cmd=command, params=parameters)
-
-    def log(self, kind):
-        return self.post("/se/log", type=kind)
-
-    def close(self):
-        try:
-            urllib.request.urlopen(urllib.request.Request(self.address, method="DELETE"), timeout=60).close()
-        finally:
-            self.process.terminate()
-            self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        pytest.skip("needs Chromium and its chromedriver on the PATH")
-    browser = Browser(driver, chromium, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 @pytest.fixture
 def opened(browser, full):
     browser.log("browser"), browser.log("performance")
@@ -308,11 +256,8 @@ def column(browser, number):
 def test_page_loads_without_error_or_request(opened):
     time.sleep(0.2)  # a request that a script starts late
     assert opened.log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in opened.log("performance")]
-    asked = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    here = opened.run("return location.href")  # Chromium's own start page asks for things too
-    urls = [one["request"]["url"] for one in asked if one["documentURL"] == here]
-    assert [url for url in urls if not url.startswith("data:")] == [here]
+    here = opened.run("return location.href")
+    assert [url for url in opened.requests() if not url.startswith("data:")] == [here]
     assert opened.run("return document.title") == f"Report: {TITLE}"
     broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt)"
     assert opened.run(broken) == []

@@ -1,0 +1,235 @@
+"""What does it do with my slice? A page on this machine to play with an autoencoder and the prior beside it.
+
+    python app.py runs/<run>/vqvae.pth                 then open http://127.0.0.1:7860
+    python app.py runs/<run>/vqvae.pth --port 8000
+
+Needs `pip install -r requirements-extra.txt`. Only this machine can open the page, which asks no other host for
+anything. Samples and walks are there when a prior lies beside the checkpoint.
+"""
+
+import argparse
+import html
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import checkpoint
+import compute
+import plots
+import predict
+from codec import Codec, to_uint8
+from compute import Compute
+from errors import InputError, Parser, exit_on_input_error, number
+from metrics import reconstruction_scores
+from results import SCORES
+from sampling import WALK, Sampler, find_prior
+from style import BLUE, INK, MUTED
+
+gr = import_module("gradio") if find_spec("gradio") else None
+HOST = "127.0.0.1"
+MOST = 64  # samples at a time
+LARGEST_SEED = 2**31
+ANY = "any"  # slice level
+
+# ----------------------------------------------------------------------------------------------------
+# What the page does, whatever it looks like
+
+
+class Playground:
+    """An autoencoder, and a sampler of the prior beside it or None. Raises InputError when a file is no such thing."""
+
+    def __init__(self, path: Path, on: Compute):
+        autoencoder, self.about = checkpoint.load_autoencoder(path)
+        self.codec = Codec(autoencoder, self.about["data"], on)
+        prior = find_prior(path.parent)
+        self.sampler = Sampler(prior, self.codec) if prior else None
+
+    def reconstruct(self, file: str) -> tuple[Image.Image, Image.Image, str]:
+        """Of a picture, a NIfTI slice, or the middle of a volume: reconstruction and error, codes, table of scores.
+
+        Raises InputError when the file is none of these, or of a size that the autoencoder doesn't take.
+        """
+        path = Path(file)
+        settings = argparse.Namespace(input=[path], axis=None, slices=None)
+        try:
+            slices = predict.load_data(settings, self.about["data"], ("input",)).splits["input"]
+        except InputError as error:  # the folder that the upload went to is nobody's business
+            raise InputError(str(error).replace(f"{path.parent}/", "")) from error
+        middle = len(slices) // 2
+        name, images = slices.names[middle], slices.images[middle : middle + 1]
+        codes = self.codec.encode(images)
+        decoded = self.codec.decode(codes)
+        scores = {key: values[0] for key, values in reconstruction_scores(images, decoded).items()}
+        label = [f"SSIM {scores['ssim']:.4f}"]
+        pictures = drawn(plots.reconstructions, images, decoded, label, title=name)
+        grids = [grid[0].cpu().numpy() for grid in codes]
+        box = self.codec.box
+        which = f"{name}, the {box.height}x{box.width} pixels that are coded"
+        maps = drawn(plots.code_map, box.crop(images[0]), grids, box.crop(decoded[0]), title=which)
+        return pictures, maps, score_table(scores, self.codec.bytes_per_image())
+
+    def sample(self, seed: float, samples: float, level: str, temperature: float | None = None) -> Image.Image:
+        """A figure of samples, of seeds from `seed` on; each depends on its seed only. Raises InputError."""
+        seeds = range(whole(seed), whole(seed) + int(samples))
+        codes = self.sampler.draw(seeds, self._level(level), temperature)
+        pictures = to_uint8(self.codec.decode(codes))
+        labels = [f"seed {seed}" for seed in seeds]
+        return drawn(plots.sample_grid, pictures, title=f"{self.sampler.name}, slice level {level}", labels=labels)
+
+    def walk(self, first: float, last: float, level: str) -> np.ndarray:
+        """The pictures between two seeds' samples, uint8 [WALK, H, W]. Raises InputError."""
+        codes = self.sampler.walk((whole(first), whole(last)), self._level(level))
+        return to_uint8(self.codec.decode(codes))
+
+    def _level(self, level: str) -> int | None:
+        chosen = None if level == ANY else int(level)
+        self.sampler.check(chosen, None)
+        return chosen
+
+
+def whole(seed: float | None) -> int:
+    """A seed as predict.py takes it; raises InputError when the field holds something else."""
+    if seed is None or not 0 <= seed <= LARGEST_SEED or seed != int(seed):
+        raise InputError(f"a seed is a whole number from 0 to {LARGEST_SEED:,}")
+    return int(seed)
+
+
+def drawn(plot: Callable[..., None], *arguments, **options) -> Image.Image:
+    """What a function of plots.py draws."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.png"
+        plot(*arguments, path=path, **options)
+        with Image.open(path) as figure:
+            return figure.convert("RGB")
+
+
+def score_table(scores: dict[str, float], size: float) -> str:
+    """The scores of one slice as Markdown; a slice without foreground has no foreground SSIM."""
+    shown = {SCORES[key]: f"{value:.{2 if key == 'psnr' else 4}f}" for key, value in scores.items()}
+    shown = {name: "-" if text == "nan" else text for name, text in shown.items()} | {"bytes": f"{size:,.0f}"}
+    return "\n".join(["| score | value |", "|:--|--:|", *(f"| {name} | {text} |" for name, text in shown.items())])
+
+
+# ----------------------------------------------------------------------------------------------------
+# What it looks like
+
+CSS = """
+.gradio-container { max-width: 1120px !important; }
+#step img { image-rendering: pixelated; height: 512px; }
+#scores table { border: 0; }
+#scores :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); }
+"""
+
+
+def look() -> dict:
+    """The report's colours and type, for `launch`; a font that is given as text is one that the system has."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", **fonts)
+    theme.set(body_background_fill="#ffffff", body_background_fill_dark="#14171a")
+    theme.set(body_text_color=INK, block_label_text_color=MUTED, slider_color=BLUE)
+    theme.set(button_primary_background_fill=BLUE, button_primary_background_fill_dark=BLUE)
+    return {"theme": theme, "css": CSS, "footer_links": [], "run_history": False}
+
+
+def page(play: Playground) -> "gr.Blocks":
+    """The page, not yet served."""
+
+    def told(function: Callable) -> Callable:
+        """`function`, whose complaints stay on the page until they are clicked away."""
+
+        def wrapped(*arguments):
+            try:
+                return function(*arguments)
+            except InputError as error:
+                text = html.escape(str(error), quote=False)
+                raise gr.Error(text, duration=None, title="That didn't work", print_exception=False) from error
+
+        return wrapped
+
+    def figure(name: str, label: str) -> gr.Image:
+        return gr.Image(
+            alt_text=label, show_label=False, format="png", interactive=False, buttons=["download"], elem_id=name
+        )
+
+    def show(steps: np.ndarray | None, place: float) -> Image.Image | None:
+        return None if steps is None else Image.fromarray(steps[int(place) - 1])
+
+    def level() -> gr.Dropdown:
+        return gr.Dropdown([ANY, *map(str, range(play.sampler.levels))], value=ANY, label="slice level")
+
+    data, model = play.about["data"], play.about["model"]
+    with gr.Blocks(title="Brain slices and their codes", analytics_enabled=False) as blocks:
+        gr.Markdown(f"# Brain slices and their codes\n`{model}`, epoch {play.about['epoch']}")
+        with gr.Tab("Reconstruct"):
+            with gr.Row():
+                with gr.Column(scale=2):
+                    height, width = data["size"]
+                    file = gr.File(label=f"a slice, PNG, JPEG or NIfTI, for {height}x{width} pixels", elem_id="file")
+                    scores = gr.Markdown(elem_id="scores")
+                with gr.Column(scale=3):
+                    pictures = figure("pictures", "original, reconstruction, error")
+            maps = figure("maps", "codes")
+            file.upload(told(play.reconstruct), file, [pictures, maps, scores])
+        if play.sampler:
+            with gr.Tab("Sample"):
+                with gr.Row():
+                    asked = [
+                        gr.Number(0, label="first seed", precision=0, elem_id="seed"),
+                        gr.Slider(1, MOST, 16, step=1, label="samples"),
+                        level(),
+                    ]
+                    if not play.sampler.is_gan:
+                        asked.append(gr.Slider(0.1, 2, 1, label="temperature"))
+                draw = gr.Button("Sample", variant="primary", elem_id="draw")
+                drawing = figure("samples", f"samples of the {play.sampler.name}")
+                draw.click(told(play.sample), asked, drawing)
+            with gr.Tab("Walk"):
+                with gr.Row():
+                    ends = [gr.Number(i, label=f"seed {x}", precision=0) for i, x in enumerate("AB")]
+                    ends.append(level())
+                go = gr.Button("Walk", variant="primary", elem_id="go")
+                place = gr.Slider(1, WALK, 1, step=1, label="picture, from A to B", elem_id="place")
+                picture = figure("step", "sample")
+                steps = gr.State()
+                go.click(told(play.walk), ends, steps).success(show, [steps, place], picture)
+                place.change(show, [steps, place], picture, show_progress="hidden")
+    return blocks
+
+
+@exit_on_input_error
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="vqvae.pth of a run; the prior is the newer one beside it")
+    parser.add_argument("--port", type=number(int, 1, 65535), default=7860, metavar="X", help="(default: 7860)")
+    parser.add_argument(
+        "--device", choices=compute.DEVICES, default="auto", help="(default: auto, CUDA if there is any)"
+    )
+    parser.add_argument(
+        "--precision", choices=compute.PRECISIONS, default="fp32", help="(default: fp32, for exact scores)"
+    )
+    settings = parser.parse_args()
+    if gr is None:
+        raise InputError("the package gradio is missing: pip install -r requirements-extra.txt")
+    on = compute.choose(settings.device, settings.precision)
+    torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"  # as predict.py, so that scores are the same
+    blocks = page(Playground(settings.checkpoint, on))
+    try:
+        blocks.launch(
+            server_name=HOST, server_port=settings.port, share=False, quiet=True, prevent_thread_lock=True, **look()
+        )
+    except OSError as error:
+        raise InputError(f"--port {settings.port} is taken; choose another") from error
+    print(f"{on.describe()}; open http://{HOST}:{settings.port}, end with Ctrl-C", flush=True)
+    blocks.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What TensorBoard shows is what metrics.csv says, however often the run was stopped."""
+
+import csv
+import io
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from conftest import run_script
+from PIL import Image
+
+import run
+import train
+
+STEPS = tiny.STEPS
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    return tiny.Trainer(tmp_path / "runs", monkeypatch)
+
+
+@pytest.fixture
+def read():
+    """A function from a run folder to what tensorboard reads in its event files."""
+    reason = "needs the package tensorboard"
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason=reason)
+
+    def of(folder: Path):
+        everything = {"scalars": 0, "images": 0}
+        return module.EventAccumulator(str(folder / "tensorboard"), size_guidance=everything).Reload()
+
+    return of
+
+
+def points(events) -> dict[str, list[tuple[int, float]]]:
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def points_of_metrics(folder: Path) -> dict[str, list]:
+    """The same of metrics.csv; the event files hold float32."""
+    found = defaultdict(list)
+    with open(folder / "metrics.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            stage, epoch = row.pop("stage"), int(row.pop("epoch"))
+            for column, value in row.items():
+                if value:
+                    found[f"{stage}/{column}"].append((epoch, float(np.float32(value))))
+    return dict(found)
+
+
+@pytest.mark.parametrize("prior", ["dcgan", "pixelcnn"])
+def test_points_are_those_of_metrics_after_interruptions(prior, trainer, read):
+    """One within each stage, after an epoch of it."""
+    trainer.kill_at_step(STEPS + 2)
+    status, folder = trainer("--tensorboard", prior=prior)
+    assert status == 143
+    trainer.kill_at_step(2 * STEPS + 1)
+    assert trainer.resume(folder) == 143
+    assert trainer.resume(folder) == 0
+    shown = points(read(folder))
+    assert shown == points_of_metrics(folder)
+    assert [epoch for epoch, _ in shown["autoencoder/validation_ssim"]] == [1, 2]
+    assert len({tag.partition("/")[0] for tag in shown}) == 2
+    assert len(list((folder / "tensorboard").iterdir())) == 3
+
+
+def test_epoch_that_was_shown_but_not_saved_is_there_once(trainer, read, monkeypatch):
+    """As if killed between the two."""
+    save = run.Stage.save
+
+    def dies(stage):
+        if stage.epoch == 2:
+            raise KeyboardInterrupt
+        save(stage)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Stage, "save", dies)
+        status, folder = trainer("--tensorboard", epochs=3)
+    assert status == 130
+    assert len(points(read(folder))["autoencoder/validation_ssim"]) == 2
+    assert trainer.resume(folder) == 0
+    assert points(read(folder)) == points_of_metrics(folder)
+
+
+def test_can_begin_with_a_resumed_run(trainer, read):
+    status, folder = trainer()
+    assert status == 0
+    assert not (folder / "tensorboard").exists()
+    assert trainer("--resume", str(folder), "--tensorboard", epochs=3)[0] == 0
+    assert points(read(folder)) == points_of_metrics(folder)
+
+
+def test_pictures_are_those_of_the_epochs(tiny_data, tiny_cache, tmp_path, read):
+    quick = ["--model=vqvae", "--epochs=2", "--batch-size=16", "--codebook-size=16", "--prior=none", "--device=cpu"]
+    done = run_script(
+        "train.py", "--data", tiny_data, *quick, "--tensorboard", "--out", tmp_path / "runs", cache=tiny_cache
+    )
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "runs").iterdir()
+    shown = read(folder).Images("autoencoder/pictures")
+    assert [image.step for image in shown] == [1, 2]
+    for image in shown:
+        with (
+            Image.open(io.BytesIO(image.encoded_image_string)) as seen,
+            Image.open(folder / f"epoch_{image.step:03d}.png") as drawn,
+        ):
+            assert np.array_equal(np.asarray(seen.convert("RGB")), np.asarray(drawn.convert("RGB")))
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(run.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(run.signal, "signal", lambda *args: None)
+    assert run.Run(tmp_path, 10, None, tensorboard=True).board is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_package_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # what import says to be missing
+    monkeypatch.setattr(sys, "argv", ["train.py", "--tensorboard", "--device=cpu", f"--out={tmp_path / 'runs'}"])
+    assert train.main() == 2
+    assert re.fullmatch(r"error: [^\n]*pip install -r requirements-extra.txt\n", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
