@@ -23,6 +23,7 @@ from checkpoint import atomic
 from style import BLUE, INK, VERMILION, Pictures, chart
 
 ERROR_GAIN = 5  # error maps show this many times the absolute error, since the error itself is all but black
+CODE_COLUMNS = 5  # tiles beside each other in a map of codes
 SSIM_PASS = 0.6  # the bar for a "reasonably clear" image
 
 
@@ -225,11 +226,15 @@ def code_map(image: np.ndarray, codes: Sequence[np.ndarray], decoded: np.ndarray
     sizes = [f"{len(grid)} x {len(grid[0])}" for grid in codes]
     names = [f"codes, level {i}, {size}" for i, size in enumerate(sizes)] if len(codes) > 1 else [f"codes, {sizes[0]}"]
     highest = max(1, *(int(grid.max()) for grid in codes))
-    grid = Pictures(image.shape[1:], 1, len(codes) + 2, [["slice", *names, "decoded"]], gutter=70)
+    tiles = ["slice", *names, "decoded"]
+    columns = min(len(tiles), CODE_COLUMNS)
+    labels = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    labels[-1] += [""] * (columns - len(labels[-1]))
+    grid = Pictures(image.shape[1:], len(labels), columns, labels, gutter=70)
     grid.show(0, 0, image[0])
-    for column, indices in enumerate(codes, start=1):
-        grid.show_map(0, column, indices, "viridis", highest)
-    grid.show(0, len(codes) + 1, decoded[0])
+    for place, indices in enumerate(codes, start=1):
+        grid.show_map(*divmod(place, columns), indices, "viridis", highest)
+    grid.show(*divmod(len(codes) + 1, columns), decoded[0])
     caption = f"{title}; 1 slice. Colour is the code's index; codes of near indices need not look alike."
     grid.save(path, "From slice to codes and back", caption, (0, "index of the code", "viridis", highest))
 

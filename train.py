@@ -180,8 +180,9 @@ def draw_training(run: Run, model: Autoencoder, data: DataSet, about: dict, on: 
     image = data.splits["validate"].images[middle : middle + 1]
     codes = codec.encode(image)
     grids = [grid[0].cpu().numpy() for grid in codes]
-    title = f"{data.title}, validation slice {data.splits['validate'].names[middle]}"
-    plots.code_map(image[0], grids, codec.decode(codes)[0], run.folder / "codes.png", title)
+    title = f"{data.title}, {data.splits['validate'].names[middle]}, the pixels that are coded"
+    coded, decoded = (codec.box.crop(pictures[0]) for pictures in (image, codec.decode(codes)))
+    plots.code_map(coded, grids, decoded, run.folder / "codes.png", title)
 
 
 def describe(data: DataSet, box: Box, settings: argparse.Namespace) -> dict:

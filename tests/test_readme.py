@@ -1,0 +1,79 @@
+"""The README says what was measured, the pretrained models are what it says they are, and every command is one."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+from benchmarks import readme
+from errors import InputError
+
+RESULTS = json.loads((readme.RESOURCES / "results.json").read_text())
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_numbers_in_the_pages_are_those_of_results_json(page):
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- results: " in text
+    assert readme.filled(text, RESULTS) == text
+
+
+def test_every_block_of_results_is_shown():
+    shown = re.findall(r"<!-- results: (.+?) -->", "".join(page.read_text(encoding="utf-8") for page in readme.PAGES))
+    assert set(shown) == set(readme.BLOCKS)
+
+
+def test_a_changed_number_is_noticed():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    changed = json.loads(json.dumps(RESULTS))
+    changed["autoencoders"]["rqvae"]["ssim"]["mean"] += 0.01
+    assert readme.filled(page, changed) != page
+    with pytest.raises(InputError, match="no block of results"):
+        readme.filled("<!-- results: nothing -->\n<!-- end -->", RESULTS)
+
+
+@pytest.mark.parametrize("name", ["rqvae", "rqvae_4356", "vqvae"])
+def test_pretrained_autoencoders_are_those_of_the_table(name):
+    model, about = checkpoint.load_autoencoder(readme.PRETRAINED / readme.AUTOENCODERS[name].file)
+    row = RESULTS["autoencoders"][name]
+    assert about["epoch"] == row["epoch"]
+    assert sum(p.numel() for p in model.parameters()) == row["parameters"]
+    with torch.inference_mode():
+        assert model.decode(model.encode(torch.zeros(1, 1, 144, 176))).shape == (1, 1, 144, 176)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "pixelcnn", "report_gan"])
+def test_pretrained_priors_speak_the_codes_of_the_default(name):
+    autoencoder, _ = checkpoint.load_autoencoder(readme.DEFAULT)
+    _, about = checkpoint.load_prior(readme.PRETRAINED / readme.PRIORS[name].file, autoencoder)
+    assert about["epoch"] == RESULTS["priors"][name]["epoch"]
+
+
+def test_pretrained_files_are_small_enough():
+    sizes = [path.stat().st_size for path in readme.PRETRAINED.rglob("*.pth")]
+    assert max(sizes) < 10e6
+    assert sum(sizes) < 40e6
+
+
+def test_pictures_and_files_that_the_pages_name_are_there():
+    for page in readme.PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_command_in_the_readme_names_a_script_and_options_that_it_has():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    commands = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    scripts = [[word for word in words if word.endswith(".py")] for words in commands]
+    assert sum(map(len, scripts)) >= 10
+    for words, named in zip(commands, scripts, strict=True):
+        for script in named:
+            source = (ROOT / script).read_text() + (ROOT / "options.py").read_text()
+            for option in (word for word in words[words.index(script) :] if word.startswith("--")):
+                assert f'"{option}"' in source or f'"{option[2:]}"' in source, (script, option)
