@@ -206,7 +206,7 @@ def page(play: Playground) -> "gr.Blocks":
 @exit_on_input_error
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="vqvae.pth of a run; the prior is the newer one beside it")
+    parser.add_argument("checkpoint", type=Path, help="vqvae.pth of a run; its prior is the one beside it")
     parser.add_argument("--port", type=number(int, 1, 65535), default=7860, metavar="X", help="(default: 7860)")
     parser.add_argument(
         "--device", choices=compute.DEVICES, default="auto", help="(default: auto, CUDA if there is any)"

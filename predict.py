@@ -273,7 +273,9 @@ def parse() -> argparse.Namespace:
     group.add_argument("--allow-overlap", action="store_true", help="go on when a person is in two splits")
     group.add_argument("--save-nifti", action="store_true", help="write reconstructions as NIfTI, as the input's were")
     group = parser.add_argument_group("what to sample")
-    group.add_argument("--prior", metavar="PATH", help="prior's .pth, or 'none' (default: the newer one beside)")
+    group.add_argument(
+        "--prior", metavar="PATH", help="prior's .pth, or 'none' (default: the DCGAN beside, else the PixelCNN)"
+    )
     group.add_argument("--samples", type=number(int, 0), default=64, metavar="N", help="how many (default: 64)")
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="X", help="of the first (default: 0)")
     group.add_argument("--slice", type=number(int, 0), metavar="S", help="axial slice level (default: any)")

@@ -20,9 +20,8 @@ WALK = 24  # pictures
 
 
 def find_prior(folder: Path) -> Path | None:
-    """The prior in a run folder, the newer one where there are two, None where there is none."""
-    found = [path for name in PRIORS if (path := folder / f"{name}.pth").is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    """The prior in a run folder, the DCGAN where there are two, None where there is none."""
+    return next((path for name in PRIORS if (path := folder / f"{name}.pth").is_file()), None)
 
 
 class Sampler:

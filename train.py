@@ -27,6 +27,7 @@ import compute
 import dataset
 import options
 import plots
+import report
 from codec import Codec
 from compute import Compute
 from dataset import Batches, Box, DataSet, Slices
@@ -35,6 +36,7 @@ from metrics import perplexity, ssim
 from modules import AUTOENCODERS, Autoencoder
 from optim import Muon
 from priors import PRIORS
+from results import TRAINING_FIGURES
 from run import NotFiniteError, Run, Stage, create_run_folder, progress, stored_config
 
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
@@ -235,6 +237,17 @@ def train(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute) ->
     if settings.prior != "none":
         autoencoder, about = checkpoint.load_autoencoder(run.folder / "vqvae.pth")
         PRIORS[settings.prior](run, data, settings, on, Codec(autoencoder, about["data"], on), about)
+    if run.main:
+        report_training(run, data, settings)
+
+
+def report_training(run: Run, data: DataSet, settings: argparse.Namespace) -> None:
+    """report.html: curves, the fixed slices through training, and each stage's last epoch; scores are predict.py's."""
+    files = TRAINING_FIGURES | {"code_map": "codes.png"}
+    figures = {name: path for name, file in files.items() if (path := run.folder / file).is_file()}
+    last = {f"{row['stage']}, last epoch": {k: v for k, v in row.items() if k != "stage"} for row in run.rows}
+    title = f"{data.title}, training and validation splits"
+    report.write_report(run.folder, title, last, [], figures, options.plain(settings))
 
 
 def check_autoencoder(settings: argparse.Namespace, data: DataSet) -> None:

@@ -55,15 +55,15 @@ AUTOENCODERS = {
     "rqvae_1089": Trained(
         "`rqvae`, 2 codes a place", "small/vqvae.pth", "--depth 2 --codebook-size 2048 --epochs 8", 8
     ),
-    "vqvae": Trained("`vqvae`, the report's", "report/vqvae.pth", "--model vqvae --epochs 8", 8),
-    "vqvae2": Trained("`vqvae2`", "vqvae2/vqvae.pth", "--model vqvae2 --epochs 8", 8),
+    "vqvae": Trained("`vqvae`, the report's", "report/vqvae.pth", "--model vqvae --epochs 6", 6),
+    "vqvae2": Trained("`vqvae2`", "vqvae2/vqvae.pth", "--model vqvae2 --epochs 6", 6),
 }
 PRIORS = {
     "dcgan": Trained("DCGAN, the default", "dcgan.pth", "--prior-epochs 6", 6),
     "dcgan_1": Trained("DCGAN, seed 1", "dcgan_1/dcgan.pth", "--prior-epochs 4 --seed 1", 4),
     "dcgan_2": Trained("DCGAN, seed 2", "dcgan_2/dcgan.pth", "--prior-epochs 4 --seed 2", 4),
     "pixelcnn": Trained("PixelCNN", "pixelcnn.pth", "--prior pixelcnn --prior-epochs 8", 8),
-    "report_gan": Trained("the report's GAN", "report_gan.pth", "--gan-loss bce --prior-epochs 6", 6),
+    "report_gan": Trained("the report's GAN", "report_gan.pth", "--gan-loss bce --prior-epochs 4", 4),
 }
 FIGURES = {  # file of predict.py for a model -> file in resources/
     ("rqvae", "worst.png"): "reconstructions.png",
