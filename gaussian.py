@@ -5,7 +5,6 @@ few ways, so that this alone draws a plausible, if blurred, brain. What the comp
 """
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
 
 COMPONENTS = 192
@@ -34,6 +33,8 @@ class LatentGaussian(nn.Module):
         A level's covariance is that of slices at most one level away, each seen from its own level's mean, shrunk
         as Ledoit and Wolf (2004) say.
         """
+        from sklearn.covariance import ledoit_wolf  # here, since it takes a second to import, and few need it
+
         weight = weight.expand(self.shape).flatten()
         rows = latents.flatten(1)
         self.mean.copy_(rows.mean(0))

@@ -35,7 +35,7 @@ from torchvision.models import Inception_V3_Weights, inception_v3
 
 from dataset import Slices
 from errors import InputError
-from metrics import code_counts, ssim
+from metrics import check_enough, code_counts, ssim
 
 COMPONENTS = 64  # principal components kept
 RANDOM_NET_SEED = 1  # the weights are part of the definition: another seed is another yardstick
@@ -306,8 +306,7 @@ class Judge:
             InputError: fewer than four people or 64 slices to train on, nobody held out, sizes that differ,
                 an unknown feature space, Inception's weights can't be had.
         """
-        if len(set(train.people)) < 4 or len(train.images) < 64 or len(held_out.images) < 2:
-            raise InputError("the judge needs 4 training people, 64 training slices and some held out: add people")
+        check_enough(train, held_out)
         self.train, self.held_out, self.seed = train, held_out, seed
         self.people = np.asarray(train.people)
         self.sparse = staggered(train.people, train.levels)

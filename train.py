@@ -32,7 +32,7 @@ from codec import Codec
 from compute import Compute
 from dataset import Batches, Box, DataSet, Slices
 from errors import InputError, exit_on_input_error
-from metrics import perplexity, ssim
+from metrics import check_enough, perplexity, ssim
 from modules import AUTOENCODERS, Autoencoder
 from optim import Muon
 from priors import PRIORS
@@ -278,6 +278,8 @@ def main() -> int:
     if stored and stored["data_fingerprint"] != data.fingerprint:
         raise InputError(f"{data.root} is not the data that {resume} was started with; give that with --data")
 
+    if settings.prior == "dcgan":
+        check_enough(data.splits["train"], data.splits["validate"])
     if settings.autoencoder and not resume:
         check_autoencoder(settings, data)
 

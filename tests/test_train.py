@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from conftest import run_script
+from conftest import blob, run_script
+from PIL import Image
 from skimage.metrics import structural_similarity
 
 import checkpoint
@@ -329,15 +331,21 @@ def test_a_prior_for_a_trained_autoencoder(tiny_run, tiny_data, tiny_cache, tmp_
     [
         (("--prior", "none"), "leaves nothing to train"),
         (("--epochs", "2"), "leave out --epochs"),
-        (("--limit-people", "3"), "was trained on"),
+        (("--limit-people", "3"), "4 training people"),
+        (("--data", "OTHER"), "was trained on"),
     ],
 )
 def test_a_trained_autoencoder_with_what_does_not_go_with_it(
     more, message, tiny_run, tiny_data, tiny_cache, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_cache))
-    arguments = ["--data", str(tiny_data), "--autoencoder", str(tiny_run / "vqvae.pth"), "--out", str(tmp_path)]
+    out, other = tmp_path / "runs", tmp_path / "other"
+    arguments = ["--data", str(tiny_data), "--autoencoder", str(tiny_run / "vqvae.pth"), "--out", str(out)]
+    if "OTHER" in more:
+        shutil.copytree(tiny_data, other)
+        Image.fromarray(blob(99, 0)).save(next(other.glob("*_train/*.png")))
+    more = [str(other) if word == "OTHER" else word for word in more]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--device", "cpu", *more])
     assert train.main() == 2
     assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert not out.exists()
