@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo results test lint clean
 
 demo: .venv/installed  ## the whole way on a synthetic set: data, VQ-VAE, DCGAN, scores, novel brains
-	$(BIN)/python train.py --data demo --epochs 4 --prior-epochs 6 --prior-batch-size 8 --out runs/demo
+	$(BIN)/python train.py --data demo --epochs 4 --prior-epochs 3 --out runs/demo
 	$(BIN)/python predict.py "$$(ls -td runs/demo/*/ | head -n 1)vqvae.pth"
 
 results: .venv/installed  ## every number and picture of the README, from the pretrained models: make results DATA=DIR
