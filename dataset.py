@@ -217,6 +217,17 @@ class Box(NamedTuple):
         """[..., H, W] -> [..., height, width], a view."""
         return pictures[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
+    def around(self, other: "Box", margin: int, shape: tuple[int, int]) -> "Box":
+        """The smallest box that holds this one, another, and `margin` pixels more where a picture [H, W] has them."""
+        top, left = (max(min(a, b) - margin, 0) for a, b in zip(self[:2], other[:2], strict=True))
+        bottom = min(max(self.top + self.height, other.top + other.height) + margin, shape[0])
+        right = min(max(self.left + self.width, other.left + other.width) + margin, shape[1])
+        return Box(top, left, bottom - top, right - left)
+
+    def inside(self, outer: "Box") -> "Box":
+        """This box in the coordinates of one that holds it."""
+        return Box(self.top - outer.top, self.left - outer.left, self.height, self.width)
+
     def paste(self, pictures: Array, shape: tuple[int, int]) -> Array:
         """[..., height, width] -> [..., H, W], zero outside the box. The inverse of `crop` for black margins."""
         full = (*pictures.shape[:-2], *shape)

@@ -90,6 +90,16 @@ def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return ssim_map(x, y).mean(dim=(1, 2, 3))
 
 
+def ssim_in_black(x: torch.Tensor, y: torch.Tensor, windows: int) -> torch.Tensor:
+    """Mean SSIM over `windows` windows of pairs of which only parts are here, [B, 1, h, w] -> [B].
+
+    Both pictures must be black from 6 pixels inside the parts' borders on, or end there: every window that isn't
+    here then has an SSIM of 1.
+    """
+    here = ssim_map(x, y)
+    return (here.sum(dim=(1, 2, 3)) + (windows - here[0].numel())) / windows
+
+
 # ------------------------------------------------------------------------------------ scores for reports
 
 

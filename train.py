@@ -32,7 +32,7 @@ from codec import Codec
 from compute import Compute
 from dataset import Batches, Box, DataSet, Slices
 from errors import InputError, exit_on_input_error
-from metrics import check_enough, perplexity, ssim
+from metrics import WINDOW, check_enough, perplexity, ssim, ssim_in_black
 from modules import AUTOENCODERS, Autoencoder
 from optim import Muon
 from priors import PRIORS
@@ -41,6 +41,7 @@ from run import NotFiniteError, Run, Stage, create_run_folder, progress, stored_
 
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
 FRAME_SLICES = 8  # in the fixed batch that is redrawn every epoch
+VALIDATION_BATCH = 16  # few, so that SSIM's intermediate results stay in a processor's cache
 WARM_UP = 100  # steps
 CLIP = 2.0  # largest norm of the gradient: one odd batch must not send the latents away from their codebook
 
@@ -78,7 +79,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on:
                 group["lr"] = learning_rate(settings, done, batches.steps)
             stage.add(**autoencoder_step(model, optimizer, images, LOSSES[settings.loss], on))
 
-        score = validation_ssim(model, data, box, settings.batch_size, on)
+        score = validation_ssim(model, data, box, on)
         if stage.is_best(score):
             content = about | {"kind": "autoencoder", "state": model.state_dict()}
             run.save("vqvae.pth", content | {"epoch": epoch, "validation_ssim": score})
@@ -130,15 +131,22 @@ def start_codebooks(model: Autoencoder, slices: Slices, box: Box, seed: int, on:
 
 
 @torch.no_grad()
-def validation_ssim(model: Autoencoder, data: DataSet, box: Box, batch_size: int, on: Compute) -> float:
-    """Mean SSIM over the full pictures of the whole validation split, each slice counted once."""
+def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute) -> float:
+    """Mean SSIM over the full pictures of the whole validation split, each slice counted once.
+
+    Only what holds content is looked at: all other windows of SSIM see black in both pictures.
+    """
     model.eval()
     slices = data.splits["validate"]
+    shape = slices.images.shape[1:]
+    seen = box.around(dataset.content_box(slices.images), WINDOW - 1, shape)
+    inner, windows = box.inside(seen), math.prod(side - WINDOW + 1 for side in shape)
     total = torch.zeros((), dtype=torch.float64, device=on.device)
-    for images, _ in Batches(slices, batch_size, on.device, None, on.rank, on.world_size).in_order():
+    for images, _ in Batches(slices, VALIDATION_BATCH, on.device, seen, on.rank, on.world_size).in_order():
         with on.autocast():
-            reconstruction = model(box.crop(images))[0]
-        total += ssim(box.paste(reconstruction.float().clamp(0, 1), images.shape[2:]), images).sum()
+            reconstruction = model(inner.crop(images))[0]
+        reconstruction = inner.paste(reconstruction.float().clamp(0, 1), images.shape[2:])
+        total += ssim_in_black(reconstruction, images, windows).sum()
     if dist.is_initialized():
         dist.all_reduce(total)
     return total.item() / len(slices)

@@ -157,9 +157,7 @@ def validation(bench: Bench) -> dict[str, dict[str, Way]]:
     return {
         "validation with SSIM": {
             "plain": Way(by_default(lambda: plain.validation_ssim(report, loader, bench.device)), number),
-            "ours": Way(
-                lambda: train.validation_ssim(model, bench.data, bench.box, bench.args.batch_size, bench.on), number
-            ),
+            "ours": Way(lambda: train.validation_ssim(model, bench.data, bench.box, bench.on), number),
         }
     }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -227,18 +228,40 @@ def test_losses_in_closed_form():
 
 
 @pytest.mark.parametrize("batch_size", [3, 16, 64])
-def test_validation_score_counts_every_slice_once(batch_size):
+def test_validation_score_counts_every_slice_once(batch_size, monkeypatch):
     """The last, short batch weighs what its slices weigh, not what a batch does."""
 
     class Copy(torch.nn.Module):
         def forward(self, images):
             return images.clamp(0, 0.5), [], torch.zeros(())
 
+    monkeypatch.setattr(train, "VALIDATION_BATCH", batch_size)
     data = tiny.data_set()
     images = data.splits["validate"].images / 255
     expected = [structural_similarity(x, np.minimum(x, 0.5), data_range=1.0) for x in images]
-    score = train.validation_ssim(Copy(), data, Box(0, 0, 32, 32), batch_size, CPU)
+    score = train.validation_ssim(Copy(), data, Box(0, 0, 32, 32), CPU)
     assert score == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("box", [Box(16, 32, 32, 32), Box(0, 0, 48, 16), Box(70, 60, 10, 20)])
+def test_validation_score_is_of_full_pictures_wherever_their_content_is(box):
+    """Content beyond the model's box, at the pictures' edge, or none of it in the box: all of it counts."""
+
+    class Noise(torch.nn.Module):
+        def forward(self, images):
+            return images + 0.2 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0)), [], None
+
+    data = tiny.data_set()
+    pictures = np.zeros((5, 80, 96), np.uint8)
+    pictures[:, 20:40, 30:70] = np.random.default_rng(0).integers(0, 256, (5, 20, 40))
+    pictures[3, 75:, 90:] = 200
+    slices = data.splits["validate"]
+    columns = {name: column[:5] for name, column in vars(slices).items() if column is not None}
+    data.splits["validate"] = dataclasses.replace(slices, **columns | {"images": pictures})
+    made = Noise()(torch.from_numpy(box.crop(pictures).copy())[:, None] / 255)[0].clamp(0, 1)
+    drawn = box.paste(made, pictures.shape[1:])[:, 0].numpy()
+    expected = [structural_similarity(x / 255, y, data_range=1.0) for x, y in zip(pictures, drawn, strict=True)]
+    assert train.validation_ssim(Noise(), data, box, CPU) == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_validation_leaves_the_codebooks_alone():
@@ -246,7 +269,7 @@ def test_validation_leaves_the_codebooks_alone():
     data = tiny.data_set()
     model = train.AUTOENCODERS["vqvae"](codebook_size=16).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train.validation_ssim(model, data, content_box(data.splits["validate"].images), 16, CPU)
+    train.validation_ssim(model, data, content_box(data.splits["validate"].images), CPU)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
