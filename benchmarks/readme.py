@@ -60,8 +60,8 @@ AUTOENCODERS = {
 }
 PRIORS = {
     "dcgan": Trained("DCGAN, the default", "dcgan.pth", "--prior-epochs 6", 6),
-    "dcgan_1": Trained("DCGAN, seed 1", "dcgan_1/dcgan.pth", "--prior-epochs 4 --seed 1", 4),
-    "dcgan_2": Trained("DCGAN, seed 2", "dcgan_2/dcgan.pth", "--prior-epochs 4 --seed 2", 4),
+    "dcgan_1": Trained("DCGAN, seed 1", "dcgan_1/dcgan.pth", "--prior-epochs 2 --seed 1", 2),
+    "dcgan_2": Trained("DCGAN, seed 2", "dcgan_2/dcgan.pth", "--prior-epochs 1 --seed 2", 1),
     "pixelcnn": Trained("PixelCNN", "pixelcnn.pth", "--prior pixelcnn --prior-epochs 8", 8),
     "report_gan": Trained("the report's GAN", "report_gan.pth", "--gan-loss bce --prior-epochs 4", 4),
 }
