@@ -429,8 +429,8 @@ class Critic(nn.Module):
         return (self.score(features.flatten(1))[:, 0] + level).float()
 
 
-# The decoder smoothes noise, and the refiner learns to. At 1.15, 1.25 and 1.35 the Frechet distance from validation people
-# was 0.243, 0.251 and 0.268 (geometric mean of both spaces), and recall of texture 0.76, 0.83 and 0.84.
+# The decoder smoothes noise, and the refiner learns to. At 1.15, 1.25 and 1.35 the Frechet distance from validation
+# people was 0.243, 0.251 and 0.268 (geometric mean of both spaces), and recall of texture 0.76, 0.83 and 0.84.
 SAMPLING_NOISE = 1.2
 
 
