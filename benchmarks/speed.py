@@ -128,7 +128,7 @@ def growth(args: argparse.Namespace, source: Path, folder: Path, on: Compute) ->
 
 
 def second_start(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> dict:
-    """From the start of train.py, with the default autoencoder, to the end of its first step, with the cache already there."""
+    """From the start of train.py, default autoencoder, to the end of its first step, with the cache already there."""
     counts = published_shares(PUBLISHED["train"][0] if not args.quick else QUICK["images"])
     root = measure.repeated_set(source, folder / "slices", counts)
     command = ["train.py", "--data", root, "--prior", "none", "--out", folder / "runs", "--device", on.device.type]
