@@ -122,8 +122,8 @@ def score_table(scores: dict[str, float], size: float) -> str:
 
 CSS = """
 .gradio-container { max-width: 1120px !important; }
-#step img { image-rendering: pixelated; height: 512px; }
-#scores table { border: 0; }
+#step img { image-rendering: pixelated; height: 512px; object-fit: contain !important; }
+#scores :is(table, thead, tbody, tr) { border: 0 !important; }
 #scores :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); }
 """
 

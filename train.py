@@ -59,7 +59,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on:
         arguments |= {"depth": settings.depth, "downsample": int(settings.downsample)}
         arguments |= {"width": settings.width, "blocks": settings.blocks}
     model = AUTOENCODERS[settings.model](**arguments).to(on.device, memory_format=torch.channels_last)
-    optimizer = OPTIMIZERS[settings.optimizer or BEST[settings.model]](model.parameters(), settings.lr)
+    optimizer = make_optimizer(model, settings)
     stage = Stage(run, "autoencoder", settings.epochs, {"model": model, "optimizer": optimizer})
     warm_up = min(WARM_UP, batches.steps // 2)
     about = {"model": settings.model, "arguments": arguments, "data": describe(data, box, settings)}
@@ -115,6 +115,11 @@ OPTIMIZERS = {"muon": Muon, "adam": partial(torch.optim.Adam, betas=(0.9, 0.99),
 # Muon makes networks without normalisation restless: their latents grow, and the codebook lags behind.
 BEST = {"vqvae": "adam", "vqvae2": "adam", "rqvae": "muon"}
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": F.mse_loss}
+
+
+def make_optimizer(model: Autoencoder, settings: argparse.Namespace) -> torch.optim.Optimizer:
+    """That of --optimizer, or else what suits the network."""
+    return OPTIMIZERS[settings.optimizer or BEST[settings.model]](model.parameters(), settings.lr)
 
 
 def learning_rate(settings: argparse.Namespace, step: int, steps_per_epoch: int) -> float:
@@ -212,7 +217,7 @@ def describe(data: DataSet, box: Box, settings: argparse.Namespace) -> dict:
 
 
 # ----------------------------------------------------------------------------------------------------
-# The command line
+# The whole run
 
 
 def load_data(settings: argparse.Namespace) -> DataSet:
@@ -271,6 +276,10 @@ def adopt(run: Run, autoencoder: Path) -> None:
     """Copy a trained autoencoder into the run folder, unless it is there already."""
     if not (run.folder / "vqvae.pth").is_file():
         run.save("vqvae.pth", checkpoint.load(autoencoder, "autoencoder"))
+
+
+# ----------------------------------------------------------------------------------------------------
+# The command line
 
 
 @exit_on_input_error

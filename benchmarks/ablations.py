@@ -9,8 +9,6 @@ goes to --out.
 
 import argparse
 import csv
-import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,11 +21,11 @@ import checkpoint
 import compute
 import options
 import train
-from checkpoint import atomic
+from benchmarks import tables
+from benchmarks.trained import run_folder
 from codec import Codec
-from errors import InputError, Parser, exit_on_input_error, number
+from errors import Parser, exit_on_input_error, number
 
-ROOT = Path(__file__).resolve().parents[1]
 TIMED_STEPS = 10
 ROWS = {  # name -> the options that differ from train.py's defaults
     "default": [],
@@ -50,19 +48,6 @@ ROWS = {  # name -> the options that differ from train.py's defaults
 }
 
 
-def trained(settings: argparse.Namespace, changed: list[str], folder: Path) -> Path:
-    """The run folder of a finished training with these options, made now if it isn't there."""
-    for run in sorted(folder.glob("*/")):
-        if (run / "training.png").is_file():  # the last thing that a training draws
-            return run
-    command = [sys.executable, str(ROOT / "train.py"), "--prior", "none", "--out", str(folder), *changed]
-    command += ["--epochs", str(settings.epochs), "--seed", str(settings.seed), "--device", settings.device]
-    command += ["--data", settings.data] if settings.data else []
-    if subprocess.run(command).returncode:
-        raise InputError(f"train.py {' '.join(changed)} failed: see above")
-    return sorted(folder.glob("*/"))[-1]
-
-
 def measure(run: Path, changed: list[str], on: compute.Compute) -> dict:
     """A row of the table."""
     settings = options.settle(options.parse("", changed)[0], None)
@@ -83,8 +68,7 @@ def measure(run: Path, changed: list[str], on: compute.Compute) -> dict:
 def images_per_second(model: torch.nn.Module, settings: argparse.Namespace, codec: Codec, on: compute.Compute) -> float:
     """Of training steps alone, on random pictures of the box's size."""
     model.train().to(memory_format=torch.channels_last)
-    rate = train.BEST[settings.model] if settings.optimizer is None else settings.optimizer
-    optimizer = train.OPTIMIZERS[rate](model.parameters(), 0.0)
+    optimizer = train.make_optimizer(model, settings)
     images = torch.rand(settings.batch_size, 1, codec.box.height, codec.box.width, device=on.device)
     times = []
     for _ in range(TIMED_STEPS + 1):
@@ -95,18 +79,14 @@ def images_per_second(model: torch.nn.Module, settings: argparse.Namespace, code
     return settings.batch_size / sorted(times[1:])[TIMED_STEPS // 2]
 
 
-def markdown(rows: dict[str, dict], title: str) -> str:
-    """The table, for a README."""
-    lines = [
-        title,
-        "",
-        "| | validation SSIM | bytes | codes used | parameters | images/s |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(rows: dict[str, dict]) -> str:
+    """For a README."""
+    heads = ["changed", "validation SSIM", "bytes", "codes used", "weights", "images/s"]
+    cells = []
     for name, row in rows.items():
-        cells = f"{row['validation_ssim']:.4f} | {row['bytes']:,.0f} | {row['codes_used']} | {row['parameters']:,}"
-        lines.append(f"| {name} | {cells} | {row['images_per_second']:.0f} |")
-    return "\n".join(lines) + "\n"
+        sizes = [f"{row['bytes']:,.0f}", row["codes_used"], f"{row['parameters']:,}"]
+        cells.append([name, f"{row['validation_ssim']:.4f}", *sizes, f"{row['images_per_second']:.0f}"])
+    return tables.markdown(heads, cells)
 
 
 def parse() -> argparse.Namespace:
@@ -124,22 +104,19 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     settings = parse()
     on = compute.choose(settings.device)
+    shared = ["--prior", "none", "--epochs", str(settings.epochs), "--seed", str(settings.seed)]
+    shared += ["--device", settings.device, *(["--data", settings.data] if settings.data else [])]
     rows = {}
-    for number_of_row, (name, changed) in enumerate(list(ROWS.items())[: settings.rows]):
-        folder = settings.out / f"{number_of_row:02d}_epochs{settings.epochs}_seed{settings.seed}"
-        run = trained(settings, changed, folder)
+    for i, (name, changed) in enumerate(list(ROWS.items())[: settings.rows]):
+        folder = settings.out / f"{i:02d}_epochs{settings.epochs}_seed{settings.seed}"
+        run = run_folder(folder, [*shared, *changed])
         rows[name] = measure(run, changed, on)
         print(f"{name}: validation SSIM {rows[name]['validation_ssim']:.4f}", flush=True)
     _, about = checkpoint.load_autoencoder(run / "vqvae.pth")
     title = f"{about['data']['title']}, {settings.epochs} epochs, seed {settings.seed}, {on.describe()}"
-    table = markdown(rows, title)
-    for name, text in (
-        ("ablations.md", table),
-        ("ablations.json", json.dumps({"title": title, "rows": rows}, indent=2)),
-    ):
-        with atomic(settings.out / name) as file:
-            file.write(text.encode())
-    print(table)
+    text = f"{title}\n\n{table(rows)}"
+    tables.save(settings.out, "ablations", text, {"title": title, "rows": rows})
+    print(text)
     return 0
 
 

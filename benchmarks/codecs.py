@@ -10,7 +10,6 @@ bytes go to --out. About 5 minutes of one core for each of --bytes and 320 slice
 
 import argparse
 import io
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -30,8 +29,8 @@ import checkpoint
 import compute
 import dataset
 import plots
+from benchmarks import tables
 from cache import SPLITS
-from checkpoint import atomic
 from codec import Codec, to_uint8
 from dataset import Slices
 from errors import InputError, Parser, exit_on_input_error, number
@@ -153,16 +152,13 @@ COLUMNS = {  # key of a row -> heading and decimals
 def markdown(rows: Iterable[dict], title: str) -> str:
     """The table; rows in order of bytes allowed, then of SSIM."""
     rows = sorted(rows, key=lambda row: (-math.ceil(row["budget"]), row["ssim"]))
-    lines = [
-        f'{title}; means over the slices. "Did not fit": slices whose file is larger than allowed at the lowest'
-        " quality.\n",
-        "| bytes allowed | codec | " + " | ".join(head for head, _ in COLUMNS.values()) + " |",
-        "|---:|---|" + "---:|" * len(COLUMNS),
-    ]
+    heads = ["codec", "bytes allowed", *(head for head, _ in COLUMNS.values())]
+    cells = []
     for row in rows:
-        cells = [f"{row[key]:,.{n}f}" if row.get(key) is not None else "" for key, (_, n) in COLUMNS.items()]
-        lines.append(f"| {math.ceil(row['budget']):,} | {row['name']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        numbers = [f"{row[key]:,.{n}f}" if row.get(key) is not None else "" for key, (_, n) in COLUMNS.items()]
+        cells.append([row["name"], f"{math.ceil(row['budget']):,}", *numbers])
+    about = f'{title}; means over the slices. "Did not fit": slices whose file is larger than allowed at the lowest'
+    return f"{about} quality.\n\n{tables.markdown(heads, cells)}"
 
 
 def side_by_side(images: np.ndarray, model: Coded, path: Path, title: str) -> None:
@@ -243,11 +239,9 @@ def main() -> int:
             print(f"{name} at {budget:,.0f} bytes: SSIM {rows[-1]['ssim']:.4f}", flush=True)
 
     table = markdown(rows, title)
-    for name, text in (("codecs.md", table), ("codecs.json", json.dumps({"data": title, "rows": rows}, indent=2))):
-        with atomic(settings.out / name) as file:
-            file.write(text.encode())
+    tables.save(settings.out, "codecs", table, {"data": title, "rows": rows})
     plots.rate_distortion(rate_distortion_rows(rows), settings.out / "rate_distortion.png", title)
-    print(f"{table}\nfigures: {settings.out}")
+    print(f"{table}\n\nfigures: {settings.out}")
     return 0
 
 

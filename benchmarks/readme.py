@@ -1,6 +1,8 @@
 """Which numbers stand in the README? Those that this command measures with the pretrained models.
 
-    python benchmarks/readme.py --data DIR          # what `make results DATA=DIR` does; about 20 minutes on two cores
+    python benchmarks/readme.py --data DIR          # what `make results DATA=DIR` does; about half an hour on two cores
+    python benchmarks/readme.py --data DIR --train  # trains the models that are not in the repository, too; hours
+    python benchmarks/readme.py                     # fills the tables from resources/results.json
 
 Scores every checkpoint with predict.py and codecs.py on the test split, writes resources/results.json, copies the
 figures to resources/, and fills the tables of README.md and of the model card. Checkpoints that are too many to be
@@ -13,7 +15,6 @@ import json
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import checkpoint
 import compute
+from benchmarks import ablations
+from benchmarks.tables import markdown
+from benchmarks.trained import ROOT, call, finished, run_folder
 from checkpoint import atomic
 from errors import InputError, Parser, exit_on_input_error
 
-ROOT = Path(__file__).resolve().parents[1]
 RESOURCES = ROOT / "resources"
 PRETRAINED = RESOURCES / "pretrained"
 DEFAULT = PRETRAINED / "vqvae.pth"  # whose codes all priors speak
@@ -39,33 +42,31 @@ BYTES = (4608, 1782, 1152)  # 64x64 codes of 512, the report's network here, 32x
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint: its label in the tables, where it lies, and how it was trained."""
+    """A checkpoint: its label in the tables, how train.py made it, and where it lies in resources/pretrained, if so."""
 
     label: str
-    file: str  # in resources/pretrained, or else in --runs
-    training: str  # options of train.py
+    training: str
     epochs: int
+    file: str = ""
 
 
 AUTOENCODERS = {
-    "rqvae": Trained("`rqvae`, the default", "vqvae.pth", "", 12),
+    "rqvae": Trained("`rqvae`, the default", "", 12, "vqvae.pth"),
     "rqvae_4356": Trained(
-        "`rqvae`, finer grid", "best/vqvae.pth", "--downsample 4 --depth 2 --codebook-size 2048 --epochs 16", 16
+        "`rqvae`, finer grid", "--downsample 4 --depth 2 --codebook-size 2048 --epochs 16", 16, "best/vqvae.pth"
     ),
-    "rqvae_1089": Trained(
-        "`rqvae`, 2 codes a place", "small/vqvae.pth", "--depth 2 --codebook-size 2048 --epochs 8", 8
-    ),
-    "vqvae": Trained("`vqvae`, the report's", "report/vqvae.pth", "--model vqvae --epochs 6", 6),
-    "vqvae2": Trained("`vqvae2`", "vqvae2/vqvae.pth", "--model vqvae2 --epochs 6", 6),
+    "rqvae_1089": Trained("`rqvae`, 2 codes a place", "--depth 2 --codebook-size 2048 --epochs 8", 8),
+    "vqvae": Trained("`vqvae`, the report's", "--model vqvae --epochs 6", 6, "report/vqvae.pth"),
+    "vqvae2": Trained("`vqvae2`", "--model vqvae2 --epochs 6", 6),
 }
 PRIORS = {
-    "dcgan": Trained("DCGAN, the default", "dcgan.pth", "--prior-epochs 6", 6),
-    "dcgan_1": Trained("DCGAN, seed 1", "dcgan_1/dcgan.pth", "--prior-epochs 2 --seed 1", 2),
-    "dcgan_2": Trained("DCGAN, seed 2", "dcgan_2/dcgan.pth", "--prior-epochs 1 --seed 2", 1),
-    "pixelcnn": Trained("PixelCNN", "pixelcnn.pth", "--prior pixelcnn --prior-epochs 8", 8),
-    "report_gan": Trained("the report's GAN", "report_gan.pth", "--gan-loss bce --prior-epochs 4", 4),
+    "dcgan": Trained("DCGAN, the default", "", 25, "dcgan.pth"),
+    "dcgan_1": Trained("DCGAN, seed 1", "--prior-epochs 2 --seed 1", 2),
+    "dcgan_2": Trained("DCGAN, seed 2", "--prior-epochs 2 --seed 2", 2),
+    "pixelcnn": Trained("PixelCNN", "--prior pixelcnn --prior-epochs 8", 8, "pixelcnn.pth"),
+    "report_gan": Trained("the report's GAN", "--gan-loss bce --prior-epochs 4", 4, "report_gan.pth"),
 }
-FIGURES = {  # file of predict.py for a model -> file in resources/
+FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
     ("rqvae", "worst.png"): "reconstructions.png",
     ("rqvae", "code_map.png"): "codes.png",
     ("dcgan", "samples_beside_real.png"): "samples.png",
@@ -76,21 +77,27 @@ FIGURES = {  # file of predict.py for a model -> file in resources/
     ("codecs", "rate_distortion.png"): "rate_distortion.png",
     ("codecs", "side_by_side_best.png"): "side_by_side.png",
 }
+FIGURES_OF_RUNS = {  # file of train.py for a model whose run is in --runs -> file in resources/
+    ("rqvae_1089", "progress.gif"): "progress.gif",
+    ("rqvae_1089", "training.png"): "training.png",
+    ("dcgan", "dcgan.png"): "gan.png",
+    ("report_gan", "dcgan.png"): "gan_report.png",
+}
 
 # ----------------------------------------------------------------------------------------------------
 # Measuring
 
 
-def find(trained: Trained, runs: Path) -> Path | None:
-    """Where the checkpoint lies, None where it isn't there."""
-    return next((path for folder in (PRETRAINED, runs) if (path := folder / trained.file).is_file()), None)
-
-
-def call(*command: object) -> None:
-    """Run one of the repository's own commands; raises InputError when it fails."""
-    print("python", *command, flush=True)
-    if subprocess.run([sys.executable, *map(str, command)], cwd=ROOT).returncode:
-        raise InputError(f"{command[0]} failed: see above")
+def find(name: str, settings: argparse.Namespace) -> Path | None:
+    """Where a model's checkpoint lies, None where it isn't there; with --train it is made."""
+    trained = (AUTOENCODERS | PRIORS)[name]
+    if trained.file:
+        return PRETRAINED / trained.file
+    folder = settings.runs / name
+    autoencoder = ["--prior", "none"] if name in AUTOENCODERS else ["--autoencoder", str(DEFAULT)]
+    options = ["--data", settings.data, *autoencoder, *trained.training.split()]
+    run = run_folder(folder, options) if settings.train else finished(folder)
+    return run and run / ("vqvae.pth" if name in AUTOENCODERS else "dcgan.pth")
 
 
 def scored(path: Path, data: str, out: Path) -> dict:
@@ -105,11 +112,11 @@ def scored(path: Path, data: str, out: Path) -> dict:
         "codes": sum(one["codebook_size"] for one in codes),
         "parameters": sum(p.numel() for p in model.parameters()),
         "epoch": about["epoch"],
-        "order_0_bits": sum(torch.tensor(one["perplexity"]).log2().item() * eval_grid(one["grid"]) for one in codes),
+        "order_0_bits": sum(torch.tensor(one["perplexity"]).log2().item() * places(one["grid"]) for one in codes),
     }
 
 
-def eval_grid(grid: str) -> int:
+def places(grid: str) -> int:
     """Places of a grid that is written as "18x22"."""
     height, width = map(int, grid.split("x"))
     return height * width
@@ -127,10 +134,10 @@ def judged(path: Path, data: str, out: Path) -> dict:
 
 def measure(settings: argparse.Namespace, work: Path, results: dict) -> dict:
     """All numbers; what isn't there stays as it is in `results`."""
-    found = {name: find(one, settings.runs) for name, one in (AUTOENCODERS | PRIORS).items()}
+    found = {name: find(name, settings) for name in AUTOENCODERS | PRIORS}
     for name, path in found.items():
         if path is None:
-            print(f"{name}: no {(AUTOENCODERS | PRIORS)[name].file}, keeping its numbers")
+            print(f"{name} is neither in {PRETRAINED} nor in {settings.runs}: keeping its numbers")
             continue
         kind, how = ("autoencoders", scored) if name in AUTOENCODERS else ("priors", judged)
         results.setdefault(kind, {})[name] = how(path, settings.data, work / name)
@@ -140,9 +147,10 @@ def measure(settings: argparse.Namespace, work: Path, results: dict) -> dict:
         "benchmarks/codecs.py", "--data", settings.data, "--out", out, "--checkpoints", *checkpoints, "--bytes", *BYTES
     )
     results["codecs"] = json.loads((out / "codecs.json").read_text())["rows"]
-    ablations = settings.runs / "ablations" / "ablations.json"
-    if ablations.is_file():
-        results["ablations"] = json.loads(ablations.read_text())
+    if settings.train:
+        call("benchmarks/ablations.py", "--data", settings.data, "--out", settings.runs / "ablations")
+    if (rows := settings.runs / "ablations" / "ablations.json").is_file():
+        results["ablations"] = json.loads(rows.read_text())
     on = compute.choose("auto", "fp32")
     results["machine"] = f"{platform.machine()}, {on.describe()}, PyTorch {torch.__version__}"
     return results
@@ -150,11 +158,6 @@ def measure(settings: argparse.Namespace, work: Path, results: dict) -> dict:
 
 # ----------------------------------------------------------------------------------------------------
 # Tables
-
-
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])
 
 
 def reconstruction_table(results: dict) -> str:
@@ -168,7 +171,7 @@ def reconstruction_table(results: dict) -> str:
             used = f"{row['codes_used']:,} of {row['codes']:,}"
             rest = [f"{row['psnr']['mean']:.1f} dB", used, f"{row['parameters']:,}", f"`{one.training}`"]
             rows.append([one.label, f"{row['bytes']:,.0f}", ssim, *means, *rest])
-    return table(heads, [[cell.replace("``", "defaults") for cell in row] for row in rows])
+    return markdown(heads, [[cell.replace("``", "defaults") for cell in row] for row in rows])
 
 
 def codec_table(results: dict) -> str:
@@ -180,7 +183,7 @@ def codec_table(results: dict) -> str:
         size, best = max((one for one in ours if one[0] <= budget), key=lambda one: one[1])
         cells = [f"{at[budget, name]:.4f}" for name in names]
         rows.append([f"at most {budget:,}", *cells, f"{best:.4f} with {size:,.0f}"])
-    return table(["bytes", *names, "best of this repository"], rows)
+    return markdown(["bytes", *names, "best of this repository"], rows)
 
 
 def prior_table(results: dict, space: str) -> str:
@@ -193,7 +196,7 @@ def prior_table(results: dict, space: str) -> str:
         for name, one in PRIORS.items()
         if name in results["priors"]
     ]
-    return table(heads, [[label, *(f"{row[key]:.3f}" for key in keys)] for label, row in lines])
+    return markdown(heads, [[label, *(f"{row[key]:.3f}" for key in keys)] for label, row in lines])
 
 
 def variety_table(results: dict) -> str:
@@ -207,7 +210,7 @@ def variety_table(results: dict) -> str:
             rows.append(
                 [one.label, diversity, f"{row['memorisation']['share']:.1%}", f"{row['epoch']} of {one.epochs}"]
             )
-    return table(heads, rows)
+    return markdown(heads, rows)
 
 
 def bits_sentence(results: dict) -> str:
@@ -221,37 +224,18 @@ def bits_sentence(results: dict) -> str:
 
 
 def headline(results: dict) -> str:
-    rows, codecs = results["autoencoders"], results["codecs"]
-    default, best = rows["rqvae"], rows["rqvae_4356"]
-    webp = next(row["ssim"] for row in codecs if row["name"] == "WebP" and row["budget"] == 4608)
-    small, avif = (
-        rows["rqvae_1089"],
-        next(row["ssim"] for row in codecs if row["name"] == "AVIF" and row["budget"] == 1152),
-    )
+    codecs = {(row["name"], row["budget"]): row["ssim"] for row in results["codecs"]}
+    default, best, small = (results["autoencoders"][name] for name in ("rqvae", "rqvae_4356", "rqvae_1089"))
+    largest, smallest = max(BYTES), min(BYTES)
+
+    def beside(row: dict, budget: int) -> str:
+        theirs = " and ".join(f"{name} {codecs[name, budget]:.4f}" for name in ("WebP", "AVIF"))
+        return f"{row['ssim']['mean']:.4f} with {row['bytes']:,.0f} ({theirs} with {budget:,})"
+
     return (
         f"On {default['images']} slices of ten people it has never seen, the default reaches a mean SSIM of"
-        f" **{default['ssim']['mean']:.4f}** (lowest {default['ssim']['min']:.4f}) with {default['bytes']:,.0f} bytes a"
-        f" slice. With 4,356 bytes it is {best['ssim']['mean']:.4f}, where WebP's best with 4,608 is {webp:.4f}; with"
-        f" 1,089 bytes it is {small['ssim']['mean']:.4f}, where AVIF's best with 1,152 is {avif:.4f}."
-    )
-
-
-def ablation_table(results: dict) -> str:
-    rows = results.get("ablations", {}).get("rows", {})
-    heads = ["changed", "validation SSIM", "bytes", "codes used", "weights", "images/s"]
-    return table(
-        heads,
-        [
-            [
-                name,
-                f"{row['validation_ssim']:.4f}",
-                f"{row['bytes']:,.0f}",
-                row["codes_used"],
-                f"{row['parameters']:,}",
-                f"{row['images_per_second']:.0f}",
-            ]
-            for name, row in rows.items()
-        ],
+        f" **{default['ssim']['mean']:.4f}** (lowest {default['ssim']['min']:.4f}) with {default['bytes']:,.0f} bytes"
+        f" a slice; other settings {beside(best, largest)} and {beside(small, smallest)}."
     )
 
 
@@ -263,7 +247,7 @@ BLOCKS = {
     "priors, randconv": lambda results: prior_table(results, "randconv"),
     "variety": variety_table,
     "bits": bits_sentence,
-    "ablations": ablation_table,
+    "ablations": lambda results: ablations.table(results["ablations"]["rows"]),
 }
 
 
@@ -288,6 +272,7 @@ def filled(page: str, results: dict) -> str:
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", help="data set that the models were trained on; without, tables only")
+    parser.add_argument("--train", action="store_true", help="train what isn't in the repository or in --runs")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="(default: runs/results)")
     return parser.parse_args()
 
@@ -304,6 +289,9 @@ def main() -> int:
             for (model, figure), name in FIGURES.items():
                 if (made := work / model / figure).is_file():
                     shutil.copyfile(made, RESOURCES / name)
+        for (model, figure), name in FIGURES_OF_RUNS.items():
+            if run := finished(settings.runs / model):
+                shutil.copyfile(run / figure, RESOURCES / name)
         with atomic(stored) as file:
             file.write(json.dumps(results, indent=1).encode() + b"\n")
     for page in PAGES:

@@ -6,7 +6,7 @@
     python benchmarks/speed.py --data DIR --both-precisions    SSIM after the same training in bf16 and fp32
     python benchmarks/speed.py --data demo --quick             a check of the benchmark itself; no figures to quote
 
-On two cores without a GPU all stages take about 9 minutes, --growth 4, --second-start 1, and --both-precisions with
+On two cores without a GPU all stages take about 6 minutes, --growth 2, --second-start 1, and --both-precisions with
 --images 1024 --epochs 2 about 2 for each of its --rounds.
 The plain way is benchmarks/plain.py. benchmarks/README.md says what each stage measures.
 """
@@ -33,6 +33,7 @@ import options
 from benchmarks import measure
 from benchmarks.measure import Ledger, Machine, Measured, Way
 from benchmarks.stages import STAGES, Bench
+from benchmarks.tables import markdown
 from cache import SPLITS, scan
 from compute import Compute
 from dataset import PUBLISHED
@@ -175,12 +176,6 @@ def published_shares(images: int) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------- tables
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """A table; its first row is the head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]])
-
-
 def short(number: float) -> str:
     """Three significant digits, or all before the point."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
@@ -198,35 +193,37 @@ def speed_table(stages: dict[str, dict]) -> str:
     def memory(way: dict | None) -> str:
         return f"{way['peak_bytes'] / 2**20:.0f}" if way else "-"
 
-    rows = [["stage", "plain, images/s", "ours, images/s", "ratio", "plain, peak MiB", "ours, peak MiB"]]
+    heads = ["stage", "plain, images/s", "ours, images/s", "ratio", "plain, peak MiB", "ours, peak MiB"]
+    rows = []
     for title, ways in stages.items():
         report, ours = ways.get("plain"), ways["ours"]
         ratio = f"{ours['images_per_second'] / report['images_per_second']:.1f}" if report else "-"
         rows.append([title, rate(report), rate(ours), ratio, memory(report), memory(ours)])
-    return markdown(rows)
+    return markdown(heads, rows)
 
 
 def limit_table(stages: dict[str, dict]) -> str:
     """Operations and bytes an image, the machine's limit, and the share of it reached."""
-    rows = [["stage", "way", "GFLOP/image", "MB/image", "limit, images/s", "share reached"]]
+    rows = []
     for title, ways in stages.items():
         for which, way in ways.items():
             if "share_of_limit" in way:
                 gigas, megas = way["operations_per_image"] / 1e9, way["bytes_per_image"] / 1e6
                 limit, share = way["limit_images_per_second"], way["share_of_limit"]
                 rows.append([title, which, short(gigas), short(megas), short(limit), f"{share:.1%}"])
-    return markdown(rows)
+    return markdown(["stage", "way", "GFLOP/image", "MB/image", "limit, images/s", "share reached"], rows)
 
 
 def growth_table(rows: list[dict]) -> str:
     """Time and memory by number of slices."""
-    table = [["training slices", "s/epoch", "s per 1,000", "peak MiB beyond torch", "of it data, MiB", "GPU peak MiB"]]
+    heads = ["training slices", "s/epoch", "s per 1,000", "peak MiB beyond torch", "of it data, MiB", "GPU peak MiB"]
+    table = []
     for row in rows:
         sizes = [row[key] / 2**20 for key in ("peak_bytes", "data_bytes", "gpu_bytes")]
         seconds = row["seconds_per_epoch"]
         each = seconds / row["images"] * 1000
         table.append([f"{row['images']:,}", f"{seconds:.2f}", f"{each:.2f}", *(f"{size:.0f}" for size in sizes)])
-    return markdown(table)
+    return markdown(heads, table)
 
 
 def second_start_table(result: dict) -> str:
@@ -236,24 +233,23 @@ def second_start_table(result: dict) -> str:
         seconds = result[f"{key}_seconds"]
         return f"{statistics.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"
 
-    rows = [[f"{result['images']:,} training slices", "value"]]
-    rows.append(["first start to first step, decoding all files, s", f"{result['first_start_seconds']:.1f}"])
+    rows = [["first start to first step, decoding all files, s", f"{result['first_start_seconds']:.1f}"]]
     rows.append(["second start to first step, s", spread("second_start")])
     rows.append(["of it importing torch, s", spread("importing_torch")])
     rows.append(["beyond it, s", spread("beyond_torch")])
     sizes = {"with torch imported": "torch_peak_bytes", "after the first step": "peak_bytes", "GPU": "gpu_bytes"}
     for title, key in sizes.items():
         rows.append([f"peak memory, {title}, MiB", f"{result[key] / 2**20:.0f}"])
-    return markdown(rows)
+    return markdown([f"{result['images']:,} training slices", "value"], rows)
 
 
 def precision_table(rows: list[dict]) -> str:
     """Final SSIM and seconds, a line a training."""
-    table = [["precision", "seed", "slices seen", "validation SSIM", "s"]]
+    table = []
     for row in rows:
         numbers = [str(row["seed"]), f"{row['images']:,}", f"{row['validation_ssim']:.4f}", f"{row['seconds']:.0f}"]
         table.append([row["precision"], *numbers])
-    return markdown(table)
+    return markdown(["precision", "seed", "slices seen", "validation SSIM", "s"], table)
 
 
 # ------------------------------------------------------------------------------------------- the command line

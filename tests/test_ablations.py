@@ -6,7 +6,7 @@ import pytest
 from conftest import run_script
 
 import options
-from benchmarks.ablations import ROWS, markdown
+from benchmarks.ablations import ROWS, table
 
 
 @pytest.mark.parametrize("changed", ROWS.values())
@@ -25,6 +25,6 @@ def test_whole_command_and_going_on(tiny_data, tiny_cache, tmp_path):
     row = written["rows"]["default"]
     assert 0 < row["validation_ssim"] < 1
     assert row["images_per_second"] > 0
-    assert markdown(written["rows"], written["title"]) == (tmp_path / "ablations.md").read_text()
+    assert table(written["rows"]) in (tmp_path / "ablations.md").read_text()
     assert run_script(*command, cache=tiny_cache).returncode == 0  # nothing is trained again
     assert list(tmp_path.glob("00_*/*/vqvae.pth")) == runs

@@ -42,7 +42,7 @@ def test_a_model_with_a_prior_is_two_points_and_missing_values_are_blank():
         ("VQ-VAE, entropy-coded", 60.0),
         ("JPEG", 99.5),
     ]
-    assert "| 100 | VQ-VAE | 100 |  | 0.9000 |  |  |  |  |  |" in markdown([row], "synthetic demo set")
+    assert "| VQ-VAE | 100 | 100 |  | 0.9000 |  |  |  |  |  |" in markdown([row], "synthetic demo set")
 
 
 def test_the_whole_table_from_the_command_line(tiny_data, tiny_cache, tiny_run, tmp_path):

@@ -1,5 +1,6 @@
 """The README says what was measured, the pretrained models are what it says they are, and every command is one."""
 
+import argparse
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ import torch
 
 import checkpoint
 from benchmarks import readme
+from benchmarks.tables import markdown
 from errors import InputError
 
 RESULTS = json.loads((readme.RESOURCES / "results.json").read_text())
@@ -35,6 +37,21 @@ def test_a_changed_number_is_noticed():
     assert readme.filled(page, changed) != page
     with pytest.raises(InputError, match="no block of results"):
         readme.filled("<!-- results: nothing -->\n<!-- end -->", RESULTS)
+
+
+def test_columns_of_numbers_stand_to_the_right():
+    made = markdown(["a", "b", "c"], [["x", "1.5", "-"], ["y", "2,000", "3 of 4"]])
+    assert made.splitlines()[1] == "| --- | ---: | ---: |"
+    assert made.splitlines()[-1] == "| y | 2,000 | 3 of 4 |"
+
+
+def test_checkpoints_are_taken_from_the_repository_or_from_finished_runs(tmp_path):
+    settings = argparse.Namespace(data="DIR", runs=tmp_path, train=False)
+    assert readme.find("rqvae", settings) == readme.DEFAULT
+    (tmp_path / "vqvae2/20260101_000000").mkdir(parents=True)
+    assert readme.find("vqvae2", settings) is None
+    (tmp_path / "vqvae2/20260101_000000/report.html").touch()
+    assert readme.find("vqvae2", settings) == tmp_path / "vqvae2/20260101_000000/vqvae.pth"
 
 
 @pytest.mark.parametrize("name", ["rqvae", "rqvae_4356", "vqvae"])
