@@ -150,8 +150,20 @@ def _as_groups(value: Any) -> Any:
     return value
 
 
+def _alike(groups: Mapping[str, Mapping]) -> list[dict[str, Mapping]]:
+    """The groups that belong in one table: those that share at least half of their keys with its first."""
+    tables: list[dict[str, Mapping]] = []
+    for key, group in groups.items():
+        firsts = ((table, next(iter(table.values()))) for table in tables)
+        homes = (table for table, first in firsts if 2 * len(first.keys() & group.keys()) >= len(group))
+        if (home := next(homes, None)) is None:
+            tables.append(home := {})
+        home[key] = group
+    return tables
+
+
 def _tables(heading: str, values: Mapping) -> Iterator[Table]:
-    """Nested results as tables: plain values together, groups of plain values as rows of one, the rest in turn."""
+    """Nested results as tables: plain values together, like groups of plain values as rows of one, the rest in turn."""
     values = {key: _as_groups(value) for key, value in values.items()}
     plain = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     if plain:
@@ -161,13 +173,14 @@ def _tables(heading: str, values: Mapping) -> Iterator[Table]:
         if isinstance(group, Mapping):
             nested = any(isinstance(_as_groups(value), Mapping) for value in group.values())
             (deep if nested else flat)[key] = group
-    if len(flat) == 1:
-        [(key, group)] = flat.items()
-        yield Table(f"{heading}: {_words(key)}", [], [[_words(k), _text(value)] for k, value in group.items()])
-    elif flat:
-        columns = list(dict.fromkeys(key for group in flat.values() for key in group))
+    for alike in _alike(flat):
+        if len(alike) == 1:
+            [(key, group)] = alike.items()
+            yield Table(f"{heading}: {_words(key)}", [], [[_words(k), _text(value)] for k, value in group.items()])
+            continue
+        columns = list(dict.fromkeys(key for group in alike.values() for key in group))
         cells = [
-            [_words(key), *(_text(group[c]) if c in group else "" for c in columns)] for key, group in flat.items()
+            [_words(key), *(_text(group[c]) if c in group else "" for c in columns)] for key, group in alike.items()
         ]
         yield Table(heading, ["", *map(_words, columns)], cells)
     for key, group in deep.items():

@@ -227,6 +227,16 @@ def test_parts_without_data_are_left_out(tmp_path, figures):
     assert [text for _, text in Page(path).all("h2")] == ["Reconstruction", "Numbers", "Settings"]
 
 
+def test_groups_share_a_table_when_they_share_their_keys(tmp_path):
+    score = {"mean": 0.9, "min": 0.8}
+    metrics = {"ssim": score | {"passed": 3}, "psnr": score, "samples": {"number": 64, "source": "DCGAN"}}
+    metrics |= {"prior": {"model": "dcgan", "epoch": 1, "seed": 0}}
+    page = Page(report.write_report(tmp_path, TITLE, metrics, [], {}, {}))
+    heads = [text for _, text in page.all("th")]
+    assert heads == ["", "mean", "min", "passed", "ssim", "psnr", "number", "source", "model", "epoch", "seed"]
+    assert {"Scores", "Scores: samples", "Scores: prior"} <= {text for _, text in page.all("caption")}
+
+
 def test_wrong_calls_leave_the_old_report(tmp_path):
     path = report.write_report(tmp_path, TITLE, {}, [], {}, {"model": "vqvae"})
     before = path.read_bytes()
