@@ -169,7 +169,7 @@ def reconstruction_table(results: dict) -> str:
             ssim = f"{row['ssim']['mean']:.4f} ({row['ssim']['min']:.4f})"
             means = [f"{row[key]['mean']:.4f}" for key in ("gaussian_ssim", "foreground_ssim")]
             used = f"{row['codes_used']:,} of {row['codes']:,}"
-            rest = [f"{row['psnr']['mean']:.1f} dB", used, f"{row['parameters']:,}", f"`{one.training}`"]
+            rest = [f"{row['psnr']['mean']:.2f} dB", used, f"{row['parameters']:,}", f"`{one.training}`"]
             rows.append([one.label, f"{row['bytes']:,.0f}", ssim, *means, *rest])
     return markdown(heads, [[cell.replace("``", "defaults") for cell in row] for row in rows])
 
@@ -200,16 +200,17 @@ def prior_table(results: dict, space: str) -> str:
 
 
 def variety_table(results: dict) -> str:
-    heads = ["", "mean pairwise MS-SSIM", "nearer to a training slice than 99 % of held-out slices are", "epoch chosen"]
+    heads = ["", "mean pairwise MS-SSIM", "nearer to a training slice than 99 % of held-out slices are"]
+    heads += ["code histograms, total variation", "epoch chosen"]
     any_row = next(iter(results["priors"].values()))
     share = f"{any_row['memorisation']['share_held_out']:.1%}"
-    rows = [["real slices", f"{any_row['diversity']['ms_ssim_train']:.3f}", share, ""]]
+    rows = [["real slices", f"{any_row['diversity']['ms_ssim_train']:.3f}", share, "", ""]]
     for name, one in PRIORS.items():
         if row := results["priors"].get(name):
-            diversity = f"{row['diversity']['ms_ssim']:.3f}"
-            rows.append(
-                [one.label, diversity, f"{row['memorisation']['share']:.1%}", f"{row['epoch']} of {one.epochs}"]
-            )
+            variations = row["code_histogram_distance"]
+            numbers = [f"{row['diversity']['ms_ssim']:.3f}", f"{row['memorisation']['share']:.1%}"]
+            numbers += [f"{sum(variations) / len(variations):.3f}", f"{row['epoch']} of {one.epochs}"]
+            rows.append([one.label, *numbers])
     return markdown(heads, rows)
 
 
