@@ -25,6 +25,7 @@ from style import BLUE, INK, VERMILION, Pictures, chart
 ERROR_GAIN = 5  # error maps show this many times the absolute error, since the error itself is all but black
 CODE_COLUMNS = 5  # tiles beside each other in a map of codes
 SSIM_PASS = 0.6  # the bar for a "reasonably clear" image
+LEGEND_WIDTH = 90  # characters beside each other in a legend
 
 
 def unit_range(pictures: np.ndarray) -> np.ndarray:
@@ -74,12 +75,13 @@ def _whole_numbers(axis: Axis) -> None:
 
 def _head(axes: Axes, heading: str) -> None:
     """Write the panel's heading, and below it, above the lines that it would hide, the legend."""
-    entries = sum(bool(label) and label[0] != "_" for label in axes.get_legend_handles_labels()[1])
-    legend_rows = math.ceil(entries / 4)
+    entries = [label for label in axes.get_legend_handles_labels()[1] if label and label[0] != "_"]
+    columns = max(min(4, LEGEND_WIDTH // max(map(len, entries), default=1)), 1)
+    legend_rows = math.ceil(len(entries) / columns)
     axes.set_title(heading, pad=6 + 13 * legend_rows)
     if entries:
         place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "borderaxespad": 0.2}
-        axes.legend(ncols=4, handlelength=1.4, columnspacing=1.2, **place)
+        axes.legend(ncols=columns, handlelength=1.4, columnspacing=1.2, **place)
 
 
 def _log_scale(axes: Axes, axis: str = "y") -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -125,8 +126,9 @@ def run_model(path: Path, slices: Slices, on: compute.Compute) -> Coded:
     codec = Codec(autoencoder, about["data"], on)
     codes = codec.encode(slices.images)
     pictures = codec.decode(codes)
-    grids = " + ".join("x".join(map(str, shape)) for shape in codec.grid_shapes())
-    name = f"VQ-VAE {path.parent.name}: {about['model']}, {grids} codes"
+    shapes = [(*shape, len(list(same))) for shape, same in groupby(codec.grid_shapes())]
+    grids = " + ".join(f"{h}x{w}x{depth}" if depth > 1 else f"{h}x{w}" for h, w, depth in shapes)
+    name = f"VQ-VAE {path.parent.name}, {grids} codes"
     row = {"name": name, "budget": codec.bytes_per_image(), "bytes": codec.bytes_per_image(), "too_large": 0}
     row |= means(slices.images, pictures)
     if (prior := path.with_name("pixelcnn.pth")).is_file():

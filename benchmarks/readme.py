@@ -75,7 +75,7 @@ FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
     ("pixelcnn", "samples.png"): "samples_pixelcnn.png",
     ("report_gan", "samples.png"): "samples_report_gan.png",
     ("codecs", "rate_distortion.png"): "rate_distortion.png",
-    ("codecs", "side_by_side_best.png"): "side_by_side.png",
+    ("codecs", "side_by_side_rqvae_4356.png"): "side_by_side.png",
 }
 FIGURES_OF_RUNS = {  # file of train.py for a model whose run is in --runs -> file in resources/
     ("rqvae_1089", "progress.gif"): "progress.gif",
@@ -132,6 +132,17 @@ def judged(path: Path, data: str, out: Path) -> dict:
     return verdict | bits | {"epoch": metrics["settings"]["prior"]["epoch"]}
 
 
+def named_checkpoints(found: dict[str, Path | None], folder: Path) -> list[Path]:
+    """The autoencoders in folders that bear their names, which codecs.py gives them; the default beside its prior."""
+    paths = []
+    for name in AUTOENCODERS:
+        if path := found[name]:
+            (folder / name).mkdir(parents=True)
+            paths.append(shutil.copy(path, folder / name))
+    shutil.copy(found["pixelcnn"], folder / "rqvae")
+    return paths
+
+
 def measure(settings: argparse.Namespace, work: Path, results: dict) -> dict:
     """All numbers; what isn't there stays as it is in `results`."""
     found = {name: find(name, settings) for name in AUTOENCODERS | PRIORS}
@@ -141,8 +152,8 @@ def measure(settings: argparse.Namespace, work: Path, results: dict) -> dict:
             continue
         kind, how = ("autoencoders", scored) if name in AUTOENCODERS else ("priors", judged)
         results.setdefault(kind, {})[name] = how(path, settings.data, work / name)
-    checkpoints = [path for name in AUTOENCODERS if (path := found[name])]
     out = work / "codecs"
+    checkpoints = named_checkpoints(found, work / "checkpoints")
     call(
         "benchmarks/codecs.py", "--data", settings.data, "--out", out, "--checkpoints", *checkpoints, "--bytes", *BYTES
     )
