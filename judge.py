@@ -4,12 +4,14 @@
     verdict = judge.score(samples, judge.nearest(samples))      # uint8 [N, H, W] -> plain numbers for metrics.json
     print(table(verdict))
 
-Slices are compared in feature spaces fitted on the training slices alone. Two need no download, since features
+Slices are compared in feature spaces fitted on the training slices alone. Three need no download, since features
 learnt on photographs say little of images unlike them (Naeem et al. 2020, section 4.3):
 `pca`: the slice area-resized to 64x64, its first 64 principal components;
 `randconv`: mean and standard deviation of every channel, after every layer, of a convolutional network with fixed
-random weights, each standardised, their first 64 principal components. It sees what `pca` can't, such as blur.
-The third is for figures that are to stand beside published ones:
+random weights, each standardised, their first 64 principal components. It sees what `pca` can't, such as blur;
+`folds`: mean and standard deviation, over the tissue, of the structure tensor's coherence at three scales, each
+standardised. It sees whether folds run on or are mottled, which the eye sees first and the other two don't.
+The fourth is for figures that are to stand beside published ones:
 `inception`: the 2,048 pooled features of torchvision's Inception v3, as they are.
 """
 
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from prdc import compute_prdc
+from skimage.feature import structure_tensor
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -35,11 +38,14 @@ from torchvision.models import Inception_V3_Weights, inception_v3
 
 from dataset import Slices
 from errors import InputError
-from metrics import check_enough, code_counts, ssim
+from metrics import FOREGROUND, check_enough, code_counts, ssim
 
 COMPONENTS = 64  # principal components kept
 RANDOM_NET_SEED = 1  # the weights are part of the definition: another seed is another yardstick
 RANDOM_NET_CHANNELS = (1, 8, 16, 32, 64, 128)
+SCALES = (2, 4, 8)  # pixels: the structure tensor's windows, from a fold's width to a gyrus's
+MARGIN = 2  # pixels around the tissue, beyond which a black background's gradients are 0
+SPACES = ("pca", "randconv", "folds")  # those that need no download
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
 STRIDE = 8  # one slice in eight of each person
@@ -92,6 +98,37 @@ class RandomNet(nn.Module):
         return torch.cat(statistics, dim=1)
 
 
+class Folds(nn.Module):
+    """How far folds run on: [B, 1, H, W] -> [B, 6], mean and deviation of the coherence for each of `SCALES`.
+
+    The structure tensor's eigenvalues l1 >= l2, seen through a Gaussian window, give the coherence (l1 - l2) /
+    (l1 + l2) of a place (Bigün, Granlund and Wiklund 1991): 1 where grey values change across one direction alone, as
+    along a fold, 0 where no direction stands out. Mean and deviation are those over the tissue.
+    """
+
+    width = 2 * len(SCALES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self.of_slice(image) for image in x[:, 0].numpy()]))
+
+    @staticmethod
+    def of_slice(image: np.ndarray) -> np.ndarray:
+        """float32 [H, W] in [0, 1] -> float32 [6]; zeros where there is no tissue."""
+        rows, columns = np.nonzero(image > FOREGROUND / 255)
+        if not len(rows):
+            return np.zeros(Folds.width, np.float32)
+        top, left = max(rows.min() - MARGIN, 0), max(columns.min() - MARGIN, 0)
+        image = image[top : rows.max() + 1 + MARGIN, left : columns.max() + 1 + MARGIN]
+        tissue = image > FOREGROUND / 255
+        statistics = []
+        for scale in SCALES:
+            down, mixed, across = structure_tensor(image, sigma=scale, mode="nearest", order="rc")
+            difference = np.hypot(down - across, 2 * mixed)  # of the eigenvalues, whose sum is the trace
+            coherence = (difference / (down + across).clip(min=np.finfo(np.float32).tiny))[tissue]
+            statistics += [coherence.mean(), coherence.std()]
+        return np.array(statistics, np.float32)
+
+
 class Inception(nn.Module):
     """Inception v3's pooled features: [B, 1, H, W] -> [B, 2048].
 
@@ -120,7 +157,7 @@ class Inception(nn.Module):
 
 
 class FeatureSpace:
-    """One of the three spaces, fitted on training slices.
+    """One of the four spaces, fitted on training slices.
 
     Attributes:
         train: float64 [N, D], the training slices' features; distances between neighbours are taken here.
@@ -142,10 +179,12 @@ class FeatureSpace:
                 network, self.projection = Pixels(), make_pipeline(pca)
             case "randconv":
                 network, self.projection = RandomNet(), make_pipeline(StandardScaler(copy=False), pca)
+            case "folds":
+                network, self.projection = Folds(), make_pipeline(StandardScaler(copy=False), PCA(svd_solver="full"))
             case "inception":
                 network, self.projection = Inception(), make_pipeline(FunctionTransformer())
             case _:
-                raise InputError(f"no feature space {name!r}: there are pca, randconv and inception")
+                raise InputError(f"no feature space {name!r}: there are {', '.join(SPACES)} and inception")
         self.network = network.to(self.device)
         self.train = self.projection.fit_transform(self._extract(train)).astype(np.float64)
         deviation = np.maximum(self.train.std(axis=0), np.finfo(np.float32).eps)
@@ -292,7 +331,7 @@ class Judge:
         train: Slices,
         held_out: Slices,
         seed: int = 0,
-        features: Sequence[str] = ("pca", "randconv"),
+        features: Sequence[str] = SPACES,
         device: str | torch.device = "cpu",
     ) -> None:
         """Fits the feature spaces: about 20 s for 4,960 slices on two cores.
@@ -300,7 +339,7 @@ class Judge:
         Args:
             train, held_out: slices of different people and one size.
             seed: of the halves, cuts and pairs that are drawn; not of the feature spaces.
-            features: any of "pca", "randconv", "inception"; nearest neighbours are looked for in the first.
+            features: any of `SPACES` and "inception"; nearest neighbours are looked for in the first.
             device: where Inception runs.
         Raises:
             InputError: fewer than four people or 64 slices to train on, nobody held out, sizes that differ,

@@ -152,7 +152,7 @@ GAN_PANELS = [  # (heading, unit, log scale, {key of metrics.csv: label})
         "Frechet distance to validation people",
         "distance",
         True,
-        {"frechet_pca": "PCA", "frechet_randconv": "random network", "frechet_inception": "Inception"},
+        {"frechet_pca": "PCA", "frechet_randconv": "random network", "frechet_folds": "folds"},
     ),
 ]
 
@@ -163,7 +163,7 @@ def gan_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
     rows: one mapping an epoch with `epoch` and any of `generator_loss`, `discriminator_loss`, `score_real`,
         `score_fake` (mean logits), `accuracy_real`, `accuracy_fake` (share given the right sign), `r1`, `r2`
         (mean squared gradient norms), `histogram_distance` (total variation in [0, 1] between the code
-        histograms of fakes and reals), `frechet_pca`, `frechet_randconv`, `frechet_inception` (the judge's
+        histograms of fakes and reals), `frechet_pca`, `frechet_randconv`, `frechet_folds` (the judge's
         distances by feature space). `ValueError` when none is there.
     """
     present = {key for row in rows for key, value in row.items() if value not in (None, "")}

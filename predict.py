@@ -231,7 +231,7 @@ def judge_samples(
     """The judge's verdict on the samples beside what real slices get: table, numbers and figures."""
     train, held_out = data.splits["train"], data.splits[settings.split]
     print(f"judging them beside {len(train):,} training and {len(held_out):,} {settings.split} slices, a few minutes")
-    features = ("pca", "randconv", *([settings.features] if settings.features else []))
+    features = (*judge.SPACES, *([settings.features] if settings.features else []))
     judged = judge.Judge(train, held_out, features=features, device=codec.on.device)
     near = judged.nearest(pictures)
     verdict = judged.score(pictures, near)

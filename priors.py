@@ -1,7 +1,7 @@
 """How do the priors learn? From the codes of the training slices, which the autoencoder makes once."""
 
 import argparse
-import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -125,8 +125,8 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
 
 
 def distance(row: Mapping[str, float]) -> float:
-    """Of an epoch's samples from validation people: the geometric mean of the Frechet distances in both spaces."""
-    return math.sqrt(row["frechet_pca"] * row["frechet_randconv"])
+    """Of an epoch's samples from validation people: the geometric mean of the judge's Frechet distances."""
+    return statistics.geometric_mean(value for key, value in row.items() if key.startswith("frechet_"))
 
 
 def diverged(rows: Sequence[Mapping[str, float]]) -> bool:

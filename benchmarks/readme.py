@@ -60,9 +60,9 @@ AUTOENCODERS = {
     "vqvae2": Trained("`vqvae2`", "--model vqvae2 --epochs 6", 6),
 }
 PRIORS = {
-    "dcgan": Trained("DCGAN, the default", "", 25, "dcgan.pth"),
-    "dcgan_1": Trained("DCGAN, seed 1", "--prior-epochs 2 --seed 1", 2),
-    "dcgan_2": Trained("DCGAN, seed 2", "--prior-epochs 2 --seed 2", 2),
+    "dcgan": Trained("DCGAN, the default", "--prior-epochs 38", 38, "dcgan.pth"),
+    "dcgan_1": Trained("DCGAN, seed 1", "--prior-epochs 9 --seed 1", 9),
+    "dcgan_2": Trained("DCGAN, seed 2", "--prior-epochs 9 --seed 2", 9),
     "pixelcnn": Trained("PixelCNN", "--prior pixelcnn --prior-epochs 8", 8, "pixelcnn.pth"),
     "report_gan": Trained("the report's GAN", "--gan-loss bce --prior-epochs 4", 4, "report_gan.pth"),
 }
@@ -257,6 +257,7 @@ BLOCKS = {
     "codecs": codec_table,
     "priors, pca": lambda results: prior_table(results, "pca"),
     "priors, randconv": lambda results: prior_table(results, "randconv"),
+    "priors, folds": lambda results: prior_table(results, "folds"),
     "variety": variety_table,
     "bits": bits_sentence,
     "ablations": lambda results: ablations.table(results["ablations"]["rows"]),

@@ -251,16 +251,18 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
             with torch.inference_mode(), bench.on.autocast():
                 average.module.sample(seeds.tolist())
 
+    def plain_sample() -> None:
+        plain.pixelcnn_sample(masked, bench.args.samples, plain.GRID, bench.args.codes, bench.device)
+
     # Every code costs the plain way the same, a pass over the whole grid, so a few of them tell the cost of all.
     share = bench.args.codes / (plain.GRID[0] * plain.GRID[1])
     number, samples = codes.batch_size * bench.args.steps, bench.args.samples
-    few = lambda: plain.pixelcnn_sample(masked, samples, plain.GRID, bench.args.codes, bench.device)  # noqa: E731
     return {
         "PixelCNN step": {
             "plain": Way(by_default(plain_steps), number),
             "ours": Way(lambda: [step(*batch) for batch in _code_batches(codes, bench.args.steps)], number),
         },
-        "PixelCNN sampling": {"plain": Way(by_default(few), samples * share), "ours": Way(sample, samples)},
+        "PixelCNN sampling": {"plain": Way(by_default(plain_sample), samples * share), "ours": Way(sample, samples)},
     }
 
 

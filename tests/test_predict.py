@@ -188,7 +188,7 @@ def test_the_judge_speaks_with_the_floor_beside_it(judged):
     out, folder = judged
     judge = read_metrics(folder)["judge"]
     assert judge["samples"] == 100
-    assert set(judge["fidelity"]) == set(judge["floor"]) == {"pca", "randconv"}
+    assert set(judge["fidelity"]) == set(judge["floor"]) == {"pca", "randconv", "folds"}
     assert 0 <= judge["code_histogram_distance"][0] <= 1
     assert "real (floor)" in out
 

@@ -219,7 +219,8 @@ def test_a_fused_step_is_the_plain_step():
 
 
 def test_a_gan_that_runs_away_is_noticed():
-    near, far = {"frechet_pca": 0.4, "frechet_randconv": 0.1}, {"frechet_pca": 4.1, "frechet_randconv": 1.0}
+    near = {"epoch": 1, "frechet_pca": 0.4, "frechet_randconv": 0.1, "frechet_folds": 2.0}
+    far = {"epoch": 2, "frechet_pca": 4.1, "frechet_randconv": 1.0, "frechet_folds": 20.0}
     assert not priors.diverged([])
     assert not priors.diverged([near])
     assert priors.diverged([near, far])
