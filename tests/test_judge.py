@@ -215,7 +215,7 @@ def test_real_against_real_gives_the_floor(judge, verdict):
         figures = verdict["fidelity"][name]
         assert floor["precision"] > 0.75
         assert floor["coverage"] > 0.9
-        assert figures["frechet"] < 2 * floor["frechet"]
+        assert figures["frechet"] < (2 if name == "folds" else 1.5) * floor["frechet"]
         for key in ("precision", "recall", "coverage"):
             assert figures[key] > 0.8 * floor[key], (name, key)
 
@@ -282,12 +282,13 @@ def test_a_texture_that_does_not_run_as_it_should_is_caught_by_folds(judge):
 
 
 def test_copies_are_caught_by_memorisation_alone(judge, train):
-    copies = train.images[: len(train.images) // 2]
+    half = len(train.images) // 2
+    copies = train.images[half:]  # whole people: `folds` tells levels apart
     memorisation = judge.memorisation(judge.nearest(copies))
     assert memorisation["share"] == 1
     assert memorisation["closest"][0]["ssim"] == 1
     for closest in memorisation["closest"]:
-        assert closest["train_index"] == closest["sample"]
+        assert closest["train_index"] == half + closest["sample"]
         assert closest["train_name"] == train.names[closest["train_index"]]
     for name, figures in judge.fidelity(copies).items():
         assert figures["frechet"] < judge.floor[name]["frechet"]
