@@ -1,6 +1,6 @@
 """Which numbers stand in the README? Those that this command measures with the pretrained models.
 
-    python benchmarks/readme.py --data DIR          # what `make results DATA=DIR` does; about half an hour on two cores
+    python benchmarks/readme.py --data DIR          # what `make results DATA=DIR` does; about 20 minutes on two cores
     python benchmarks/readme.py --data DIR --train  # trains the models that are not in the repository, too; hours
     python benchmarks/readme.py                     # fills the tables from resources/results.json
 
