@@ -20,17 +20,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-import checkpoint
-import compute
-import plots
 import predict
-from codec import Codec, to_uint8
-from compute import Compute
-from errors import InputError, Parser, exit_on_input_error, number
-from metrics import reconstruction_scores
-from results import SCORES
-from sampling import WALK, Sampler, find_prior
-from style import BLUE, INK, MUTED
+from inference.codec import Codec, to_uint8
+from inference.sampling import WALK, Sampler, find_prior
+from report import plots
+from report.results import SCORES
+from report.style import BLUE, INK, MUTED
+from runtime import checkpoint, compute
+from runtime.compute import Compute
+from runtime.errors import InputError, Parser, exit_on_input_error, number
+from scoring.metrics import reconstruction_scores
 
 gr = import_module("gradio") if find_spec("gradio") else None
 HOST = "127.0.0.1"

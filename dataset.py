@@ -23,12 +23,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import cache
-import demo
-import images
-import nifti
-from cache import SPLITS
-from errors import InputError, exit_on_input_error
+from reading import cache, demo, images, nifti
+from reading.cache import SPLITS
+from runtime.errors import InputError, exit_on_input_error
 
 PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
 USUAL_PLACES = ("./keras_png_slices_data", "./data/keras_png_slices_data", "/home/groups/comp3710/OASIS")

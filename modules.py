@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaussian import LatentGaussian
-from quantizer import VectorQuantizer
+from networks.gaussian import LatentGaussian
+from networks.quantizer import VectorQuantizer
 
 Codes = list[Tensor]  # int64 grids [B, h, w]: one for VQVAE, top and bottom for VQVAE2, one a depth for RQVAE
 

@@ -17,21 +17,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import compute
 import dataset
-import judge
-import nifti
-import options
-import plots
-from cache import SPLITS
-from codec import Codec, to_uint8
 from dataset import DataSet, Slices
-from errors import InputError, Parser, exit_on_input_error, number
-from metrics import code_counts, code_usage, reconstruction_scores, summarise
+from inference.codec import Codec, to_uint8
+from inference.sampling import Sampler, find_prior
 from modules import Codes
-from results import SCORES, Results, replacing
-from sampling import Sampler, find_prior
+from reading import nifti
+from reading.cache import SPLITS
+from report import plots
+from report.results import SCORES, Results, replacing
+from runtime import checkpoint, compute
+from runtime.errors import InputError, Parser, exit_on_input_error, number
+from scoring import judge
+from scoring.metrics import code_counts, code_usage, reconstruction_scores, summarise
+from training import options
 
 CHUNK = 128  # slices whose reconstructions are in memory as floats at a time
 COLUMNS = 6  # slices in a figure of reconstructions

@@ -21,23 +21,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import board
-import checkpoint
-import compute
 import dataset
-import options
-import plots
-import report
-from codec import Codec
-from compute import Compute
 from dataset import Batches, Box, DataSet, Slices
-from errors import InputError, exit_on_input_error
-from metrics import WINDOW, check_enough, perplexity, ssim, ssim_in_black
+from inference.codec import Codec
 from modules import AUTOENCODERS, Autoencoder
-from optim import Muon
-from priors import PRIORS
-from results import TRAINING_FIGURES
-from run import NotFiniteError, Run, Stage, create_run_folder, progress, stored_config
+from report import page, plots
+from report.results import TRAINING_FIGURES
+from runtime import checkpoint, compute
+from runtime.compute import Compute
+from runtime.errors import InputError, exit_on_input_error
+from scoring.metrics import WINDOW, check_enough, perplexity, ssim, ssim_in_black
+from training import board, options
+from training.optim import Muon
+from training.priors import PRIORS
+from training.run import NotFiniteError, Run, Stage, create_run_folder, progress, stored_config
 
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
 FRAME_SLICES = 8  # in the fixed batch that is redrawn every epoch
@@ -260,7 +257,7 @@ def report_training(run: Run, data: DataSet, settings: argparse.Namespace) -> No
     figures = {name: path for name, file in files.items() if (path := run.folder / file).is_file()}
     last = {f"{row['stage']}, last epoch": {k: v for k, v in row.items() if k != "stage"} for row in run.rows}
     title = f"{data.title}, training and validation splits"
-    report.write_report(run.folder, title, last, [], figures, options.plain(settings))
+    page.write_report(run.folder, title, last, [], figures, options.plain(settings))
 
 
 def check_autoencoder(settings: argparse.Namespace, data: DataSet) -> None:

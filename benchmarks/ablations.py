@@ -17,14 +17,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import checkpoint
-import compute
-import options
 import train
 from benchmarks import tables
 from benchmarks.trained import run_folder
-from codec import Codec
-from errors import Parser, exit_on_input_error, number
+from inference.codec import Codec
+from runtime import checkpoint, compute
+from runtime.errors import Parser, exit_on_input_error, number
+from training import options
 
 TIMED_STEPS = 10
 ROWS = {  # name -> the options that differ from train.py's defaults

@@ -26,18 +26,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import checkpoint
-import compute
 import dataset
-import plots
 from benchmarks import tables
-from cache import SPLITS
-from codec import Codec, to_uint8
 from dataset import Slices
-from errors import InputError, Parser, exit_on_input_error, number
-from metrics import reconstruction_scores, summarise
-from sampling import Sampler
-from style import Pictures
+from inference.codec import Codec, to_uint8
+from inference.sampling import Sampler
+from reading.cache import SPLITS
+from report import plots
+from report.style import Pictures
+from runtime import checkpoint, compute
+from runtime.errors import InputError, Parser, exit_on_input_error, number
+from scoring.metrics import reconstruction_scores, summarise
 
 
 @dataclass(frozen=True)

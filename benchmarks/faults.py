@@ -33,11 +33,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import checkpoint
 import predict
 import train
 from benchmarks.bad_inputs import Case, bad_inputs, write_set
-from errors import InputError
+from runtime import checkpoint
+from runtime.errors import InputError
 
 TIMEOUT = 600  # seconds, after which a run counts as hung
 QUICK = [

@@ -18,9 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-import cache
-import images
-from errors import InputError
+from reading import cache, images
+from runtime.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from errors import Parser, exit_on_input_error, number
 from modules import VQVAE, Discriminator, Generator
+from runtime.errors import Parser, exit_on_input_error, number
 
 GRID, CODES, DIM = (64, 64), 512, 64  # the report's: 256x256 slices, 64x64 codes of 512, each a vector of 64
 

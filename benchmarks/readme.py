@@ -24,13 +24,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import checkpoint
-import compute
 from benchmarks import ablations
 from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
-from checkpoint import atomic
-from errors import InputError, Parser, exit_on_input_error
+from runtime import checkpoint, compute
+from runtime.checkpoint import atomic
+from runtime.errors import InputError, Parser, exit_on_input_error
 
 RESOURCES = ROOT / "resources"
 PRETRAINED = RESOURCES / "pretrained"

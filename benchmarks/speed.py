@@ -26,18 +26,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import compute
 import dataset
-import demo
-import options
 from benchmarks import measure
 from benchmarks.measure import Ledger, Machine, Measured, Way
 from benchmarks.stages import STAGES, Bench
 from benchmarks.tables import markdown
-from cache import SPLITS, scan
-from compute import Compute
 from dataset import PUBLISHED
-from errors import InputError, Parser, exit_on_input_error, number
+from reading import demo
+from reading.cache import SPLITS, scan
+from runtime import compute
+from runtime.compute import Compute
+from runtime.errors import InputError, Parser, exit_on_input_error, number
+from training import options
 
 GROWTH = (1000, 2000, 4000, 8000)  # training slices
 QUICK = {"images": 8, "batch_size": 2, "steps": 1, "rounds": 1, "samples": 2, "codes": 1}

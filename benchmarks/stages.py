@@ -15,16 +15,15 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 import dataset
-import options
-import priors
 import train
 from benchmarks import plain
 from benchmarks.measure import Way
-from codec import Codec
-from compute import Compute
 from dataset import Batches, Box, DataSet
+from inference.codec import Codec
 from modules import DCGAN, VQVAE, Autoencoder
-from pixelcnn import PixelCNN
+from networks.pixelcnn import PixelCNN
+from runtime.compute import Compute
+from training import options, priors
 
 SAMPLING_BATCH = 32  # sampling.py's
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from checkpoint import atomic
+from runtime.checkpoint import atomic
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:

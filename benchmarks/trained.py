@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from errors import InputError
+from runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-import demo
+from reading import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS, SIDE = 32, 48  # slices a person, and pixels of content a side: few, so that training is fast

@@ -8,8 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import run
 import train
+from training import run
 
 save = run.Stage.save
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import run_script
 
-import options
 from benchmarks.ablations import ROWS, table
+from training import options
 
 
 @pytest.mark.parametrize("changed", ROWS.values())

@@ -20,12 +20,12 @@ from conftest import ROOT, blob, run_script
 from PIL import Image
 
 import app
-import checkpoint
-from codec import Codec
-from compute import Compute
-from errors import InputError
-from pixelcnn import PixelCNN
-from sampling import WALK
+from inference.codec import Codec
+from inference.sampling import WALK
+from networks.pixelcnn import PixelCNN
+from runtime import checkpoint
+from runtime.compute import Compute
+from runtime.errors import InputError
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 TEST_PERSON = 6  # of the tiny data set

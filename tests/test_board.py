@@ -13,8 +13,8 @@ import tiny
 from conftest import run_script
 from PIL import Image
 
-import run
 import train
+from training import run
 
 STEPS = tiny.STEPS
 

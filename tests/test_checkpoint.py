@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 import torch
 
-import checkpoint
 import modules
-from errors import InputError
 from modules import AUTOENCODERS, DCGAN
-from pixelcnn import PixelCNN
+from networks.pixelcnn import PixelCNN
+from runtime import checkpoint
+from runtime.errors import InputError
 
 DATA = {"title": "made up", "root": "/nowhere", "synthetic": True, "fingerprint": "f" * 64}
 DATA |= {"size": [32, 32], "box": [0, 0, 32, 32], "levels": 4, "axis": 2, "slices": None}

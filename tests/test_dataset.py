@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-import cache
 import dataset
-import images
 from dataset import Batches, Box, Slices, content_box
-from errors import InputError
+from reading import cache, images
+from runtime.errors import InputError
 
 same_each_run = settings(derandomize=True, deadline=None)  # no chance, no clock
 ROOT = Path(__file__).parent.parent
@@ -344,7 +343,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path, monkeypatch):
 def test_processes_that_start_at_once_build_one_cache(tmp_path):
     root = write_set(tmp_path / "set", slices=40)
     code = (
-        "import sys, json, pathlib, cache; "
+        "import sys, json, pathlib; from reading import cache; "
         "index, folder = cache.open_or_build(cache.scan(pathlib.Path(sys.argv[1])), 2, None); "
         "print(json.dumps([index['fingerprint'], str(folder)]))"
     )

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import dataset
-import demo
-from errors import InputError
+from reading import demo
+from runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ import tiny
 import torch
 import torch.distributed as dist
 
-import checkpoint
-import compute
-from quantizer import VectorQuantizer, _draw, _draw_rows
+from networks.quantizer import VectorQuantizer, _draw, _draw_rows
+from runtime import checkpoint, compute
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [

@@ -11,10 +11,10 @@ from prdc import compute_prdc
 from scipy.ndimage import gaussian_filter
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 
-import judge as judge_module
 from dataset import Slices
-from errors import InputError
-from judge import (
+from runtime.errors import InputError
+from scoring import judge as judge_module
+from scoring.judge import (
     SCALES,
     FeatureSpace,
     Folds,

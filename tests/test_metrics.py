@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from metrics import code_counts, code_usage, perplexity, reconstruction_scores, ssim, ssim_map, summarise
+from scoring.metrics import code_counts, code_usage, perplexity, reconstruction_scores, ssim, ssim_map, summarise
 
 
 def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:

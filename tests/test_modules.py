@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import modules
-from gaussian import NOISE, LatentGaussian
 from modules import AUTOENCODERS, DCGAN, VQVAE, VQVAE2, Discriminator, Generator, draw_levels
-from quantizer import VectorQuantizer
+from networks.gaussian import NOISE, LatentGaussian
+from networks.quantizer import VectorQuantizer
 
 NAMES = sorted(AUTOENCODERS)
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dataset
-import nifti
-from errors import InputError
+from reading import nifti
+from runtime.errors import InputError
 
 same_each_run = settings(derandomize=True, deadline=None, max_examples=60)  # no chance, no clock
 OBLIQUE = nib.affines.from_matvec(

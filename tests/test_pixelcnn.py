@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from modules import seeded_rows
-from pixelcnn import GridModel, PixelCNN, _invert
+from networks.pixelcnn import GridModel, PixelCNN, _invert
 
 GRIDS = {
     "one grid": ([(5, 4)], [7]),

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import plots
-from plots import ERROR_GAIN
+from report import plots
+from report.plots import ERROR_GAIN
 
 TITLE = "synthetic demo set, test split"
 

@@ -13,15 +13,14 @@ from conftest import LEVELS, run_script
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-import checkpoint
-import compute
 import dataset
 import predict
-from codec import Codec
+from inference.codec import Codec
+from inference.sampling import WALK, Sampler
 from modules import draw_levels
-from pixelcnn import PixelCNN
-from results import replacing
-from sampling import WALK, Sampler
+from networks.pixelcnn import PixelCNN
+from report.results import replacing
+from runtime import checkpoint, compute
 
 
 @pytest.fixture(autouse=True)

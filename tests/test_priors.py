@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import priors
-from codec import Codec
-from compute import Compute
-from errors import InputError
+from inference.codec import Codec
 from modules import VQVAE, Critic
-from pixelcnn import PixelCNN
-from priors import CodeBatches, bce_losses, descend, gan_step, gradient_penalty, r3gan_losses
+from networks.pixelcnn import PixelCNN
+from runtime.compute import Compute
+from runtime.errors import InputError
+from training import priors
+from training.priors import CodeBatches, bce_losses, descend, gan_step, gradient_penalty, r3gan_losses
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 

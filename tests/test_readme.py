@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 from benchmarks import readme
 from benchmarks.tables import markdown
-from errors import InputError
+from runtime import checkpoint
+from runtime.errors import InputError
 
 RESULTS = json.loads((readme.RESOURCES / "results.json").read_text())
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +91,6 @@ def test_every_command_in_the_readme_names_a_script_and_options_that_it_has():
     assert sum(map(len, scripts)) >= 8
     for words, named in zip(commands, scripts, strict=True):
         for script in named:
-            source = (ROOT / script).read_text() + (ROOT / "options.py").read_text()
+            source = (ROOT / script).read_text() + (ROOT / "training" / "options.py").read_text()
             for option in (word for word in words[words.index(script) :] if word.startswith("--")):
                 assert f'"{option}"' in source or f'"{option[2:]}"' in source, (script, option)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import plots
-import report
+from report import plots
+from report.page import FRAMES, PAIRS, _animation, write_report
 
 TITLE = "synthetic demo set, test split"
 NASTY = """<img src=x onerror="document.title='owned'">&amp;'".png"""
@@ -102,7 +102,7 @@ def full(tmp_path_factory, figures):
     """A report with everything in it: 320 slices, pictures for the slider."""
     folder = tmp_path_factory.mktemp("report")
     images = slices(320), slices(320, seed=1) / 255
-    return report.write_report(folder, TITLE, METRICS, scores(320), figures, CONFIG, images)
+    return write_report(folder, TITLE, METRICS, scores(320), figures, CONFIG, images)
 
 
 # --------------------------------------------------------------------------------------------- contents
@@ -175,7 +175,7 @@ def test_numbers_and_settings_are_there(full):
 def test_slider_pictures_are_exact_and_spread_over_the_ranks(full):
     options = [attributes for attributes, _ in Page(full).all("option")]
     texts = [text for _, text in Page(full).all("option")]
-    assert len(options) == report.PAIRS
+    assert len(options) == PAIRS
     ssims = [float(text.rpartition(" ")[2]) for text in texts]
     assert ssims == sorted(ssims)
     assert (ssims[0], ssims[-1]) == (0.9, 0.9319)
@@ -201,9 +201,9 @@ def test_long_animations_are_thinned_to_their_ends(tmp_path):
     walk[0], walk[-1] = 0, 255
     plots.walk_gif(walk, tmp_path / "walk.gif")
     with Image.open(tmp_path / "walk.gif") as image:
-        source, _, size = report._animation(image)
+        source, _, size = _animation(image)
     with urllib.request.urlopen(source) as data, Image.open(data) as image:
-        assert (image.n_frames, size) == (report.FRAMES, (256, 256))
+        assert (image.n_frames, size) == (FRAMES, (256, 256))
         assert np.asarray(image.convert("L")).max() <= 2  # the first of the chosen is the first of all, black
 
 
@@ -213,17 +213,17 @@ def test_report_of_320_real_sized_slices_is_small(tmp_path):
     noise = (noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2)) / 3
     noise[:, :40], noise[:, 215:], noise[..., :24], noise[..., 231:] = 0, 0, 0, 0
     images = np.clip(noise, 0, 1)[np.arange(320) % 8]
-    path = report.write_report(tmp_path, TITLE, {}, scores(320), {}, {}, (images, images))
+    path = write_report(tmp_path, TITLE, {}, scores(320), {}, {}, (images, images))
     assert path.stat().st_size < 12_000_000  # 3 MB are left for the figures
 
 
 def test_parts_without_data_are_left_out(tmp_path, figures):
-    path = report.write_report(tmp_path, TITLE, {}, [], {"progress": figures["progress"]}, {})
+    path = write_report(tmp_path, TITLE, {}, [], {"progress": figures["progress"]}, {})
     page = Page(path)
     assert [text for _, text in page.all("h2")] == ["Training"]
     assert not page.all("table")
     assert not page.all("option")
-    path = report.write_report(tmp_path, TITLE, {"ssim": 0.9}, scores(5), {}, {"model": "vqvae"})
+    path = write_report(tmp_path, TITLE, {"ssim": 0.9}, scores(5), {}, {"model": "vqvae"})
     assert [text for _, text in Page(path).all("h2")] == ["Reconstruction", "Numbers", "Settings"]
 
 
@@ -231,19 +231,19 @@ def test_groups_share_a_table_when_they_share_their_keys(tmp_path):
     score = {"mean": 0.9, "min": 0.8}
     metrics = {"ssim": score | {"passed": 3}, "psnr": score, "samples": {"number": 64, "source": "DCGAN"}}
     metrics |= {"prior": {"model": "dcgan", "epoch": 1, "seed": 0}}
-    page = Page(report.write_report(tmp_path, TITLE, metrics, [], {}, {}))
+    page = Page(write_report(tmp_path, TITLE, metrics, [], {}, {}))
     heads = [text for _, text in page.all("th")]
     assert heads == ["", "mean", "min", "passed", "ssim", "psnr", "number", "source", "model", "epoch", "seed"]
     assert {"Scores", "Scores: samples", "Scores: prior"} <= {text for _, text in page.all("caption")}
 
 
 def test_wrong_calls_leave_the_old_report(tmp_path):
-    path = report.write_report(tmp_path, TITLE, {}, [], {}, {"model": "vqvae"})
+    path = write_report(tmp_path, TITLE, {}, [], {}, {"model": "vqvae"})
     before = path.read_bytes()
     with pytest.raises(ValueError, match="no place in the report for"):
-        report.write_report(tmp_path, TITLE, {}, [], {"portrait": path}, {})
+        write_report(tmp_path, TITLE, {}, [], {"portrait": path}, {})
     with pytest.raises(ValueError, match="3 scores, 4 originals"):
-        report.write_report(tmp_path, TITLE, {}, scores(3), {}, {}, (slices(4), slices(4)))
+        write_report(tmp_path, TITLE, {}, scores(3), {}, {}, (slices(4), slices(4)))
     assert path.read_bytes() == before
 
 

@@ -10,11 +10,10 @@ import pytest
 import tiny
 import torch
 
-import checkpoint
-import priors
-import run
 import train
-from errors import InputError
+from runtime import checkpoint
+from runtime.errors import InputError
+from training import priors, run
 
 STEPS = tiny.STEPS
 TRAINED = 2 * STEPS  # steps of an autoencoder's whole training

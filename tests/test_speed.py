@@ -12,10 +12,10 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
-import compute
-import metrics
 from benchmarks import measure, plain, speed
 from modules import VQVAE
+from runtime import compute
+from scoring import metrics
 
 STAGES = {
     "decoding and cache",

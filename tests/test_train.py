@@ -24,15 +24,14 @@ from conftest import blob, run_script
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-import checkpoint
-import compute
 import dataset
-import options
 import train
-from codec import Codec
-from compute import Compute
 from dataset import Box, content_box
-from errors import InputError
+from inference.codec import Codec
+from runtime import checkpoint, compute
+from runtime.compute import Compute
+from runtime.errors import InputError
+from training import options
 
 ROOT = Path(__file__).parent.parent
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -325,7 +324,7 @@ def test_out_of_memory_names_a_batch_size(tmp_path, monkeypatch, capsys):
 
 def test_no_item_and_no_new_loader_in_the_steps():
     """Mistake 12: `.item()` in every step, and `next(iter(loader))`."""
-    for name in ("train.py", "priors.py", "run.py"):
+    for name in ("train.py", "training/priors.py", "training/run.py"):
         source = (ROOT / name).read_text()
         assert "next(iter(" not in source
         for body in re.findall(r"in stage\.steps\(.*\n((?: {12}.*\n)+)", source):

@@ -11,13 +11,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-import options
-import plots
-import priors
-import run
 import train
 from dataset import DataSet, Slices
-from pixelcnn import PixelCNN
+from networks.pixelcnn import PixelCNN
+from report import plots
+from training import options, priors, run
 
 SIZE = 32
 OPTIONS = {

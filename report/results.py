@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-import report
-from checkpoint import atomic
-from errors import InputError
+from report import page
+from runtime.checkpoint import atomic
+from runtime.errors import InputError
 
 FIGURES = {  # name in the report -> file
     "ssim_distribution": "ssim.png",
@@ -121,4 +121,4 @@ class Results:
                 file.write(content.encode())
         of_training = {name: training / file for name, file in TRAINING_FIGURES.items()} if training else {}
         figures = self.figures | {name: path for name, path in of_training.items() if path.is_file()}
-        report.write_report(self.folder, self.title, metrics, rows, figures, settings, images)
+        page.write_report(self.folder, self.title, metrics, rows, figures, settings, images)

@@ -21,9 +21,8 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-import images
-import nifti
-from errors import InputError
+from reading import images, nifti
+from runtime.errors import InputError
 
 SPLITS = ("train", "validate", "test")
 LAYOUTS = ("keras_png_slices_{}", "keras_slices_{}", "{}")

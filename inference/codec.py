@@ -5,9 +5,9 @@ import math
 import numpy as np
 import torch
 
-from compute import Compute
 from dataset import Box
 from modules import Autoencoder, Codes
+from runtime.compute import Compute
 
 BATCH = 32
 

@@ -19,8 +19,8 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from checkpoint import atomic
-from style import BLUE, INK, VERMILION, Pictures, chart
+from report.style import BLUE, INK, VERMILION, Pictures, chart
+from runtime.checkpoint import atomic
 
 ERROR_GAIN = 5  # error maps show this many times the absolute error, since the error itself is all but black
 CODE_COLUMNS = 5  # tiles beside each other in a map of codes

@@ -11,19 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-import checkpoint
-import compute
-import plots
-from codec import Codec, to_uint8
-from compute import Compute
 from dataset import DataSet, shuffled_shares
-from errors import InputError
+from inference.codec import Codec, to_uint8
 from modules import DCGAN, Autoencoder, Codes
-from pixelcnn import PixelCNN
-from run import Run, Stage, progress
+from networks.pixelcnn import PixelCNN
+from report import plots
+from runtime import checkpoint, compute
+from runtime.compute import Compute
+from runtime.errors import InputError
+from training.run import Run, Stage, progress
 
 if TYPE_CHECKING:
-    from judge import Judge
+    from scoring.judge import Judge
 
 DIVERGED = 10  # times the best distance from validation people: the GAN won't come back from there
 SAMPLES = 320  # judged after each epoch of the GAN
@@ -72,7 +71,7 @@ class CodeBatches:
 
 def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute, codec: Codec, about: dict) -> None:
     """Train the GAN over the autoencoder's latents; dcgan.pth is the one nearest to the validation people."""
-    from judge import Judge  # here, since it takes seconds to import, and training starts without it
+    from scoring.judge import Judge  # here, since it takes seconds to import, and training starts without it
 
     levels = about["data"]["levels"]
     batches = CodeBatches(codec, data, "train", levels, settings.prior_batch_size, on)
@@ -218,7 +217,7 @@ def descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) 
 
 def judge_samples(samples: Codes, batches: CodeBatches, codec: Codec, judge: "Judge") -> dict[str, float]:
     """Frechet distances from validation people, and the mean distance of the code histograms from training's."""
-    from judge import code_histogram_distance
+    from scoring.judge import code_histogram_distance
 
     distances = judge.frechet(to_uint8(codec.decode(samples)))
     histograms = [

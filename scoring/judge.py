@@ -37,8 +37,8 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from torchvision.models import Inception_V3_Weights, inception_v3
 
 from dataset import Slices
-from errors import InputError
-from metrics import FOREGROUND, check_enough, code_counts, ssim
+from runtime.errors import InputError
+from scoring.metrics import FOREGROUND, check_enough, code_counts, ssim
 
 COMPONENTS = 64  # principal components kept
 RANDOM_NET_SEED = 1  # the weights are part of the definition: another seed is another yardstick

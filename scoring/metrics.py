@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dataset import Slices
-from errors import InputError
+from runtime.errors import InputError
 
 WINDOW = 7  # pixels; the side of SSIM's uniform window
 SAMPLE_COVARIANCE = WINDOW**2 / (WINDOW**2 - 1)  # 49/48: scikit-image's default divides by n - 1

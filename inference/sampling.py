@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
-from codec import Codec
-from errors import InputError
+from inference.codec import Codec
 from modules import DCGAN, Codes, draw_levels
-from pixelcnn import PixelCNN
-from priors import PRIORS
+from networks.pixelcnn import PixelCNN
+from runtime import checkpoint
+from runtime.errors import InputError
+from training.priors import PRIORS
 
 BATCH = 32  # a PixelCNN keeps some 30 MB of activations a sample
 WALK = 24  # pictures

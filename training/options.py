@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import compute
-from errors import InputError, Parser, number
 from modules import AUTOENCODERS
+from runtime import compute
+from runtime.errors import InputError, Parser, number
 
 # group -> (name, argparse type or choices, default, help)
 OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from errors import InputError
 from modules import AUTOENCODERS, DCGAN, Autoencoder
-from pixelcnn import PixelCNN
+from networks.pixelcnn import PixelCNN
+from runtime.errors import InputError
 
 # What a checkpoint says of its data.
 ABOUT_DATA = ("title", "root", "synthetic", "fingerprint", "size", "box", "levels", "axis", "slices")

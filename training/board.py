@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from errors import InputError
+from runtime.errors import InputError
 
 
 def require() -> None:

@@ -20,7 +20,7 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 from tqdm import tqdm
 
-from errors import InputError
+from runtime.errors import InputError
 
 PEOPLE, SEED = 40, 0
 LEVELS = 32  # axial slices a person, 1 mm apart

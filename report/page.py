@@ -17,8 +17,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageSequence
 
-from checkpoint import atomic
-from plots import SSIM_PASS, unit_range
+from report.plots import SSIM_PASS, unit_range
+from runtime.checkpoint import atomic
 
 PAIRS = 64  # slices that the slider can show
 FRAMES, FRAME_WIDTH = 24, 1200  # an animation has at most so many frames, of at most so many pixels across
@@ -289,7 +289,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["sha256"] = _sha256
-    page = environment.get_template("report_template.html").render(
+    page = environment.get_template("page.html").render(
         title=title,
         cards=_headline(scores),
         sections=sections,

@@ -31,11 +31,10 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import checkpoint
-import compute
-from board import Board
-from checkpoint import atomic
-from errors import InputError
+from runtime import checkpoint, compute
+from runtime.checkpoint import atomic
+from runtime.errors import InputError
+from training.board import Board
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit status of a run that was stopped and saved
 AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one was told to stop

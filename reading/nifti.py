@@ -8,8 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-import images
-from errors import InputError
+from reading import images
+from runtime.errors import InputError
 
 SUFFIXES = (".nii", ".nii.gz")
 PERCENTILES = (0.5, 99.5)  # of a volume's voxels: what becomes 0 and 255
