@@ -22,11 +22,12 @@ from PIL import Image
 
 import predict
 from inference.codec import Codec, to_uint8
+from inference.loading import load_autoencoder
 from inference.sampling import WALK, Sampler, find_prior
 from report import plots
 from report.results import SCORES
 from report.style import BLUE, INK, MUTED
-from runtime import checkpoint, compute
+from runtime import compute
 from runtime.compute import Compute
 from runtime.errors import InputError, Parser, exit_on_input_error, number
 from scoring.metrics import reconstruction_scores
@@ -45,7 +46,7 @@ class Playground:
     """An autoencoder, and a sampler of the prior beside it or None. Raises InputError when a file is no such thing."""
 
     def __init__(self, path: Path, on: Compute):
-        autoencoder, self.about = checkpoint.load_autoencoder(path)
+        autoencoder, self.about = load_autoencoder(path)
         self.codec = Codec(autoencoder, self.about["data"], on)
         prior = find_prior(path.parent)
         self.sampler = Sampler(prior, self.codec) if prior else None

@@ -11,34 +11,62 @@ Images are float32 `[B, 1, H, W]` in [0, 1]. The decoders are linear at the end:
 the training forward does not, since a clamp has no gradient outside.
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.gaussian import LatentGaussian
+from networks.blocks import ClassicResidual, Residual
+from networks.gaussian import COMPONENTS
+from networks.prior import Codes, Prior, draw_levels, seeded_rows
 from networks.quantizer import VectorQuantizer
-
-Codes = list[Tensor]  # int64 grids [B, h, w]: one for VQVAE, top and bottom for VQVAE2, one a depth for RQVAE
+from networks.refiner import Critic, Refiner
 
 # ----------------------------------------------------------------------------------------------------
 # Autoencoders
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, ABC):
     """What all autoencoders can do with codes.
 
-    Each has `quantizers`; `downsample`, image pixels per code of the finest grid; `factor`, of which the
-    images' height and width must be multiples; and
-        forward(images)      -> reconstruction [B, 1, H, W] (not clamped), codes, latent loss (a scalar)
-        embed(codes)         -> z_q float32 [B, C, h, w] on the finest grid: all that the decoder sees
-        snap(z)              -> codes whose `embed` is nearest to z [B, C, h, w], greedily from grid to grid
-        decode_latents(z_q)  -> images [B, 1, H, W] (not clamped)
+    Attributes:
+        arguments: plain values, every size of the network among them; with these it is built again.
+        quantizers: one for each code grid, coarse to fine.
+        downsample: image pixels, in height and in width, per position of the finest grid.
+        factor: what the images' height and width must be multiples of.
     """
 
     quantizers: nn.ModuleList
+    downsample: int
+    factor: int
+
+    def __init__(self, **arguments: Any):
+        super().__init__()
+        self.arguments = arguments
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
+        """images [B, 1, H, W] in [0, 1] -> reconstruction [B, 1, H, W] (not clamped), codes, latent loss (a scalar)."""
+
+    @abstractmethod
+    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(h, w) of each code grid of an image of this size, whose sides are multiples of `factor`."""
+
+    @abstractmethod
+    def embed(self, codes: Codes) -> Tensor:
+        """Code grids -> z_q float32 [B, C, h, w] on the finest grid: all that the decoder sees."""
+
+    @abstractmethod
+    def snap(self, z: Tensor) -> Codes:
+        """z [B, C, h, w] -> the codes whose `embed` is nearest to it, greedily from grid to grid."""
+
+    @abstractmethod
+    def decode_latents(self, z_q: Tensor) -> Tensor:
+        """z_q [B, C, h, w] -> images [B, 1, H, W] (not clamped)."""
 
     def encode(self, images: Tensor) -> Codes:
         """images [B, 1, H, W] in [0, 1] -> code grids int64 [B, h, w], coarse to fine."""
@@ -72,20 +100,8 @@ class Autoencoder(nn.Module):
         self.train(training)
 
 
-class ReportResidual(nn.Module):
-    """x + conv1x1(relu(conv3x3(relu(x)))), without biases, as in the original VQ-VAE."""
-
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.conv3 = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
-        self.conv1 = nn.Conv2d(hidden, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv1(F.relu(self.conv3(F.relu(x))))
-
-
 class VQVAE(Autoencoder):
-    """VQ-VAE (van den Oord et al. 2017) with the layers of the classic course report: 222,465 parameters.
+    """VQ-VAE (van den Oord et al. 2017) with the layers of the course baseline: 222,465 parameters.
 
     256x256 slices become 64x64 codes of `codebook_size`, each a vector of 64.
     """
@@ -93,20 +109,20 @@ class VQVAE(Autoencoder):
     factor = downsample = 4
 
     def __init__(self, codebook_size: int = 512, beta: float = 0.25, ema: bool = True):
-        super().__init__()
+        super().__init__(codebook_size=codebook_size, beta=beta, ema=ema)
         self.encoder = nn.Sequential(
             nn.Conv2d(1, 32, 4, stride=2, padding=1),  # [B, 32, H/2, W/2]
             nn.ReLU(),
             nn.Conv2d(32, 64, 4, stride=2, padding=1),  # [B, 64, H/4, W/4]
-            ReportResidual(64, 32),
-            ReportResidual(64, 32),
+            ClassicResidual(64, 32),
+            ClassicResidual(64, 32),
             nn.Conv2d(64, 64, 1),
         )
         self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, 64, beta, ema=ema)])
         self.decoder = nn.Sequential(
             nn.Conv2d(64, 64, 3, padding=1),  # [B, 64, H/4, W/4]
-            ReportResidual(64, 32),
-            ReportResidual(64, 32),
+            ClassicResidual(64, 32),
+            ClassicResidual(64, 32),
             nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),  # [B, 32, H/2, W/2]
             nn.ReLU(),
             nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),  # [B, 1, H, W]
@@ -115,6 +131,9 @@ class VQVAE(Autoencoder):
     def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
         z_q, codes, loss = self.quantizers[0](self.encoder(images))
         return self.decoder(z_q), [codes], loss
+
+    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        return [(height // 4, width // 4)]
 
     def embed(self, codes: Codes) -> Tensor:
         return self.quantizers[0].embed(codes[0])
@@ -142,12 +161,12 @@ class VQVAE2(Autoencoder):
     downsample, factor = 4, 8
 
     def __init__(self, codebook_size: int = 512, beta: float = 0.25, ema: bool = True):
-        super().__init__()
+        super().__init__(codebook_size=codebook_size, beta=beta, ema=ema)
         width, dim = 128, 64
         self.dim = dim
 
         def residuals() -> list[nn.Module]:
-            return [ReportResidual(width, 32), ReportResidual(width, 32), nn.ReLU()]
+            return [ClassicResidual(width, 32), ClassicResidual(width, 32), nn.ReLU()]
 
         self.encoder_bottom = nn.Sequential(
             nn.Conv2d(1, width // 2, 4, stride=2, padding=1),  # [B, width/2, H/2, W/2]
@@ -190,6 +209,9 @@ class VQVAE2(Autoencoder):
     def _decode(self, top: Tensor, bottom: Tensor) -> Tensor:
         return self.decoder(torch.cat([self.upsample_top(top), bottom], dim=1))
 
+    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        return [(height // 8, width // 8), (height // 4, width // 4)]
+
     def embed(self, codes: Codes) -> Tensor:
         top, bottom = (quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=True))
         return torch.cat([F.interpolate(top, scale_factor=2), bottom], dim=1)
@@ -206,29 +228,11 @@ class VQVAE2(Autoencoder):
         return self._decode(F.avg_pool2d(top, 2), bottom)
 
 
-class Residual(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); the norm is over all of a slice's channels and places."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(1, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(1, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
 class RQVAE(Autoencoder):
-    """Residual-quantised autoencoder (Lee et al. 2022, eqs. 2-4): `depth` codes a place, coarse to fine.
+    """Residual-quantised autoencoder (Lee et al. 2022, eqs. 2-4): `depth` codes per position, coarse to fine.
 
     The second codebook quantises what the first one left, and so on: two codebooks of 512 tell 262,144 vectors
-    apart. Few places with many codes each suit a prior, which has to see far less of a grid at once. Pixels are
+    apart. Few positions with many codes each suit a prior, which has to see far less of a grid at once. Pixels are
     folded into channels at once, four by four, so that the width works on small grids only; a `downsample` of 8 or
     16 halves the grid once or twice more, at twice the width.
     """
@@ -244,7 +248,16 @@ class RQVAE(Autoencoder):
         blocks: int = 2,
         dim: int = 32,
     ):
-        super().__init__()
+        super().__init__(
+            codebook_size=codebook_size,
+            depth=depth,
+            downsample=downsample,
+            beta=beta,
+            ema=ema,
+            width=width,
+            blocks=blocks,
+            dim=dim,
+        )
         self.factor = self.downsample = downsample
         widths = [width, 2 * width, 2 * width][: downsample.bit_length() - 2]  # at 1/4, 1/8, 1/16 of the size
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]
@@ -269,6 +282,9 @@ class RQVAE(Autoencoder):
             losses.append(loss)
         z_q = z - rest.detach()  # the value of all code vectors' sum, the gradient of z
         return self.decoder(z_q), codes, torch.stack(losses).mean()
+
+    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        return [(height // self.downsample, width // self.downsample)] * len(self.quantizers)
 
     def embed(self, codes: Codes) -> Tensor:
         return sum(quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=True))
@@ -357,103 +373,43 @@ def _dcgan_init(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1, 0.02)
 
 
-class Refiner(nn.Module):
-    """Generator of the default GAN: a Gaussian's draft of the latents, and a residual network that refines it.
-
-    The draft has a brain's shape from the start, so that what is left to learn is what a Gaussian lacks.
-    """
-
-    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 96):
-        super().__init__()
-        self.draft = LatentGaussian((channels, *grid), levels)
-        self.z_dim = self.draft.z_dim
-        self.position = nn.Parameter(torch.zeros(1, width, *grid))  # the brains are aligned
-        self.level = nn.Embedding(levels + 1, width)
-        self.first = nn.Conv2d(2 * channels, width, 3, padding=1)
-        self.layers = nn.Sequential(*[PlainResidual(width) for _ in range(3)])
-        self.last = nn.Conv2d(width, channels, 3, padding=1)
-        nn.init.normal_(self.level.weight, 0, 0.1)
-        nn.init.zeros_(self.last.weight)  # training starts from the draft
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, z: Tensor, levels: Tensor) -> Tensor:
-        """z [B, z_dim] of N(0, 1), levels int64 [B] -> normalised latents [B, channels, h, w]."""
-        smooth, rest = self.draft(z, levels)
-        x = self.first(torch.cat([smooth, rest], dim=1)) + self.level(levels)[:, :, None, None] + self.position
-        return smooth + rest + self.last(F.leaky_relu(self.layers(x), 0.2))
-
-
-class PlainResidual(nn.Module):
-    """x + conv(lrelu(conv(lrelu(x)))) without normalisation, small at the start (Huang et al. 2024, section 4)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2.weight.data *= 0.1
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
-
-
-class Critic(nn.Module):
-    """Discriminator of the default GAN: a residual network without normalisation, told place and slice level.
-
-    A score depends on its own image alone, as gradient penalties need it; the level enters by projection (Miyato
-    and Koyama 2018).
-    """
-
-    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 64):
-        super().__init__()
-        self.position = nn.Parameter(torch.zeros(1, width, *grid))
-        self.first = nn.Conv2d(channels, width, 3, padding=1)
-        self.layers = nn.Sequential(
-            PlainResidual(width),
-            PlainResidual(width),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # [B, 2 width, h/2, w/2]
-            PlainResidual(2 * width),
-            PlainResidual(2 * width),
-            nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1),  # [B, 4 width, h/4, w/4]
-            PlainResidual(4 * width),
-            nn.LeakyReLU(0.2),
-        )
-        self.score = nn.Linear(4 * width * (grid[0] // 4) * (grid[1] // 4), 1)
-        self.level = nn.Embedding(levels + 1, 4 * width)
-        nn.init.normal_(self.level.weight, 0, 0.1)
-
-    def forward(self, latents: Tensor, levels: Tensor) -> Tensor:
-        """latents [B, channels, h, w], levels int64 [B] -> logits [B]: the higher, the more real."""
-        features = self.layers(self.first(latents) + self.position)
-        level = (features.mean(dim=(2, 3)) * self.level(levels)).sum(1)
-        return (self.score(features.flatten(1))[:, 0] + level).float()
-
-
-class DCGAN(nn.Module):
+class DCGAN(Prior):
     """A GAN over the latents of an autoencoder, as a prior over its codes.
 
     Generator and discriminator live in normalised latents, so that the discriminator can't win by scale. `sample`
     maps back and snaps to the codebooks, so the decoder only ever sees code vectors.
 
-    `loss` "bce" is the course report's pair, which knows no slice levels; each channel is mapped to [-1, 1].
-    "r3gan" is `Refiner` and `Critic`; the channels are rotated to their principal axes and scaled to deviation 1.
+    `network` "baseline" is the course baseline's pair, which knows no slice levels; each channel is mapped to [-1, 1].
+    "refiner" is `Refiner` and `Critic`; the channels are rotated to their principal axes and scaled to deviation 1.
+    `width` and `components` are the refiner's.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, grid: tuple[int, int], channels: int, levels: int, loss: str = "r3gan"
+        self,
+        autoencoder: Autoencoder,
+        grid: tuple[int, int],
+        channels: int,
+        levels: int,
+        network: str = "refiner",
+        width: int = 96,
+        components: int = COMPONENTS,
     ):
-        super().__init__()
-        self.grid, self.channels, self.levels, self.loss = tuple(grid), channels, levels, loss
-        self.generator = Generator(grid, channels) if loss == "bce" else Refiner(self.grid, channels, levels)
-        self.snap: Callable[[Tensor], Codes] = autoencoder.snap
+        arguments = {"grid": list(grid), "channels": channels, "levels": levels, "network": network}
+        super().__init__(levels, arguments | {"width": width, "components": components})
+        self.grid, self.channels, self.network = tuple(grid), channels, network
+        self.title = {"refiner": "GAN-refined Gaussian", "baseline": "course baseline's DCGAN"}[network]
+        if network == "refiner":
+            self.generator = Refiner(self.grid, channels, levels, width, components)
+        else:
+            self.generator = Generator(self.grid, channels)
+        self.spoken = (autoencoder,)  # whose codes it draws; in a tuple, since it is no part of this network
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("axes", torch.eye(channels))  # a column is an axis
         self.register_buffer("scale", torch.ones(1, channels, 1, 1))
-        self.register_buffer("level_share", torch.ones(levels + 1))  # how often each is sampled when none is asked for
 
     def make_discriminator(self) -> nn.Module:
         """The opponent to train the generator with; sampling needs none."""
-        if self.loss == "bce":
+        if self.network == "baseline":
             return Discriminator(self.grid, self.channels)
         return Critic(self.grid, self.channels, self.levels)
 
@@ -463,7 +419,7 @@ class DCGAN(nn.Module):
         self.level_share.copy_(torch.bincount(levels, minlength=self.levels + 1) / len(levels))
         self.mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
         centred = latents - self.mean
-        if self.loss == "bce":
+        if self.network == "baseline":
             self.scale.copy_(centred.abs().amax(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
             return
         variance, axes = torch.linalg.eigh(torch.cov(centred.movedim(1, 0).flatten(1).double()))
@@ -487,29 +443,12 @@ class DCGAN(nn.Module):
         """z [B, z_dim], levels int64 [B] -> codes. In eval mode only: batch norm would mix the samples."""
         made = self.generator(z, levels).float() * self.scale
         with torch.autocast(z.device.type, enabled=False):
-            return self.snap(torch.einsum("bdhw,cd->bchw", made, self.axes) + self.mean)
+            return self.spoken[0].snap(torch.einsum("bdhw,cd->bchw", made, self.axes) + self.mean)
 
     def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
-        """One sample a seed: codes, each grid int64 [len(seeds), h, w].
-
-        `levels` int64 [len(seeds)] in [0, levels]; None draws them as often as they are in training.
-        """
         if levels is None:
             levels = draw_levels(seeds, self.level_share)
         return self.generate(self.noise(seeds), levels.to(self.mean.device))
-
-
-def draw_levels(seeds: Sequence[int], share: Tensor) -> Tensor:
-    """A slice level int64 [len(seeds)] for each seed, as likely as its `share` [levels + 1] says."""
-    streams = [seed + 2**32 for seed in seeds]  # of their own: a level must not say anything of the noise
-    uniform = seeded_rows(streams, 1, torch.rand)[:, 0].double()
-    cumulative = share.double().cpu().cumsum(0)
-    return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
-
-
-def seeded_rows(seeds: Sequence[int], n: int, draw: Callable[..., Tensor]) -> Tensor:
-    """[len(seeds), n] random numbers, each row from a CPU generator of its own: the same on any device."""
-    return torch.stack([draw(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 AUTOENCODERS = {"vqvae": VQVAE, "vqvae2": VQVAE2, "rqvae": RQVAE}

@@ -20,13 +20,14 @@ from tqdm import tqdm
 import dataset
 from dataset import DataSet, Slices
 from inference.codec import Codec, to_uint8
+from inference.loading import load_autoencoder
 from inference.sampling import Sampler, find_prior
 from modules import Codes
 from reading import nifti
 from reading.cache import SPLITS
 from report import plots
 from report.results import SCORES, Results, replacing
-from runtime import checkpoint, compute
+from runtime import compute
 from runtime.errors import InputError, Parser, exit_on_input_error, number
 from scoring import judge
 from scoring.metrics import code_counts, code_usage, reconstruction_scores, summarise
@@ -315,7 +316,7 @@ def main() -> int:
     settings = parse()
     on = compute.choose(settings.device, settings.precision)
     torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"  # scores are the same on every device
-    autoencoder, about = checkpoint.load_autoencoder(settings.checkpoint)
+    autoencoder, about = load_autoencoder(settings.checkpoint)
     codec = Codec(autoencoder, about["data"], on)
     sampler = find_sampler(settings, codec)
     with replacing(settings.out) as folder:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import dataset
 from dataset import Batches, Box, DataSet, Slices
 from inference.codec import Codec
+from inference.loading import load_autoencoder
 from modules import AUTOENCODERS, Autoencoder
 from report import page, plots
 from report.results import TRAINING_FIGURES
@@ -59,7 +60,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on:
     optimizer = make_optimizer(model, settings)
     stage = Stage(run, "autoencoder", settings.epochs, {"model": model, "optimizer": optimizer})
     warm_up = min(WARM_UP, batches.steps // 2)
-    about = {"model": settings.model, "arguments": arguments, "data": describe(data, box, settings)}
+    about = {"model": settings.model, "arguments": model.arguments, "data": describe(data, box, settings)}
     if not stage.resumed:
         count = sum(p.numel() for p in model.parameters())
         run.log(f"{settings.model}: {count:,} weights, on the {box.height}x{box.width} pixels that hold content")
@@ -245,7 +246,7 @@ def train(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute) ->
     elif run.reached("autoencoder"):
         train_autoencoder(run, data, settings, on)
     if settings.prior != "none":
-        autoencoder, about = checkpoint.load_autoencoder(run.folder / "vqvae.pth")
+        autoencoder, about = load_autoencoder(run.folder / "vqvae.pth")
         PRIORS[settings.prior](run, data, settings, on, Codec(autoencoder, about["data"], on), about)
     if run.main:
         report_training(run, data, settings)
@@ -264,7 +265,7 @@ def check_autoencoder(settings: argparse.Namespace, data: DataSet) -> None:
     """Raises InputError when --autoencoder is none, or of other data, or there is no prior to train for it."""
     if settings.prior == "none":
         raise InputError("--autoencoder with --prior none leaves nothing to train")
-    _, about = checkpoint.load_autoencoder(settings.autoencoder)
+    _, about = load_autoencoder(settings.autoencoder)
     if about["data"]["fingerprint"] != data.fingerprint:
         raise InputError(f"{settings.autoencoder} was trained on {about['data']['title']}, other data than {data.root}")
 

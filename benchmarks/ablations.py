@@ -21,7 +21,8 @@ import train
 from benchmarks import tables
 from benchmarks.trained import run_folder
 from inference.codec import Codec
-from runtime import checkpoint, compute
+from inference.loading import load_autoencoder
+from runtime import compute
 from runtime.errors import Parser, exit_on_input_error, number
 from training import options
 
@@ -50,7 +51,7 @@ ROWS = {  # name -> the options that differ from train.py's defaults
 def measure(run: Path, changed: list[str], on: compute.Compute) -> dict:
     """A row of the table."""
     settings = options.settle(options.parse("", changed)[0], None)
-    model, about = checkpoint.load_autoencoder(run / "vqvae.pth")
+    model, about = load_autoencoder(run / "vqvae.pth")
     codec = Codec(model, about["data"], on)
     with open(run / "metrics.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
@@ -111,7 +112,7 @@ def main() -> int:
         run = run_folder(folder, [*shared, *changed])
         rows[name] = measure(run, changed, on)
         print(f"{name}: validation SSIM {rows[name]['validation_ssim']:.4f}", flush=True)
-    _, about = checkpoint.load_autoencoder(run / "vqvae.pth")
+    _, about = load_autoencoder(run / "vqvae.pth")
     title = f"{about['data']['title']}, {settings.epochs} epochs, seed {settings.seed}, {on.describe()}"
     text = f"{title}\n\n{table(rows)}"
     tables.save(settings.out, "ablations", text, {"title": title, "rows": rows})

@@ -30,11 +30,12 @@ import dataset
 from benchmarks import tables
 from dataset import Slices
 from inference.codec import Codec, to_uint8
+from inference.loading import load_autoencoder
 from inference.sampling import Sampler
 from reading.cache import SPLITS
 from report import plots
 from report.style import Pictures
-from runtime import checkpoint, compute
+from runtime import compute
 from runtime.errors import InputError, Parser, exit_on_input_error, number
 from scoring.metrics import reconstruction_scores, summarise
 
@@ -121,7 +122,7 @@ def means(images: np.ndarray, pictures: np.ndarray) -> dict[str, float | None]:
 
 def run_model(path: Path, slices: Slices, on: compute.Compute) -> Coded:
     """Score the autoencoder at `path`, with the entropy-coded bytes where a pixelcnn.pth is beside it."""
-    autoencoder, about = checkpoint.load_autoencoder(path)
+    autoencoder, about = load_autoencoder(path)
     codec = Codec(autoencoder, about["data"], on)
     codes = codec.encode(slices.images)
     pictures = codec.decode(codes)

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import ablations
 from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
-from runtime import checkpoint, compute
+from inference.loading import load_autoencoder
+from runtime import compute
 from runtime.checkpoint import atomic
 from runtime.errors import InputError, Parser, exit_on_input_error
 
@@ -103,7 +104,7 @@ def scored(path: Path, data: str, out: Path) -> dict:
     """What predict.py says of an autoencoder's reconstructions of the test split."""
     call("predict.py", path, "--data", data, "--prior", "none", "--out", out)
     metrics = json.loads((out / "metrics.json").read_text())
-    model, about = checkpoint.load_autoencoder(path)
+    model, about = load_autoencoder(path)
     codes = metrics["codes"]
     return {key: metrics[key] for key in ("data", "images", "ssim", "foreground_ssim", "gaussian_ssim", "psnr")} | {
         "bytes": metrics["bytes_per_image"],

@@ -201,7 +201,7 @@ def _our_gan(bench: Bench, codec: Codec, codes: priors.CodeBatches, loss: str) -
     settings = argparse.Namespace(**options.DEFAULTS | {"gan_loss": loss})
     autoencoder = codec.autoencoder
     latents = codes.latents(autoencoder)
-    prior = DCGAN(autoencoder, latents.shape[2:], latents.shape[1], codes.unknown, loss)
+    prior = DCGAN(autoencoder, latents.shape[2:], latents.shape[1], codes.unknown, priors.NETWORKS[loss])
     prior = prior.to(bench.device, memory_format=torch.channels_last).train()
     prior.fit(latents, codes.levels)
     discriminator = prior.make_discriminator().to(bench.device, memory_format=torch.channels_last)

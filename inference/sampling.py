@@ -9,9 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inference.codec import Codec
-from modules import DCGAN, Codes, draw_levels
+from inference.loading import load_prior
+from modules import DCGAN
 from networks.pixelcnn import PixelCNN
-from runtime import checkpoint
+from networks.prior import Codes, draw_levels
 from runtime.errors import InputError
 from training.priors import PRIORS
 
@@ -33,11 +34,11 @@ class Sampler:
     """
 
     def __init__(self, path: Path, codec: Codec):
-        prior, self.about = checkpoint.load_prior(path, codec.autoencoder)
+        prior, self.about = load_prior(path, codec.autoencoder)
         self.prior, self.path, self.codec = prior.to(codec.on.device), path, codec
         self.is_gan = isinstance(prior, DCGAN)
         self.name = type(prior).__name__
-        self.levels = 0 if self.is_gan and prior.loss == "bce" else prior.levels
+        self.levels = 0 if self.is_gan and prior.network == "baseline" else prior.levels
 
     def check(self, level: int | None, temperature: float | None) -> None:
         """Raises InputError when the prior knows no such level, or no temperature."""

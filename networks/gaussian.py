@@ -15,15 +15,15 @@ EXAMPLES = 64_000_000  # numbers of the latents from which the components are fo
 class LatentGaussian(nn.Module):
     """p(latents | level) for latents [C, h, w]; level `levels` is that of slices whose level isn't known."""
 
-    def __init__(self, shape: tuple[int, int, int], levels: int):
+    def __init__(self, shape: tuple[int, int, int], levels: int, components: int = COMPONENTS):
         super().__init__()
         size = shape[0] * shape[1] * shape[2]
         self.shape, self.levels = shape, levels
-        self.z_dim = COMPONENTS + size
+        self.z_dim = components + size
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("components", torch.zeros(COMPONENTS, size, dtype=torch.float16))  # scaled
-        self.register_buffer("centre", torch.zeros(levels + 1, COMPONENTS))  # of each level, in components
-        self.register_buffer("spread", torch.zeros(levels + 1, COMPONENTS, COMPONENTS, dtype=torch.float16))  # Cholesky
+        self.register_buffer("components", torch.zeros(components, size, dtype=torch.float16))  # scaled
+        self.register_buffer("centre", torch.zeros(levels + 1, components))  # of each level, in components
+        self.register_buffer("spread", torch.zeros(levels + 1, components, components, dtype=torch.float16))  # Cholesky
         self.register_buffer("noise", torch.zeros(*shape))  # deviation of what the components leave out
 
     @torch.no_grad()
@@ -39,7 +39,7 @@ class LatentGaussian(nn.Module):
         rows = latents.flatten(1)
         self.mean.copy_(rows.mean(0))
         few = rows[:: -(-rows.numel() // EXAMPLES)]
-        found = min(COMPONENTS, few.shape[0] - 1, few.shape[1])
+        found = min(len(self.components), few.shape[0] - 1, few.shape[1])
         _, _, axes = torch.pca_lowrank((few - self.mean) * weight, found, center=False, niter=4)
         scores = torch.cat([((part - self.mean) * weight) @ axes for part in rows.split(512)])
         present = levels.unique()
@@ -65,7 +65,7 @@ class LatentGaussian(nn.Module):
 
     def forward(self, z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """z [B, z_dim] of N(0, 1), levels int64 [B] -> the components' part and the noise, each [B, C, h, w]."""
-        z, rest = z.split([COMPONENTS, z.shape[1] - COMPONENTS], dim=1)
+        z, rest = z.split([len(self.components), len(self.mean)], dim=1)
         with torch.autocast(z.device.type, enabled=False):
             scores = self.centre[levels] + torch.einsum("bij,bj->bi", self.spread[levels].float(), z.float())
             smooth = self.mean + scores @ self.components.float()

@@ -3,7 +3,7 @@
 van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders": a vertical stack sees the
 rows above, a horizontal stack the codes to the left, and both are gated. Masks come from shifting the input
 (Salimans et al. 2017, PixelCNN++): one row down for the vertical stack, one column right for the horizontal
-one. After that every convolution may look at its own place.
+one. After that every convolution may look at its own position.
 
 p(codes) = p(grid 1) p(grid 2 | grid 1) ...: the top of a VQVAE2 and then its bottom. The depths of an RQVAE are
 codes of one grid.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules import Codes, draw_levels, seeded_rows
+from networks.prior import Codes, Prior, draw_levels, seeded_rows
 
 
 class GatedLayer(nn.Module):
@@ -46,9 +46,9 @@ def _gate(x: Tensor) -> Tensor:
 
 
 class GridModel(nn.Module):
-    """p(codes of one grid | grids before it, level): from place to place in raster order, coarse to fine at each.
+    """p(codes of one grid | grids before it, level): from position to position in raster order, coarse to fine at each.
 
-    The gated layers see all codes of the places before; what they say of a place and its codes so far give the
+    The gated layers see all codes of the positions before; what they say of a position and its codes so far give the
     next code there (as the depth transformer of Lee et al. 2022, section 3.2.2, with a small network instead).
     """
 
@@ -62,12 +62,12 @@ class GridModel(nn.Module):
         layers: int,
         dropout: float,
     ):
-        """`sizes`: K of each code of a place; `before`: K of every grid of codes that is known beforehand."""
+        """`sizes`: K of each code of a position; `before`: K of every grid of codes that is known beforehand."""
         super().__init__()
         self.grid, self.depth = grid, len(sizes)
         self.embeddings = nn.ModuleList([nn.Embedding(k, width) for k in sizes])
         self.before = nn.ModuleList([nn.Embedding(k, width) for k in before])
-        self.mix = nn.Sequential(  # what the grids before say about each place, seen from all sides
+        self.mix = nn.Sequential(  # what the grids before say about each position, seen from all sides
             nn.Conv2d(width, width, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(width, width, 3, padding=1),
@@ -83,7 +83,7 @@ class GridModel(nn.Module):
         )
 
     def condition(self, before: Codes, levels: Tensor) -> Tensor:
-        """What holds for the whole grid: grids before it, place and level -> [B, width, rows, columns]."""
+        """What holds for the whole grid: grids before it, position and level -> [B, width, rows, columns]."""
         given = self.position + self.level(levels)[:, :, None, None]
         for embedding, codes in zip(self.before, before, strict=True):
             seen = embedding(codes).movedim(-1, 1)
@@ -93,7 +93,7 @@ class GridModel(nn.Module):
     def forward(self, codes: Codes, before: Codes, levels: Tensor) -> list[Tensor]:
         """codes [B, rows, columns] each -> logits [B, rows, columns, size] each.
 
-        Those of a place depend on the codes of the places before it, and on its own coarser codes.
+        Those of a position depend on the codes of the positions before it, and on its own coarser codes.
         """
         given = self.condition(before, levels)
         embedded = [embedding(grid) for embedding, grid in zip(self.embeddings, codes, strict=True)]
@@ -138,13 +138,13 @@ class GridModel(nn.Module):
                     pair = layer.horizontal(torch.stack([lefts[k], h], dim=2)[:, :, None])
                     mixed = pair[:, :, 0, 0] + row_given[k][:, :, j]
                     lefts[k], h = h, h + F.linear(_gate(mixed), layer.out.weight[:, :, 0, 0], layer.out.bias)
-                codes[:, i, j], left = self._place(h, uniform[:, i, j], temperature)
+                codes[:, i, j], left = self._position(h, uniform[:, i, j], temperature)
                 row.append(left)
             row_above = torch.stack(row, dim=2)
         return list(codes.unbind(-1))
 
-    def _place(self, seen: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """A place's codes [B, depth] and their summed embeddings [B, width], for what is `seen` of it [B, width]."""
+    def _position(self, seen: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """A position's codes [B, depth] and their summed embeddings [B, width], for what is `seen` of it [B, width]."""
         codes, told = [], torch.zeros_like(seen)
         for head, embedding, draw in zip(self.heads, self.embeddings, uniform.unbind(1), strict=True):
             logits = head(seen + told).float() / temperature
@@ -161,12 +161,13 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     )
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(Prior):
     """The prior of all grids together: `grids` [(rows, columns), ...] with `sizes` [K, ...] codes each.
 
-    Grids of one shape that follow each other, as the depths of an RQVAE do, share their gated layers. Levels are
-    axial slice levels in [0, levels); level `levels` is that of slices whose level isn't known.
+    Grids of one shape that follow each other, as the depths of an RQVAE do, share their gated layers.
     """
+
+    title = "PixelCNN"
 
     def __init__(
         self,
@@ -177,9 +178,8 @@ class PixelCNN(nn.Module):
         layers: int = 8,
         dropout: float = 0.2,
     ):
-        super().__init__()
-        self.levels = levels
-        self.register_buffer("level_share", torch.ones(levels + 1))  # how often each is sampled when none is asked for
+        arguments = {"grids": [list(grid) for grid in grids], "sizes": list(sizes), "levels": levels}
+        super().__init__(levels, arguments | {"width": width, "layers": layers, "dropout": dropout})
         shapes = [(tuple(shape), len(list(same))) for shape, same in groupby(grids, key=tuple)]
         starts = list(accumulate((depth for _, depth in shapes), initial=0))
         self.grids = nn.ModuleList(
@@ -201,10 +201,7 @@ class PixelCNN(nn.Module):
         return torch.stack(nats).sum(0) / math.log(2)
 
     def sample(self, seeds: Sequence[int], levels: Tensor | None = None, temperature: float = 1.0) -> Codes:
-        """One sample a seed: codes, each grid int64 [len(seeds), rows, columns]. In eval mode only.
-
-        `levels` int64 [len(seeds)] in [0, levels]; None draws them as often as they are in training.
-        """
+        """As `Prior.sample`; `temperature` divides the logits."""
         device = self.level_share.device
         if levels is None:
             levels = draw_levels(seeds, self.level_share)

@@ -1,30 +1,22 @@
 """What survives? Checkpoints: written whole or not at all, read without running code.
 
-A `.pth` holds tensors and plain Python values only and is loaded with `weights_only=True`. It carries what is
-needed to build the network again, and what it was trained on.
+A `.pth` holds tensors and plain Python values only and is loaded with `weights_only=True`.
 """
 
 import errno
-import hashlib
 import io
 import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from modules import AUTOENCODERS, DCGAN, Autoencoder
-from networks.pixelcnn import PixelCNN
 from runtime.errors import InputError
 
-# What a checkpoint says of its data.
-ABOUT_DATA = ("title", "root", "synthetic", "fingerprint", "size", "box", "levels", "axis", "slices")
-
-# What comes of building a network from arguments, and filling it with weights, that aren't its own.
+# What comes of building a network from a file's arguments, and filling it with weights, that aren't its own.
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, ZeroDivisionError)
 
 
@@ -79,54 +71,6 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-# ----------------------------------------------------------------------------------------------------
-# Networks from checkpoints
-
-
-def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any]]:
-    """The autoencoder of a vqvae.pth, in eval mode on the CPU, and what else the file says of it.
-
-    That is "model", "arguments", "epoch", "validation_ssim", "identity", and "data": title, root, synthetic,
-    fingerprint, size [H, W], box [top, left, height, width], levels, and the axis and slices of volumes. Raises
-    InputError when it is another file.
-    """
-    content = load(path, "autoencoder")
-    try:
-        model = AUTOENCODERS[content["model"]](**content["arguments"])
-        model.load_state_dict(content["state"])
-        about = {key: content[key] for key in ("model", "arguments", "epoch", "validation_ssim", "data")}
-        about["data"] = {key: about["data"][key] for key in ABOUT_DATA}
-    except MISFITS as error:
-        raise InputError(f"{path} holds a network that this version doesn't know; train it again") from error
-    return model.eval(), about | {"identity": identity(model)}
-
-
 def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A prior's weights as float16, for a file of half the size; loading makes them float32 again."""
     return {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
-
-
-def identity(model: Autoencoder) -> str:
-    """SHA-256 of the weights: says which autoencoder's codes a prior speaks."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not name.endswith(("usage", "cluster_size", "cluster_sum")):
-            digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load_prior(path: Path, autoencoder: Autoencoder) -> tuple[DCGAN | PixelCNN, dict[str, Any]]:
-    """The prior of a dcgan.pth or pixelcnn.pth, in eval mode on the CPU, and what else the file says of it.
-
-    Raises InputError when it is another kind of file, or was trained on another autoencoder's codes.
-    """
-    content = load(path, "prior")
-    if content.get("autoencoder") != identity(autoencoder):
-        raise InputError(f"{path} was trained with another autoencoder; give the --prior of this one's run")
-    try:
-        build = {"dcgan": partial(DCGAN, autoencoder), "pixelcnn": PixelCNN}[content["model"]]
-        prior = build(**content["arguments"])
-        prior.load_state_dict(content["state"])
-    except MISFITS as error:
-        raise InputError(f"{path} holds a network that this version doesn't know; train it again") from error
-    return prior.eval(), {key: value for key, value in content.items() if key != "state"}

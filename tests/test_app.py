@@ -21,6 +21,7 @@ from PIL import Image
 
 import app
 from inference.codec import Codec
+from inference.loading import load_autoencoder
 from inference.sampling import WALK
 from networks.pixelcnn import PixelCNN
 from runtime import checkpoint
@@ -38,7 +39,7 @@ def folder(tiny_run, tmp_path_factory):
     """The autoencoder of `tiny_run` beside an untrained PixelCNN; that run's DCGAN draws the same for every seed."""
     folder = tmp_path_factory.mktemp("played")
     shutil.copy(tiny_run / "vqvae.pth", folder)
-    autoencoder, about = checkpoint.load_autoencoder(folder / "vqvae.pth")
+    autoencoder, about = load_autoencoder(folder / "vqvae.pth")
     codec = Codec(autoencoder, about["data"], CPU)
     arguments = {"grids": [list(shape) for shape in codec.grid_shapes()], "sizes": autoencoder.codebook_sizes}
     arguments |= {"levels": about["data"]["levels"], "width": 16, "layers": 3}

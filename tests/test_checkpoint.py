@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import modules
+from inference.loading import identity, load_autoencoder, load_prior
 from modules import AUTOENCODERS, DCGAN
 from networks.pixelcnn import PixelCNN
 from runtime import checkpoint
@@ -25,7 +26,7 @@ def written(tmp_path):
     model = modules.VQVAE(**arguments).eval()
     content = {"kind": "autoencoder", "model": "vqvae", "arguments": arguments, "data": DATA, "epoch": 3}
     checkpoint.save(tmp_path / "vqvae.pth", content | {"validation_ssim": 0.9, "state": model.state_dict()})
-    about = {"kind": "prior", "autoencoder": checkpoint.identity(model), "epoch": 1}
+    about = {"kind": "prior", "autoencoder": identity(model), "epoch": 1}
     gan = {"grid": [8, 8], "channels": 64, "levels": 4}
     dcgan = DCGAN(model, **gan).eval()
     dcgan.mean.fill_(0.5)
@@ -41,17 +42,17 @@ def written(tmp_path):
 
 
 def test_autoencoder_comes_back(written):
-    model, about = checkpoint.load_autoencoder(written["folder"] / "vqvae.pth")
+    model, about = load_autoencoder(written["folder"] / "vqvae.pth")
     assert not model.training
     assert all(torch.equal(written["model"].state_dict()[n], t) for n, t in model.state_dict().items())
     assert (about["data"], about["epoch"], about["validation_ssim"]) == (DATA, 3, 0.9)
-    assert about["identity"] == checkpoint.identity(written["model"])
+    assert about["identity"] == identity(written["model"])
 
 
 @pytest.mark.parametrize("name", ["dcgan", "pixelcnn"])
 def test_prior_comes_back_and_samples_the_same(name, written):
     """The statistics of the normalisation travel with the DCGAN."""
-    prior, about = checkpoint.load_prior(written["folder"] / f"{name}.pth", written["model"])
+    prior, about = load_prior(written["folder"] / f"{name}.pth", written["model"])
     assert not prior.training
     assert about["epoch"] == 1
     for a, b in zip(prior.sample([1, 2]), written[name].sample([1, 2]), strict=True):
@@ -60,11 +61,11 @@ def test_prior_comes_back_and_samples_the_same(name, written):
 
 def test_identity_is_of_what_decides_the_codes(written):
     model = written["model"]
-    before = checkpoint.identity(model)
+    before = identity(model)
     model.quantizers[0].usage += 1
-    assert checkpoint.identity(model) == before
+    assert identity(model) == before
     model.quantizers[0].codebook[3, 5] += 1e-3
-    assert checkpoint.identity(model) != before
+    assert identity(model) != before
 
 
 @pytest.mark.parametrize("name", sorted(AUTOENCODERS))
@@ -74,7 +75,7 @@ def test_every_autoencoder_loads_with_weights_only(name, tmp_path):
     content["validation_ssim"] = 0.5
     checkpoint.save(tmp_path / "a.pth", content | {"state": model.state_dict()})
     assert torch.load(tmp_path / "a.pth", weights_only=True)["model"] == name
-    assert type(checkpoint.load_autoencoder(tmp_path / "a.pth")[0]) is type(model)
+    assert type(load_autoencoder(tmp_path / "a.pth")[0]) is type(model)
 
 
 # ------------------------------------------------------------------------------------------- what is refused
@@ -107,9 +108,9 @@ def test_a_pickled_call_is_refused_and_does_not_run(kind, how, tmp_path):
 def test_the_file_of_another_kind_is_refused(written):
     folder = written["folder"]
     with pytest.raises(InputError, match="holds prior, not the state of a autoencoder"):
-        checkpoint.load_autoencoder(folder / "dcgan.pth")
+        load_autoencoder(folder / "dcgan.pth")
     with pytest.raises(InputError, match="holds autoencoder, not"):
-        checkpoint.load_prior(folder / "vqvae.pth", written["model"])
+        load_prior(folder / "vqvae.pth", written["model"])
     for content in ([1, 2], {"kind": 5}, {"state": {}}, torch.zeros(3), "text"):
         torch.save(content, folder / "other.pth")
         with pytest.raises(InputError, match="not the state of a run"):
@@ -120,7 +121,7 @@ def test_the_prior_of_another_autoencoder_is_refused(written):
     torch.manual_seed(1)
     for name in ("dcgan", "pixelcnn"):
         with pytest.raises(InputError, match="another autoencoder"):
-            checkpoint.load_prior(written["folder"] / f"{name}.pth", modules.VQVAE(16))
+            load_prior(written["folder"] / f"{name}.pth", modules.VQVAE(16))
 
 
 @pytest.mark.parametrize("name", ["vqvae", "dcgan", "pixelcnn"])
@@ -143,9 +144,7 @@ def test_the_prior_of_another_autoencoder_is_refused(written):
 def test_a_network_that_does_not_fit_is_refused(name, change, written):
     path = written["folder"] / f"{name}.pth"
     checkpoint.save(path, torch.load(path, weights_only=True) | change)
-    load = (
-        checkpoint.load_autoencoder if name == "vqvae" else partial(checkpoint.load_prior, autoencoder=written["model"])
-    )
+    load = load_autoencoder if name == "vqvae" else partial(load_prior, autoencoder=written["model"])
     with pytest.raises(InputError, match="train it again"):
         load(path)
 
@@ -158,10 +157,10 @@ def test_a_checkpoint_without_a_part_is_refused(missing, written):
         content.pop(missing, None)
         checkpoint.save(path, content)
     with pytest.raises(InputError):
-        checkpoint.load_autoencoder(written["folder"] / "vqvae.pth")
+        load_autoencoder(written["folder"] / "vqvae.pth")
     if missing != "data":
         with pytest.raises(InputError):
-            checkpoint.load_prior(written["folder"] / "pixelcnn.pth", written["model"])
+            load_prior(written["folder"] / "pixelcnn.pth", written["model"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
@@ -170,7 +169,7 @@ def test_a_truncated_file_is_refused(share, written):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match="damaged"):
-        checkpoint.load_autoencoder(path)
+        load_autoencoder(path)
 
 
 def test_a_changed_byte_of_a_weight_is_noticed(written):
@@ -183,7 +182,7 @@ def test_a_changed_byte_of_a_weight_is_noticed(written):
     path.write_bytes(data)
     torch.load(path, weights_only=True)
     with pytest.raises(InputError, match="damaged"):
-        checkpoint.load_autoencoder(path)
+        load_autoencoder(path)
 
 
 @pytest.mark.parametrize("path", ["nowhere.pth", "."])

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import modules
-from modules import AUTOENCODERS, DCGAN, VQVAE, VQVAE2, Discriminator, Generator, draw_levels
+from modules import AUTOENCODERS, DCGAN, VQVAE, VQVAE2, Discriminator, Generator
 from networks.gaussian import NOISE, LatentGaussian
+from networks.prior import draw_levels
 from networks.quantizer import VectorQuantizer
 
 NAMES = sorted(AUTOENCODERS)
@@ -387,11 +388,11 @@ def test_bypassed_autoencoder_learns_without_codes(name):
 # ------------------------------------------------------------------------------------------- DCGAN
 
 
-def gan(loss="bce", name="vqvae") -> tuple[DCGAN, torch.Tensor]:
+def gan(network="baseline", name="vqvae") -> tuple[DCGAN, torch.Tensor]:
     model = autoencoder(name)
     real = model.embed(model.encode(pictures(16, 32, 32))).detach()
     torch.manual_seed(3)
-    prior = DCGAN(model, tuple(real.shape[2:]), real.shape[1], levels=4, loss=loss)
+    prior = DCGAN(model, tuple(real.shape[2:]), real.shape[1], levels=4, network=network)
     prior.fit(real, LEVELS)
     return prior.eval(), real
 
@@ -400,15 +401,15 @@ LEVELS = torch.tensor([0] * 4 + [1] * 6 + [3] * 5 + [4])  # 4: unknown
 
 
 @pytest.mark.parametrize("scale", [0.002, 1.0, 50.0])
-@pytest.mark.parametrize("loss", ["bce", "r3gan"])
-def test_normalised_latents_fill_the_generators_range(loss, scale):
+@pytest.mark.parametrize("network", ["baseline", "refiner"])
+def test_normalised_latents_fill_the_generators_range(network, scale):
     """Mistake 4: Tanh in [-1, 1] faced latents of about +-0.002, and the discriminator won by scale alone."""
-    prior, real = gan(loss)
+    prior, real = gan(network)
     real = real * scale + 3 * scale
     prior.fit(real, LEVELS)
     normal = prior.normalise(real)
     torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(real.shape[1]), atol=1e-4, rtol=0)
-    if loss == "bce":
+    if network == "baseline":
         torch.testing.assert_close(normal.abs().amax((0, 2, 3)), torch.ones(real.shape[1]))
     else:  # uncorrelated, and of deviation 1 but for axes along which next to nothing happens
         covariance = torch.cov(normal.movedim(1, 0).flatten(1).double()).float()
@@ -420,9 +421,9 @@ def test_normalised_latents_fill_the_generators_range(loss, scale):
     torch.testing.assert_close(back, real, rtol=1e-4, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("loss", ["bce", "r3gan"])
-def test_normalisation_of_a_constant_channel_is_finite(loss):
-    prior, real = gan(loss)
+@pytest.mark.parametrize("network", ["baseline", "refiner"])
+def test_normalisation_of_a_constant_channel_is_finite(network):
+    prior, real = gan(network)
     real[:, 0] = 5.0
     prior.fit(real, LEVELS)
     assert prior.normalise(real).isfinite().all()
@@ -430,11 +431,11 @@ def test_normalisation_of_a_constant_channel_is_finite(loss):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("loss", ["bce", "r3gan"])
-def test_decoder_sees_code_vectors_only(loss, name):
+@pytest.mark.parametrize("network", ["baseline", "refiner"])
+def test_decoder_sees_code_vectors_only(network, name):
     """Mistake 4: the generator's output went to the decoder without being snapped to the codebook."""
-    prior, _ = gan(loss, name)
-    model = prior.snap.__self__
+    prior, _ = gan(network, name)
+    model = prior.spoken[0]
     codes = prior.sample(range(4))
     for grid, size in zip(codes, model.codebook_sizes, strict=True):
         assert grid.dtype == torch.int64
@@ -447,9 +448,9 @@ def test_decoder_sees_code_vectors_only(loss, name):
     assert torch.equal(seen[0], model.embed(codes))
 
 
-@pytest.mark.parametrize("loss", ["bce", "r3gan"])
-def test_sample_depends_on_its_own_seed_only(loss):
-    prior, _ = gan(loss)
+@pytest.mark.parametrize("network", ["baseline", "refiner"])
+def test_sample_depends_on_its_own_seed_only(network):
+    prior, _ = gan(network)
     levels = torch.tensor([0, 1, 2, 4])
     together = prior.sample([3, 1, 4, 9], levels)
     torch.manual_seed(123)  # nor on the global generator
@@ -486,22 +487,22 @@ def test_draft_has_the_latents_mean_and_covariance():
 
 
 def test_refiner_starts_from_its_draft():
-    prior, _ = gan("r3gan")
+    prior, _ = gan("refiner")
     z, levels = prior.noise([1, 2]), torch.tensor([0, 3])
     torch.testing.assert_close(prior.generator(z, levels), sum(prior.generator.draft(z, levels)))
 
 
-@pytest.mark.parametrize("loss", ["bce", "r3gan"])
+@pytest.mark.parametrize("network", ["baseline", "refiner"])
 @pytest.mark.parametrize("grid", [(64, 64), (44, 52), (8, 8), (16, 8)])
-def test_gan_fits_any_grid(grid, loss):
-    prior = DCGAN(autoencoder("vqvae"), grid, channels=6, levels=3, loss=loss).eval()
+def test_gan_fits_any_grid(grid, network):
+    prior = DCGAN(autoencoder("vqvae"), grid, channels=6, levels=3, network=network).eval()
     fake = prior.generator(prior.noise([0, 1]), torch.tensor([0, 3]))
     assert fake.shape == (2, 6, *grid)
     assert prior.make_discriminator()(fake, torch.tensor([0, 3])).shape == (2,)
 
 
 def test_reports_gan_ends_in_tanh_and_logits():
-    prior, _ = gan("bce")
+    prior, _ = gan("baseline")
     fake = prior.generator(100 * prior.noise([0]), None)
     assert fake.abs().max() <= 1
     assert not any(isinstance(m, nn.Sigmoid) for m in prior.make_discriminator().modules())

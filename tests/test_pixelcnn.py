@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules import seeded_rows
 from networks.pixelcnn import GridModel, PixelCNN, _invert
+from networks.prior import seeded_rows
 
 GRIDS = {
     "one grid": ([(5, 4)], [7]),

@@ -16,9 +16,10 @@ from skimage.metrics import structural_similarity
 import dataset
 import predict
 from inference.codec import Codec
+from inference.loading import load_autoencoder
 from inference.sampling import WALK, Sampler
-from modules import draw_levels
 from networks.pixelcnn import PixelCNN
+from networks.prior import draw_levels
 from report.results import replacing
 from runtime import checkpoint, compute
 
@@ -42,7 +43,7 @@ def call(monkeypatch, capsys, tiny_run, tmp_path):
 
 
 def open_codec(run):
-    autoencoder, about = checkpoint.load_autoencoder(run / "vqvae.pth")
+    autoencoder, about = load_autoencoder(run / "vqvae.pth")
     return Codec(autoencoder, about["data"], compute.choose("cpu", "fp32"))
 
 
@@ -70,7 +71,7 @@ def judged(tiny_run, tiny_cache):
 @pytest.fixture(scope="module")
 def pixelcnn(tiny_run, tmp_path_factory):
     """A PixelCNN that holds every code alike, so that it needs log2 K bits a code."""
-    _, about = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")
+    _, about = load_autoencoder(tiny_run / "vqvae.pth")
     _, _, height, width = about["data"]["box"]
     arguments = {"grids": [[height // 4, width // 4]], "sizes": [64], "levels": LEVELS, "width": 8, "layers": 1}
     prior = PixelCNN(**arguments)
@@ -101,7 +102,7 @@ def test_scores_are_scikit_images_on_the_whole_test_split(judged, tiny_run, tiny
     assert rows == read_scores(judged[1])
     slices = dataset.load(str(tiny_data), ("test",)).splits["test"]
     assert [row["name"] for row in rows] == slices.names
-    model, about = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")
+    model, about = load_autoencoder(tiny_run / "vqvae.pth")
     box = dataset.Box(*about["data"]["box"])
     original = torch.from_numpy(np.array(slices.images[[3]]))[:, None] / 255
     with torch.inference_mode():
@@ -118,7 +119,7 @@ def test_metrics_agree_with_the_scores_and_the_grid_that_is_coded(judged, tiny_r
     expected = {"mean": ssim.mean(), "std": ssim.std(), "min": ssim.min(), "max": ssim.max()}
     assert {key: metrics["ssim"][key] for key in expected} == pytest.approx(expected)
     assert metrics["ssim"]["passed"] == (ssim >= 0.6).sum()
-    box = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")[1]["data"]["box"]
+    box = load_autoencoder(tiny_run / "vqvae.pth")[1]["data"]["box"]
     codes = box[2] // 4 * box[3] // 4  # not 64x64: the margins cost nothing
     assert metrics["bytes_per_image"] == codes * 6 / 8  # 64 codes are 6 bits each
     assert metrics["codes"][0]["grid"] == f"{box[2] // 4}x{box[3] // 4}"

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from inference.codec import Codec
-from modules import VQVAE, Critic
+from modules import VQVAE
 from networks.pixelcnn import PixelCNN
+from networks.refiner import Critic
 from runtime.compute import Compute
 from runtime.errors import InputError
 from training import priors

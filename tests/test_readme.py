@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import readme
 from benchmarks.tables import markdown
-from runtime import checkpoint
+from inference.loading import load_autoencoder, load_prior
 from runtime.errors import InputError
 
 RESULTS = json.loads((readme.RESOURCES / "results.json").read_text())
@@ -56,7 +56,7 @@ def test_checkpoints_are_taken_from_the_repository_or_from_finished_runs(tmp_pat
 
 @pytest.mark.parametrize("name", ["rqvae", "rqvae_4356", "vqvae"])
 def test_pretrained_autoencoders_are_those_of_the_table(name):
-    model, about = checkpoint.load_autoencoder(readme.PRETRAINED / readme.AUTOENCODERS[name].file)
+    model, about = load_autoencoder(readme.PRETRAINED / readme.AUTOENCODERS[name].file)
     row = RESULTS["autoencoders"][name]
     assert about["epoch"] == row["epoch"]
     assert sum(p.numel() for p in model.parameters()) == row["parameters"]
@@ -66,8 +66,8 @@ def test_pretrained_autoencoders_are_those_of_the_table(name):
 
 @pytest.mark.parametrize("name", ["dcgan", "pixelcnn", "report_gan"])
 def test_pretrained_priors_speak_the_codes_of_the_default(name):
-    autoencoder, _ = checkpoint.load_autoencoder(readme.DEFAULT)
-    _, about = checkpoint.load_prior(readme.PRETRAINED / readme.PRIORS[name].file, autoencoder)
+    autoencoder, _ = load_autoencoder(readme.DEFAULT)
+    _, about = load_prior(readme.PRETRAINED / readme.PRIORS[name].file, autoencoder)
     assert about["epoch"] == RESULTS["priors"][name]["epoch"]
 
 

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 import train
+from inference.loading import load_autoencoder
 from runtime import checkpoint
 from runtime.errors import InputError
 from training import priors, run
@@ -411,7 +412,7 @@ def test_best_is_the_highest_and_never_overwritten_by_a_worse_one(scores, traine
     monkeypatch.setattr(train, "validation_ssim", lambda *args: left.pop(0))
     _, folder = trainer(epochs=len(scores))
     best = max(s for s in scores if s == s)
-    about = checkpoint.load_autoencoder(folder / "vqvae.pth")[1]
+    about = load_autoencoder(folder / "vqvae.pth")[1]
     assert (about["validation_ssim"], about["epoch"]) == (best, scores.index(best) + 1)
 
 

@@ -28,6 +28,7 @@ import dataset
 import train
 from dataset import Box, content_box
 from inference.codec import Codec
+from inference.loading import load_autoencoder, load_prior
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError
@@ -60,12 +61,12 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def test_checkpoints_say_what_they_are(tiny_run):
-    model, about = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")
+    model, about = load_autoencoder(tiny_run / "vqvae.pth")
     assert (about["model"], about["data"]["synthetic"], about["data"]["levels"]) == ("vqvae", True, 32)
     assert about["data"]["size"] == [256, 256]
     box = Box(*about["data"]["box"])
     assert max(box.height, box.width) <= 64  # the blobs' place on the canvas
-    prior, about = checkpoint.load_prior(tiny_run / "dcgan.pth", model)
+    prior, about = load_prior(tiny_run / "dcgan.pth", model)
     codes = model.encode(torch.rand(2, 1, box.height, box.width))
     assert [grid.shape for grid in prior.sample([0, 1])] == [grid.shape for grid in codes]
     assert about["epoch"] == 1
@@ -74,7 +75,7 @@ def test_checkpoints_say_what_they_are(tiny_run):
 def test_validation_score_is_scikit_images_of_the_best_model(tiny_run, tiny_data, tiny_cache, monkeypatch):
     """On the full 256x256 pictures of the whole validation split. Mistake 2: the best by loss was not the best."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_cache))
-    model, about = checkpoint.load_autoencoder(tiny_run / "vqvae.pth")
+    model, about = load_autoencoder(tiny_run / "vqvae.pth")
     scores = [float(row["validation_ssim"]) for row in metrics(tiny_run) if row["validation_ssim"]]
     assert about["validation_ssim"] == max(scores)
     originals = dataset.load(str(tiny_data)).splits["validate"].images
@@ -284,7 +285,7 @@ def test_training_learns(tmp_path, monkeypatch):
     trainer = tiny.Trainer(tmp_path, monkeypatch)
     monkeypatch.setattr(train, "WARM_UP", 8)
     _, folder = trainer(epochs=24, batch_size=8, lr=3e-3)
-    model, about = checkpoint.load_autoencoder(folder / "vqvae.pth")
+    model, about = load_autoencoder(folder / "vqvae.pth")
     images = tiny.data_set().splits["validate"].images
     codec = Codec(model, about["data"], CPU)
     codes = codec.encode(images)
@@ -308,7 +309,7 @@ def test_sides_that_no_factor_divides_are_padded(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="padded"):
         status, folder = trainer(data=tmp_path / "set", epochs=1, model="vqvae2")
     assert status == 0
-    size = checkpoint.load_autoencoder(folder / "vqvae.pth")[1]["data"]["size"]
+    size = load_autoencoder(folder / "vqvae.pth")[1]["data"]["size"]
     assert size == [32, 32]
 
 
@@ -339,9 +340,9 @@ def test_a_prior_for_a_trained_autoencoder(tiny_run, tiny_data, tiny_cache, tmp_
     done = run_script("train.py", *arguments, "--out", tmp_path, "--device", "cpu", cache=tiny_cache)
     assert done.returncode == 0, done.stderr
     [run] = tmp_path.iterdir()
-    autoencoder, about = checkpoint.load_autoencoder(run / "vqvae.pth")
-    assert about["identity"] == checkpoint.load_autoencoder(trained)[1]["identity"]
-    checkpoint.load_prior(run / "pixelcnn.pth", autoencoder)
+    autoencoder, about = load_autoencoder(run / "vqvae.pth")
+    assert about["identity"] == load_autoencoder(trained)[1]["identity"]
+    load_prior(run / "pixelcnn.pth", autoencoder)
     assert {row["stage"] for row in metrics(run)} == {"pixelcnn"}
     again = run_script("train.py", "--resume", run, "--prior-epochs", "2", cache=tiny_cache)
     assert again.returncode == 0, again.stderr

@@ -33,6 +33,9 @@ GAN = {  # loss -> Adam's betas, and how slowly the generator that samples follo
 }
 
 
+NETWORKS = {"r3gan": "refiner", "bce": "baseline"}
+
+
 class CodeBatches:
     """A split's codes and slice levels, resident on the device; level `levels` is that of slices without one."""
 
@@ -78,7 +81,7 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
     autoencoder = codec.autoencoder
     latents = batches.latents(autoencoder)
     arguments = {"grid": list(latents.shape[2:]), "channels": latents.shape[1], "levels": levels}
-    arguments["loss"] = settings.gan_loss
+    arguments["network"] = NETWORKS[settings.gan_loss]
     prior = DCGAN(autoencoder, **arguments).to(on.device, memory_format=torch.channels_last)
     prior.fit(latents, batches.levels)
     del latents
@@ -114,7 +117,12 @@ def train_dcgan(run: Run, data: DataSet, settings: argparse.Namespace, on: Compu
             verdict = judge_samples(samples, batches, codec, judge)
             row |= verdict
             if stage.is_best(-distance(row)):
-                content = {"kind": "prior", "model": "dcgan", "arguments": arguments, "autoencoder": about["identity"]}
+                content = {
+                    "kind": "prior",
+                    "model": "dcgan",
+                    "arguments": prior.arguments,
+                    "autoencoder": about["identity"],
+                }
                 run.save(
                     "dcgan.pth", content | {"state": checkpoint.halved(sampler.state_dict()), "epoch": epoch, **row}
                 )
@@ -263,7 +271,12 @@ def train_pixelcnn(
         row = stage.means()
         row["validation_bits"] = held_out_bits(average.module.eval(), held_out, on) / codes_per_image
         if stage.is_best(-row["validation_bits"]):
-            content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
+            content = {
+                "kind": "prior",
+                "model": "pixelcnn",
+                "arguments": prior.arguments,
+                "autoencoder": about["identity"],
+            }
             content |= {"state": checkpoint.halved(average.module.state_dict()), "epoch": epoch, **row}
             run.save("pixelcnn.pth", content)
         stage.end_epoch(row)

@@ -1,0 +1,37 @@
+"""Every network knows its own sizes, so that a changed default leaves old checkpoints loadable."""
+
+import inspect
+
+import pytest
+import torch
+
+from modules import AUTOENCODERS, DCGAN, VQVAE
+from networks.pixelcnn import PixelCNN
+
+SMALL = {"rqvae": {"codebook_size": 8, "depth": 2, "width": 8, "blocks": 1, "dim": 4}}
+
+
+def autoencoders():
+    return [AUTOENCODERS[name](**SMALL.get(name, {"codebook_size": 8})) for name in AUTOENCODERS]
+
+
+def priors():
+    shape = {"grid": (4, 6), "channels": 3, "levels": 2, "width": 8, "components": 5}
+    made = [DCGAN(VQVAE(), network=network, **shape) for network in ("refiner", "baseline")]
+    return [*made, PixelCNN([(4, 6)], [8], 2, width=8, layers=2)]
+
+
+@pytest.mark.parametrize("network", [*autoencoders(), *priors()], ids=lambda network: type(network).__name__)
+def test_arguments_are_all_that_the_network_is_built_from(network):
+    needed = set(inspect.signature(type(network)).parameters) - {"autoencoder"}
+    assert set(network.arguments) == needed
+    given = [VQVAE()] if isinstance(network, DCGAN) else []
+    again = type(network)(*given, **network.arguments)
+    again.load_state_dict(network.state_dict())  # raises where a shape differs
+    assert again.arguments == network.arguments
+
+
+@pytest.mark.parametrize("model", autoencoders(), ids=lambda model: type(model).__name__)
+def test_grid_shapes_are_those_of_the_codes(model):
+    codes = model.eval().encode(torch.rand(2, 1, 32, 48))
+    assert model.grid_shapes(32, 48) == [tuple(grid.shape[1:]) for grid in codes]
