@@ -29,8 +29,8 @@ from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
 from inference.loading import load_autoencoder
 from runtime import compute
-from runtime.checkpoint import atomic
 from runtime.errors import InputError, Parser, exit_on_input_error
+from runtime.files import atomic
 
 RESOURCES = ROOT / "resources"
 PRETRAINED = RESOURCES / "pretrained"

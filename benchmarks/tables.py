@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from runtime.checkpoint import atomic
+from runtime.files import atomic
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:

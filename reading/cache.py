@@ -9,7 +9,6 @@ at any time.
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from reading import images, nifti
 from runtime.errors import InputError
+from runtime.files import whole_folder
 
 SPLITS = ("train", "validate", "test")
 LAYOUTS = ("keras_png_slices_{}", "keras_slices_{}", "{}")
@@ -299,13 +299,5 @@ def _build(listing: Listing, axis: int, slices: str | None, folder: Path) -> dic
     """Decode a data set into `folder`: all of it, or nothing. The caller holds the lock."""
     total = sum(map(len, listing.files.values()))
     print(f"decoding {total:,} files of {listing.root} once, to {folder}", flush=True)
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    for leftover in (temporary, folder):  # of a process that was killed; a damaged cache
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        index = _decode_all(listing, axis, slices, temporary)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return index
+    with whole_folder(folder, replace=True) as new:  # what is there is a damaged cache
+        return _decode_all(listing, axis, slices, new)

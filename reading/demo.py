@@ -8,8 +8,6 @@ nothing measured on them says how a model does on real ones: every figure and ta
 
 import json
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from scipy.interpolate import BSpline
 from tqdm import tqdm
 
 from runtime.errors import InputError
+from runtime.files import whole_folder
 
 PEOPLE, SEED = 40, 0
 LEVELS = 32  # axial slices a person, 1 mm apart
@@ -46,8 +45,6 @@ def ensure(cache_root: Path) -> Path:
         cache_root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
             if not is_demo(folder):  # else another process made it while this one waited
-                for leftover in cache_root.glob(f"{folder.name}.tmp-*"):  # of a process that was killed
-                    shutil.rmtree(leftover, ignore_errors=True)
                 make(folder)
     except OSError as error:
         raise InputError(f"can't write the demo set to {cache_root} ({error}): set XDG_CACHE_HOME elsewhere") from error
@@ -75,13 +72,11 @@ def make(folder: Path, people: int = PEOPLE, seed: int = SEED) -> None:
 
 def _make(folder: Path, splits: list[str], seed: int) -> None:
     """A person for each entry of `splits`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.tmp-"))
-    try:
+    with whole_folder(folder) as new:
         template = Template()
 
         def write(number: int) -> None:
-            target = temporary / f"keras_png_slices_{splits[number]}"
+            target = new / f"keras_png_slices_{splits[number]}"
             target.mkdir(exist_ok=True)
             for level, picture in enumerate(person(template, np.random.default_rng([seed, number]))):
                 Image.fromarray(picture).save(target / f"case_{number + 1:03d}_slice_{level}.nii.png")
@@ -90,13 +85,7 @@ def _make(folder: Path, splits: list[str], seed: int) -> None:
             people = pool.map(write, range(len(splits)))
             list(tqdm(people, "synthetic people", len(splits), unit="person", disable=None))
         made = {"synthetic": True, "source": "MNI152 template", "people": len(splits), "seed": seed, "version": VERSION}
-        (temporary / MARKER).write_text(json.dumps(made) + "\n")
-        temporary.chmod(0o755)  # mkdtemp's folder is for its owner alone
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (new / MARKER).write_text(json.dumps(made) + "\n")
 
 
 class Template:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageSequence
 
 from report.plots import SSIM_PASS, unit_range
-from runtime.checkpoint import atomic
+from runtime.files import atomic
 
 PAIRS = 64  # slices that the slider can show
 FRAMES, FRAME_WIDTH = 24, 1200  # an animation has at most so many frames, of at most so many pixels across

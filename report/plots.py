@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image
 
 from report.style import BLUE, INK, VERMILION, Pictures, chart
-from runtime.checkpoint import atomic
+from runtime.files import atomic
 
 ERROR_GAIN = 5  # error maps show this many times the absolute error, since the error itself is all but black
 CODE_COLUMNS = 5  # tiles beside each other in a map of codes

@@ -12,8 +12,6 @@ predict/
 import csv
 import io
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +21,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from report import page
-from runtime.checkpoint import atomic
 from runtime.errors import InputError
+from runtime.files import atomic, whole_folder
 
 FIGURES = {  # name in the report -> file
     "ssim_distribution": "ssim.png",
@@ -55,20 +53,13 @@ def replacing(out: Path) -> Iterator[Path]:
     Raises InputError when `out` can't be made, or holds anything that predict.py doesn't write.
     """
     out = out.resolve()
-    hidden = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    new, old = hidden / "new", hidden / "old"
     try:
         if foreign := sorted({entry.name for entry in out.iterdir()} - FILES if out.exists() else []):
             raise InputError(f"{out} holds {foreign[0]}, which is not of predict.py: choose another --out")
-        new.mkdir(parents=True)
-        yield new
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
+        with whole_folder(out, replace=True) as new:
+            yield new
     except OSError as error:
         raise InputError(f"can't write to {out}: {error.strerror}; choose another --out") from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 class Results:

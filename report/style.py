@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from runtime.checkpoint import atomic
+from runtime.files import atomic
 
 # Okabe and Ito (2008): told apart under every common colour blindness, and in gray print by their lightness.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"

@@ -3,42 +3,18 @@
 A `.pth` holds tensors and plain Python values only and is loaded with `weights_only=True`.
 """
 
-import errno
 import io
-import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from runtime.errors import InputError
+from runtime.files import atomic
 
 # What comes of building a network from a file's arguments, and filling it with weights, that aren't its own.
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, ZeroDivisionError)
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for binary writing; it appears, whole and on disk, when the block ends without an error.
-
-    Raises InputError when the disk is full or the folder can't be written; `path` is then as it was.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise InputError(f"can't write {path}: {reason}; free some space or choose another --out") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

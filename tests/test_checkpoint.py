@@ -1,4 +1,3 @@
-import errno
 import os
 import pickle
 import zipfile
@@ -192,37 +191,6 @@ def test_no_file_is_an_error(path, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- whole or not at all
-
-
-def test_atomic_keeps_the_old_file_on_any_error(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-
-    def half_written(error):
-        with checkpoint.atomic(path) as file:
-            file.write(b"ne")
-            raise error
-
-    with pytest.raises(ZeroDivisionError):
-        half_written(ZeroDivisionError())
-    with pytest.raises(InputError, match="the disk is full"):
-        half_written(OSError(errno.ENOSPC, "No space left on device"))
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.bin"]
-    with checkpoint.atomic(path) as file:
-        file.write(b"new")
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
-
-
-def test_atomic_is_on_disk_before_it_is_there(tmp_path, monkeypatch):
-    events = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: events.append(name) or real(*args))
-    with checkpoint.atomic(tmp_path / "a") as file:
-        file.write(b"x")
-    assert events == ["fsync", "replace"]
 
 
 def test_writing_where_nothing_can_be_written_is_an_error(tmp_path):

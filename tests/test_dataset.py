@@ -21,6 +21,7 @@ import dataset
 from dataset import Batches, Box, Slices, content_box
 from reading import cache, images
 from runtime.errors import InputError
+from runtime.files import UNFINISHED
 
 same_each_run = settings(derandomize=True, deadline=None)  # no chance, no clock
 ROOT = Path(__file__).parent.parent
@@ -323,7 +324,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     root = write_set(tmp_path / "set")
     dataset.load(str(root))
     (folder,) = cached_folders()
-    folder.rename(folder.with_name(f"{folder.name}.tmp"))
+    folder.rename(folder.with_name(f".{folder.name}.1a2b3c4d{UNFINISHED}"))
     dataset.load(str(root))
     assert cached_folders() == [folder]
 

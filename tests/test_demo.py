@@ -9,6 +9,7 @@ from PIL import Image
 import dataset
 from reading import demo
 from runtime.errors import InputError
+from runtime.files import UNFINISHED
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_ensure_makes_it_once(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "Template", lambda: None)
     monkeypatch.setattr(demo, "person", lambda template, rng: np.ones((1, 256, 256), np.uint8))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    leftover = tmp_path / "brain-vqvae" / f"demo-{demo.VERSION}.tmp-killed"
+    leftover = tmp_path / "brain-vqvae" / f".demo-{demo.VERSION}.1a2b3c4d{UNFINISHED}"
     leftover.mkdir(parents=True)
     data = dataset.load("demo")
     assert data.synthetic

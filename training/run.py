@@ -32,8 +32,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from runtime import checkpoint, compute
-from runtime.checkpoint import atomic
 from runtime.errors import InputError
+from runtime.files import atomic
 from training.board import Board
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit status of a run that was stopped and saved
