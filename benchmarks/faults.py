@@ -183,7 +183,7 @@ class Kills:
 
         deadline = time.monotonic() + 2 * seconds
         wait_for = {
-            "cache": lambda: seen(cache, "brain-vqvae/*.tmp"),
+            "cache": lambda: seen(cache, "brain-vqvae/.*.unfinished"),
             "writing": lambda: seen(folder, "runs/*/.next.pth.*"),
             "dcgan": lambda: seen(folder, "runs/*/epoch_001.png"),
             "pixelcnn": lambda: seen(folder, "runs/*/epoch_001.png"),

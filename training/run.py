@@ -12,16 +12,15 @@ runs/<date>_<time>/
 """
 
 import csv
-import errno
 import io
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from tqdm import tqdm
 
 from runtime import checkpoint, compute
 from runtime.errors import InputError
-from runtime.files import atomic
+from runtime.files import atomic, whole_folder
 from training.board import Board
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit status of a run that was stopped and saved
@@ -134,22 +133,15 @@ def load_last(folder: Path) -> dict[str, Any] | None:
 def create_run_folder(out: Path, config: dict[str, Any]) -> Path:
     """A new folder `out/<date>_<time>` with config.json in it; two runs never get the same one."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    hidden = out / f".{stamp}.{os.getpid()}"
     try:
-        hidden.mkdir(parents=True)
-        write_config(hidden, config)
         for attempt in range(1, 1000):
             folder = out / (stamp if attempt == 1 else f"{stamp}_{attempt}")
-            try:
-                hidden.rename(folder)  # fails when the folder is there, since that is not empty
+            with suppress(FileExistsError):  # the name is taken
+                with whole_folder(folder) as new:
+                    write_config(new, config)
                 return folder
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
     except OSError as error:
         raise InputError(f"can't make a run folder in {out}: {error.strerror}; choose another --out") from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)  # there is none when it has got its name
     raise InputError(f"can't find a free name for a run folder in {out}; choose another --out")
 
 
