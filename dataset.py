@@ -8,7 +8,6 @@ with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{tr
 `case_NNN_week_W_slice_S.nii.gz`, or plain `{train,validate,test}` with either kind, or with 3-D NIfTI volumes.
 """
 
-import argparse
 import os
 import sys
 import warnings
@@ -23,9 +22,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reading import cache, demo, images, nifti
-from reading.cache import SPLITS
-from runtime.errors import InputError, exit_on_input_error
+from reading import cache, decoding, demo, images, nifti
+from reading.listing import LAYOUTS, SPLITS, Listing, holds_splits, scan
+from reading.names import is_nifti, person_of
+from runtime.errors import InputError, Parser, exit_on_input_error
 
 PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
 USUAL_PLACES = ("./keras_png_slices_data", "./data/keras_png_slices_data", "/home/groups/comp3710/OASIS")
@@ -78,19 +78,19 @@ def find(data: str | None) -> Path:
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: give the folder that holds keras_png_slices_train, or --data demo")
-    found = [folder] if cache.holds_splits(folder) else []
-    found = found or sorted(entry for entry in folder.iterdir() if entry.is_dir() and cache.holds_splits(entry))
+    found = [folder] if holds_splits(folder) else []
+    found = found or sorted(entry for entry in folder.iterdir() if entry.is_dir() and holds_splits(entry))
     if not found:
-        layouts = ", ".join(layout.format("train") for layout in cache.LAYOUTS)
+        layouts = ", ".join(layout.format("train") for layout in LAYOUTS)
         raise InputError(f"{folder} holds no data set: looked in it and one folder down for {layouts}")
     if len(found) > 1:
         raise InputError(f"{folder} holds several data sets: choose one of {', '.join(map(str, found))}")
     return found[0]
 
 
-def _list(data: str | None) -> cache.Listing:
+def _list(data: str | None) -> Listing:
     try:
-        return cache.scan(find(data))
+        return scan(find(data))
     except OSError as error:
         raise InputError(f"can't read {error.filename}: {error.strerror or error}") from error
 
@@ -134,7 +134,7 @@ def load(
             state = "is empty" if split in listing.folders else "is missing"
             raise InputError(f"the {split} split {state} in {listing.root}: no PNG, JPEG or NIfTI file to read")
     if (doubled := listing.overlap()) and not allow_overlap:
-        raise InputError(f"{cache.some(doubled)}: move them, or go on with --allow-overlap (scores will flatter)")
+        raise InputError(f"{decoding.some(doubled)}: move them, or go on with --allow-overlap (scores will flatter)")
 
     index, folder = cache.open_or_build(listing, axis, slices)
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
@@ -150,14 +150,14 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None) -
     """Decode just these pictures, or just these NIfTI files, into memory. Raises InputError naming each bad one."""
     _check_cut(axis, slices)
     if missing := [f"no file {path}" for path in paths if not path.is_file()]:
-        raise InputError(cache.some(missing))
-    if len({cache.is_nifti(path.name) for path in paths}) != 1:
+        raise InputError(decoding.some(missing))
+    if len({is_nifti(path.name) for path in paths}) != 1:
         raise InputError("give pictures or NIfTI files to read, not both, and at least one")
-    problems = cache.Problems()
-    with ThreadPoolExecutor(cache.THREADS) as pool:
-        units = [u for p in paths for u in cache.plan(p.parent, [p.name], axis, slices, pool, problems)]
-        canvas = cache.canvas_of(units)
-        decoded = list(pool.map(lambda unit: cache.decode(unit, canvas, axis, slices), units))
+    problems = decoding.Problems()
+    with ThreadPoolExecutor(decoding.THREADS) as pool:
+        units = [u for p in paths for u in decoding.plan(p.parent, [p.name], axis, slices, pool, problems)]
+        canvas = decoding.canvas_of(units)
+        decoded = list(pool.map(lambda unit: decoding.decode(unit, canvas, axis, slices), units))
     problems += [problem for problem in decoded if isinstance(problem, str)]
     problems.check()
     _warn_of_sizes([part._asdict() for part in decoded], canvas)
@@ -166,7 +166,7 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None) -
     return Slices(
         images=np.concatenate([part.pictures for part in decoded]),
         names=names,
-        people=[images.person_of(name) for name in names],
+        people=[person_of(name) for name in names],
         levels=np.array([level for unit in units for level in unit.levels], np.int64),
         paths=[unit.paths[0] for unit in units for _ in unit.names],
         ranges=None if spans[0] is None else np.array(spans),
@@ -186,13 +186,13 @@ def _warn_of_sizes(counts: list[dict], canvas: tuple[int, int]) -> None:
         warnings.warn(f"{padded} slices were padded and {resized} shrunk to fit {size}", stacklevel=3)
 
 
-def _open_split(listing: cache.Listing, index: dict, folder: Path, split: str) -> Slices:
+def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slices:
     columns = index["splits"][split]
     files = {file: listing.folders[split] / file for file in listing.files[split]}
     return Slices(
         images=cache.open_array(folder, split),
         names=columns["names"],
-        people=[images.person_of(file) for file in columns["files"]],
+        people=[person_of(file) for file in columns["files"]],
         levels=np.array(columns["levels"], np.int64),
         paths=[files[file] for file in columns["files"]],
         ranges=np.array(columns["ranges"], np.float64) if listing.is_nifti else None,
@@ -380,12 +380,12 @@ def check(folder: str, axis: int = 2, slices: str | None = None) -> list[str]:
             problems.append(f"the {split} split is {'empty' if split in listing.folders else 'missing'}")
             continue
         paths = [listing.folders[split] / name for name in files]
-        with ThreadPoolExecutor(cache.THREADS) as pool:
+        with ThreadPoolExecutor(decoding.THREADS) as pool:
             looks = pool.map(lambda path: _look(path, axis, slices), paths)
             looks = list(tqdm(looks, split, len(files), unit="file", disable=None))
         problems += [look for look in looks if isinstance(look, str)]
         kinds = Counter(look for look in looks if not isinstance(look, str))
-        people = len(set(map(images.person_of, files)))
+        people = len(set(map(person_of, files)))
         print(f"{split:>9}: {len(files):,} files of {people:,} people", end="")
         if listing.folders[split].name.startswith("keras_png_slices_") and not demo.is_demo(listing.root):
             print(" (published OASIS PNG set: {:,} of {})".format(*PUBLISHED[split]), end="")
@@ -396,7 +396,7 @@ def check(folder: str, axis: int = 2, slices: str | None = None) -> list[str]:
 def _look(path: Path, axis: int, slices: str | None) -> tuple[str, str] | str:
     """A file's size and mode, or what is wrong with it."""
     try:
-        if cache.is_nifti(path.name):
+        if is_nifti(path.name):
             shape = nifti.read(path, axis, slices).shape
             return "x".join(map(str, shape[1:])), "NIfTI" if shape[0] == 1 else f"NIfTI, {shape[0]} slices each"
         pixels, mode = images.read(path)
@@ -407,7 +407,7 @@ def _look(path: Path, axis: int, slices: str | None) -> tuple[str, str] | str:
 
 @exit_on_input_error
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Look at a data set, or make the synthetic one.")
+    parser = Parser(description="Look at a data set, or make the synthetic one.")
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("check", help="decode every file of a data set; exit status 1 on problems")
     look.add_argument("dir", help="the folder with the split folders, the one above it, or demo")

@@ -24,7 +24,8 @@ from inference.loading import load_autoencoder
 from inference.sampling import Sampler, find_prior
 from modules import Codes
 from reading import nifti
-from reading.cache import SPLITS
+from reading.listing import SPLITS
+from reading.names import stem
 from report import plots
 from report.results import SCORES, Results, replacing
 from runtime import compute
@@ -153,7 +154,7 @@ def save_reconstructions(
         folder = results.folder / "reconstructions"
         nifti.write_all(folder, slices.paths, codec.decode(codes), slices.ranges, **cut)
     elif settings.input:
-        files = [f"{Path(nifti.stem(name)).stem}.png" for name in slices.names]
+        files = [f"{Path(stem(name)).stem}.png" for name in slices.names]
         if doubled := sorted({file for file in files if files.count(file) > 1}):
             raise InputError(f"several reconstructions would be called {doubled[0]}: give one of them at a time")
         results.save_pictures("reconstructions", pictures, files, f"{results.title}, reconstruction")

@@ -32,7 +32,7 @@ from dataset import Slices
 from inference.codec import Codec, to_uint8
 from inference.loading import load_autoencoder
 from inference.sampling import Sampler
-from reading.cache import SPLITS
+from reading.listing import SPLITS
 from report import plots
 from report.style import Pictures
 from runtime import compute

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from reading import cache, images
+from reading.listing import scan
+from reading.names import person_of
 from runtime.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -228,7 +229,7 @@ def repeated_set(source: Path, folder: Path, counts: dict[str, int]) -> Path:
     Each repetition's people are new ones. Links are symbolic: hard ones can't leave a file system. Raises
     InputError when `source` holds no pictures.
     """
-    listing = cache.scan(source)
+    listing = scan(source)
     if listing.is_nifti:
         raise InputError(f"{source} holds NIfTI files, which the plain way can't read: give a set of PNG files")
     person, last = 0, None
@@ -240,7 +241,7 @@ def repeated_set(source: Path, folder: Path, counts: dict[str, int]) -> Path:
         target.mkdir(parents=True)
         for i in range(count):
             file = files[i % len(files)]
-            owner = images.person_of(file)
+            owner = person_of(file)
             if i % len(files) == 0 or owner != last:
                 person, last = person + 1, owner
             rest = file.removeprefix(owner).lstrip("_")

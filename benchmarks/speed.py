@@ -33,7 +33,7 @@ from benchmarks.stages import STAGES, Bench
 from benchmarks.tables import markdown
 from dataset import PUBLISHED
 from reading import demo
-from reading.cache import SPLITS, scan
+from reading.listing import SPLITS, scan
 from runtime import compute
 from runtime.compute import Compute
 from runtime.errors import InputError, Parser, exit_on_input_error, number

@@ -1,4 +1,4 @@
-"""Which files does a data set hold, and what has been decoded of them already?
+"""What has been decoded already? The arrays of a data set, kept for all later runs.
 
 A data set is decoded once, to one `SPLIT.npy` (uint8 [N, H, W]) for each split and an `index.json`, in a folder of
 the user's cache that is named after the files' names, sizes and times; later runs memory-map those arrays. A
@@ -9,182 +9,25 @@ at any time.
 import hashlib
 import json
 import os
-from collections import Counter
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import filelock
 import numpy as np
 from tqdm import tqdm
 
-from reading import images, nifti
+from reading.decoding import THREADS, Problems, Unit, canvas_of, decode, plan
+from reading.listing import Listing
 from runtime.errors import InputError
 from runtime.files import whole_folder
 
-SPLITS = ("train", "validate", "test")
-LAYOUTS = ("keras_png_slices_{}", "keras_slices_{}", "{}")
 VERSION = 1  # raise it when the same files would give other arrays
-THREADS = min(16, os.cpu_count() or 1)
 
 
 def cache_root() -> Path:
     """`$XDG_CACHE_HOME/brain-vqvae`, or `~/.cache/brain-vqvae`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brain-vqvae"
-
-
-def some(lines: list[str], limit: int = 40) -> str:
-    """Join lines for an error message of one line, the first `limit` of them."""
-    rest = f"; and {len(lines) - limit} more (python dataset.py check lists all)" if len(lines) > limit else ""
-    return "; ".join(lines[:limit]) + rest
-
-
-# ------------------------------------------------------------------------------------------- listing the files
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a data set's folders hold, from the directory entries alone: nothing has been opened yet."""
-
-    root: Path
-    folders: dict[str, Path]  # by split, those that exist
-    files: dict[str, list[str]]  # by split, in natural order of person and name
-    is_nifti: bool
-    key: str  # SHA-256 of the files' names, sizes and times
-
-    def overlap(self) -> list[str]:
-        """A line for each person who is in more than one split."""
-        places: dict[str, list[str]] = {}
-        for split, files in self.files.items():
-            for person in dict.fromkeys(map(images.person_of, files)):
-                places.setdefault(person, []).append(split)
-        return [f"{person} is in {' and '.join(where)}" for person, where in places.items() if len(where) > 1]
-
-
-def holds_splits(folder: Path) -> bool:
-    """Whether a folder has a folder for some split, in any layout."""
-    return any((folder / layout.format(split)).is_dir() for layout in LAYOUTS for split in SPLITS)
-
-
-def scan(root: Path) -> Listing:
-    """List the files of a folder that `holds_splits`. Raises InputError when it mixes layouts or kinds of file."""
-    layouts = [layout for layout in LAYOUTS if any((root / layout.format(split)).is_dir() for split in SPLITS)]
-    if len(layouts) > 1:
-        names = " and ".join(layout.format("...") for layout in layouts)
-        raise InputError(f"{root} holds two layouts, {names}: move one of them elsewhere")
-    folders = {split: root / layouts[0].format(split) for split in SPLITS}
-    folders = {split: folder for split, folder in folders.items() if folder.is_dir()}
-    files, kinds, digest = {}, set(), hashlib.sha256()
-    for split, folder in folders.items():
-        with os.scandir(folder) as entries:
-            found = {entry.name: entry.stat() for entry in entries if _is_data(entry.name) and entry.is_file()}
-        kinds |= {is_nifti(name) for name in found}
-        files[split] = sorted(found, key=lambda name: images.natural(f"{images.person_of(name)} {name}"))
-        stats = [(name, found[name].st_size, found[name].st_mtime_ns) for name in files[split]]
-        digest.update(repr((split, stats)).encode())
-    if len(kinds) > 1:
-        raise InputError(f"{root} holds both pictures and NIfTI files: keep one kind")
-    return Listing(root, folders, files, kinds == {True}, digest.hexdigest())
-
-
-def is_nifti(name: str) -> bool:
-    return name.lower().endswith(nifti.SUFFIXES)
-
-
-def _is_data(name: str) -> bool:
-    # Dot files include the `._case_001...` that macOS leaves beside every file on a foreign disk.
-    return not name.startswith(".") and (name.lower().endswith(images.SUFFIXES) or is_nifti(name))
-
-
-# ------------------------------------------------------------------------------------------- decoding the files
-
-
-class Unit(NamedTuple):
-    """Files that are decoded together, since they share a range of intensities, and the slices that they give."""
-
-    paths: list[Path]  # one picture, or the slices of one NIfTI volume
-    names: list[str]
-    levels: list[int]
-    files: list[str]  # of each slice
-    shapes: list[tuple[int, int]]  # of each slice; empty for pictures, whose sizes nobody needs to know ahead
-
-
-class Decoded(NamedTuple):
-    pictures: np.ndarray  # uint8 [n, H, W]
-    span: tuple[float, float] | None  # the NIfTI intensities that 0 and 255 stand for
-    padded: int
-    resized: int
-
-
-class Problems(list):
-    """What is wrong with which file, gathered from all of them, so that one error can name each."""
-
-    def check(self) -> None:
-        if self:
-            raise InputError(f"{len(self)} of the files can't be used: {some(self)}")
-
-
-def plan(
-    folder: Path, files: list[str], axis: int, slices: str | None, pool: Executor, problems: Problems
-) -> list[Unit]:
-    """Group files into units. NIfTI headers are read; pictures are not opened."""
-    if not files or not is_nifti(files[0]):
-        return [Unit([folder / name], [name], [images.level_of(name)], [name], []) for name in files]
-
-    def describe(name: str) -> tuple[list[tuple[str, int]], tuple[int, int]] | str:
-        try:
-            return nifti.describe(folder / name, axis, slices)
-        except ValueError as problem:
-            return f"{folder / name} {problem}"
-
-    described = dict(zip(files, pool.map(describe, files), strict=True))
-    problems += [problem for problem in described.values() if isinstance(problem, str)]
-    units = []
-    for _, group in groupby((name for name in files if not isinstance(described[name], str)), nifti.volume_of):
-        unit = Unit([], [], [], [], [])
-        for file in group:
-            named, shape = described[file]
-            unit.paths.append(folder / file)
-            for name, level in named:
-                unit.names.append(name)
-                unit.levels.append(level)
-                unit.files.append(file)
-                unit.shapes.append(shape)
-        units.append(unit)
-    return units
-
-
-def canvas_of(units: list[Unit]) -> tuple[int, int]:
-    """The size that all slices get: 256x256 for pictures; for NIfTI slices the most frequent one, its sides brought
-    up to multiples of 16, since a network halves them up to four times."""
-    counts = Counter(shape for unit in units for shape in unit.shapes)
-    if not counts:
-        return images.CANVAS
-    height, width = counts.most_common(1)[0][0]
-    return -(-height // 16) * 16, -(-width // 16) * 16
-
-
-def decode(unit: Unit, canvas: tuple[int, int], axis: int, slices: str | None) -> Decoded | str:
-    """The slices of a unit, or a line that says what is wrong with which file."""
-    parts, span = [], None
-    for path in unit.paths:
-        try:
-            nii = is_nifti(path.name)
-            parts.append(nifti.read(path, axis, slices) if nii else images.read(path)[0][None])
-        except (ValueError, OSError) as problem:
-            return f"{path} {problem}"
-    if is_nifti(unit.paths[0].name):
-        span = nifti.robust_range(parts)
-        parts = [nifti.to_uint8(part, *span) for part in parts]
-    pictures = [picture for part in parts for picture in part]
-    resized = sum(p.shape[0] > canvas[0] or p.shape[1] > canvas[1] for p in pictures)
-    padded = sum(p.shape != canvas for p in pictures) - resized
-    fitted = np.empty((len(pictures), *canvas), np.uint8)
-    for row, picture in enumerate(pictures):
-        fitted[row] = images.fit(picture, canvas)
-    return Decoded(fitted, span, padded, resized)
 
 
 def _write_split(

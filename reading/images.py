@@ -1,37 +1,14 @@
 """What is in one picture file? An 8-bit gray slice, whatever way it was stored, on a canvas of a known size."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 CANVAS = (256, 256)  # height, width of the published OASIS slices
 
 # A small file can claim a huge picture (a "decompression bomb"). No slice comes near this.
 MAX_PIXELS = 4096 * 4096
-
-
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts `slice_2` before `slice_10`."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"([0-9]+)", name)]
-
-
-def person_of(name: str) -> str:
-    """The person in a file name: `case_001_slice_3.nii.png` -> `case_001`.
-
-    BIDS (`sub-07_...`) and OASIS (`OAS1_0061_MR2...` -> `OAS1_0061`) names are known too. Any other file
-    is its own person, up to its `_slice_` part.
-    """
-    known = re.match(r"case_[0-9]+|sub-[A-Za-z0-9]+|OAS[0-9]_[0-9]+", name)
-    return known.group() if known else re.split(r"_slice_|\.", name, maxsplit=1)[0]
-
-
-def level_of(name: str) -> int:
-    """The axial slice index in a file name (`case_001_slice_3.nii.png` -> 3), -1 where it has none."""
-    found = re.search(r"slice_([0-9]{1,9})(?![0-9])", name)
-    return int(found.group(1)) if found else -1
 
 
 def read(path: Path) -> tuple[np.ndarray, str]:

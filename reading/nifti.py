@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 
 from reading import images
+from reading.names import level_of, stem
 from runtime.errors import InputError
 
-SUFFIXES = (".nii", ".nii.gz")
 PERCENTILES = (0.5, 99.5)  # of a volume's voxels: what becomes 0 and 255
 
 # nibabel prints its doubts about a header; those that matter are raised too, and become one line here.
@@ -20,16 +20,6 @@ nib.imageglobals.logger.disabled = True
 # A header of 348 bytes can claim any size. 2**28 voxels is 645^3, or 1 GiB as float32.
 MAX_VOXELS = 2**28
 MAX_OFFSET = 2**20  # bytes before the voxels, which have to be unpacked to be skipped
-
-
-def stem(name: str) -> str:
-    """A file's name without `.nii` or `.nii.gz`."""
-    return re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
-
-
-def volume_of(name: str) -> str:
-    """The volume that a slice was cut from: `case_004_week_0_slice_3.nii.gz` -> `case_004_week_0`."""
-    return re.sub(r"_slice_[0-9]+$", "", stem(name))
 
 
 def parse_slices(text: str | None) -> slice:
@@ -80,7 +70,7 @@ def describe(path: Path, axis: int, slices: str | None) -> tuple[list[tuple[str,
     """
     image = _open(path)
     if not _is_volume(image):
-        return [(path.name, images.level_of(path.name))], tuple(side for side in image.shape if side > 1)
+        return [(path.name, level_of(path.name))], tuple(side for side in image.shape if side > 1)
     order = nib.io_orientation(image.affine)[:, 0].argsort()  # turning the volume itself would read it all
     shape = tuple(image.shape[i] for i in order)
     levels = range(shape[axis])[parse_slices(slices)]

@@ -20,6 +20,7 @@ from PIL import Image
 import dataset
 from dataset import Batches, Box, Slices, content_box
 from reading import cache, images
+from reading.names import level_of, person_of
 from runtime.errors import InputError
 from runtime.files import UNFINISHED
 
@@ -98,7 +99,7 @@ def test_slices_stay_uint8_and_memory_mapped(tmp_path):
     ],
 )
 def test_person_and_level_from_name(name, person, level):
-    assert (images.person_of(name), images.level_of(name)) == (person, level)
+    assert (person_of(name), level_of(name)) == (person, level)
 
 
 def test_folder_above_and_plain_split_names(tmp_path):
@@ -344,8 +345,8 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path, monkeypatch):
 def test_processes_that_start_at_once_build_one_cache(tmp_path):
     root = write_set(tmp_path / "set", slices=40)
     code = (
-        "import sys, json, pathlib; from reading import cache; "
-        "index, folder = cache.open_or_build(cache.scan(pathlib.Path(sys.argv[1])), 2, None); "
+        "import sys, json, pathlib; from reading import cache, listing; "
+        "index, folder = cache.open_or_build(listing.scan(pathlib.Path(sys.argv[1])), 2, None); "
         "print(json.dumps([index['fingerprint'], str(folder)]))"
     )
     command = [sys.executable, "-c", code, str(root)]
@@ -525,3 +526,20 @@ def test_check(tmp_path, monkeypatch, capsys):
 
     assert run(monkeypatch, "check", str(tmp_path / "nowhere")) == 2
     assert capsys.readouterr().err.startswith("error: no folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: command; see dataset.py --help"),
+        (["check"], "the following arguments are required: dir; see dataset.py check --help"),
+        (["demo", "x", "--people", "many"], "--people: invalid int value: 'many'; see dataset.py demo --help"),
+        (["check", "nowhere"], "no folder nowhere"),
+    ],
+)
+def test_bad_options_are_one_line(arguments, says, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import dataset
 from reading import nifti
+from reading.names import volume_of
 from runtime.errors import InputError
 
 same_each_run = settings(derandomize=True, deadline=None, max_examples=60)  # no chance, no clock
@@ -73,7 +74,7 @@ def test_slices_are_recognised_and_scaled_by_their_volume(tmp_path):
 
 
 def test_week_and_case_make_the_volume_the_case_alone_the_person(tmp_path):
-    assert nifti.volume_of("case_004_week_0_slice_3.nii.gz") == "case_004_week_0"
+    assert volume_of("case_004_week_0_slice_3.nii.gz") == "case_004_week_0"
     root = hipmri(tmp_path / "set")
     save(root / "keras_slices_test/case_004_week_1_slice_0.nii.gz", volume(1, (256, 128)))
     with pytest.raises(InputError, match="case_004 is in train and test"):

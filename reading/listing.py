@@ -1,0 +1,57 @@
+"""Which files does a data set hold? Folders for its splits, in one of three layouts, and the files in them."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from reading.names import is_data, is_nifti, natural, person_of
+from runtime.errors import InputError
+
+SPLITS = ("train", "validate", "test")
+LAYOUTS = ("keras_png_slices_{}", "keras_slices_{}", "{}")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a data set's folders hold, from the directory entries alone: nothing has been opened yet."""
+
+    root: Path
+    folders: dict[str, Path]  # by split, those that exist
+    files: dict[str, list[str]]  # by split, in natural order of person and name
+    is_nifti: bool  # NIfTI files, all of them; else pictures
+    key: str  # SHA-256 of the files' names, sizes and times
+
+    def overlap(self) -> list[str]:
+        """A line for each person who is in more than one split."""
+        places: dict[str, list[str]] = {}
+        for split, files in self.files.items():
+            for person in dict.fromkeys(map(person_of, files)):
+                places.setdefault(person, []).append(split)
+        return [f"{person} is in {' and '.join(where)}" for person, where in places.items() if len(where) > 1]
+
+
+def holds_splits(folder: Path) -> bool:
+    """Whether a folder has a folder for some split, in any layout."""
+    return any((folder / layout.format(split)).is_dir() for layout in LAYOUTS for split in SPLITS)
+
+
+def scan(root: Path) -> Listing:
+    """List the files of a folder that `holds_splits`. Raises InputError when it mixes layouts or kinds of file."""
+    layouts = [layout for layout in LAYOUTS if any((root / layout.format(split)).is_dir() for split in SPLITS)]
+    if len(layouts) > 1:
+        names = " and ".join(layout.format("...") for layout in layouts)
+        raise InputError(f"{root} holds two layouts, {names}: move one of them elsewhere")
+    folders = {split: root / layouts[0].format(split) for split in SPLITS}
+    folders = {split: folder for split, folder in folders.items() if folder.is_dir()}
+    files, kinds, digest = {}, set(), hashlib.sha256()
+    for split, folder in folders.items():
+        with os.scandir(folder) as entries:
+            found = {entry.name: entry.stat() for entry in entries if is_data(entry.name) and entry.is_file()}
+        kinds |= {is_nifti(name) for name in found}
+        files[split] = sorted(found, key=lambda name: natural(f"{person_of(name)} {name}"))
+        stats = [(name, found[name].st_size, found[name].st_mtime_ns) for name in files[split]]
+        digest.update(repr((split, stats)).encode())
+    if len(kinds) > 1:
+        raise InputError(f"{root} holds both pictures and NIfTI files: keep one kind")
+    return Listing(root, folders, files, kinds == {True}, digest.hexdigest())

@@ -1,0 +1,48 @@
+"""What does a file's name say? The kind of file, the person, the slice level, and the place among other names."""
+
+import re
+
+PICTURES = (".png", ".jpg", ".jpeg")
+NIFTI = (".nii", ".nii.gz")
+
+
+def is_nifti(name: str) -> bool:
+    """Whether it is a NIfTI file's name."""
+    return name.lower().endswith(NIFTI)
+
+
+def is_data(name: str) -> bool:
+    """Whether it is the name of a picture or a NIfTI file."""
+    # Dot files include the `._case_001...` that macOS leaves beside every file on a foreign disk.
+    return not name.startswith(".") and name.lower().endswith((*PICTURES, *NIFTI))
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key that puts `slice_2` before `slice_10`."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def person_of(name: str) -> str:
+    """The person in a file name: `case_001_slice_3.nii.png` -> `case_001`.
+
+    BIDS (`sub-07_...`) and OASIS (`OAS1_0061_MR2...` -> `OAS1_0061`) names are known too. Any other file
+    is its own person, up to its `_slice_` part.
+    """
+    known = re.match(r"case_[0-9]+|sub-[A-Za-z0-9]+|OAS[0-9]_[0-9]+", name)
+    return known.group() if known else re.split(r"_slice_|\.", name, maxsplit=1)[0]
+
+
+def level_of(name: str) -> int:
+    """The axial slice index in a file name (`case_001_slice_3.nii.png` -> 3), -1 where it has none."""
+    found = re.search(r"slice_([0-9]{1,9})(?![0-9])", name)
+    return int(found.group(1)) if found else -1
+
+
+def stem(name: str) -> str:
+    """A file's name without `.nii` or `.nii.gz`."""
+    return re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
+
+
+def volume_of(name: str) -> str:
+    """The volume that a slice was cut from: `case_004_week_0_slice_3.nii.gz` -> `case_004_week_0`."""
+    return re.sub(r"_slice_[0-9]+$", "", stem(name))
