@@ -31,7 +31,8 @@ from report.results import TRAINING_FIGURES
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
-from scoring.metrics import WINDOW, check_enough, perplexity, ssim, ssim_in_black
+from scoring.enough import check_enough
+from scoring.metrics import WINDOW, perplexity, ssim, ssim_in_black
 from training import board, options
 from training.optim import Muon
 from training.priors import PRIORS

@@ -12,21 +12,12 @@ import torch
 import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dataset import Slices
-from runtime.errors import InputError
-
 WINDOW = 7  # pixels; the side of SSIM's uniform window
 SAMPLE_COVARIANCE = WINDOW**2 / (WINDOW**2 - 1)  # 49/48: scikit-image's default divides by n - 1
 C1, C2 = 0.01**2, 0.03**2  # (K1 L)^2 and (K2 L)^2 of Wang et al. 2004, with L = data_range = 1
 FOREGROUND = 10  # a slice's pixel is foreground when its 8-bit value exceeds this
 SSIM_PASS = 0.6  # the bar that a reconstruction has to reach
 PSNR_CEILING = 100.0  # dB; an exact copy's PSNR is infinite, which has no mean and no place in JSON
-
-
-def check_enough(train: Slices, held_out: Slices) -> None:
-    """Raises InputError when samples can't be judged by so few slices: see `judge.Judge`."""
-    if len(set(train.people)) < 4 or len(train.images) < 64 or len(held_out.images) < 2:
-        raise InputError("the judge needs 4 training people, 64 training slices and some held out: add people")
 
 
 # ------------------------------------------------------------------------------------------------- SSIM

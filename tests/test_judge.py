@@ -13,13 +13,10 @@ from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 
 from dataset import Slices
 from runtime.errors import InputError
-from scoring import judge as judge_module
+from scoring import features
+from scoring.features import SCALES, FeatureSpace, Folds, RandomNet
 from scoring.judge import (
-    SCALES,
-    FeatureSpace,
-    Folds,
     Judge,
-    RandomNet,
     code_histogram_distance,
     frechet_distance,
     mean_pairwise_ms_ssim,
@@ -317,20 +314,20 @@ def test_inception_without_its_weights_says_what_to_do(train, monkeypatch):
     def offline(**_):
         raise URLError("no route to host")
 
-    monkeypatch.setattr(judge_module, "inception_v3", offline)
+    monkeypatch.setattr(features, "inception_v3", offline)
     with pytest.raises(InputError, match=r"leave out --features inception, or copy https://.*\.pth to"):
         FeatureSpace("inception", train.images)
 
 
 def test_inception_features_are_the_pooled_ones(train, monkeypatch):
-    build = judge_module.inception_v3
+    build = features.inception_v3
 
     def untrained(weights):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return build(weights=None, init_weights=False, transform_input=True)
 
-    monkeypatch.setattr(judge_module, "inception_v3", untrained)
+    monkeypatch.setattr(features, "inception_v3", untrained)
     space = FeatureSpace("inception", train.images[:3])
     assert space.train.shape == (3, 2048)
     assert space.scale == 1
