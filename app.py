@@ -25,12 +25,12 @@ from inference.codec import Codec, to_uint8
 from inference.loading import load_autoencoder
 from inference.sampling import WALK, Sampler, find_prior
 from report import plots
-from report.results import SCORES
 from report.style import BLUE, INK, MUTED
 from runtime import compute
 from runtime.compute import Compute
 from runtime.errors import InputError, Parser, exit_on_input_error, number
 from scoring.metrics import reconstruction_scores
+from scoring.scores import SCORES
 
 gr = import_module("gradio") if find_spec("gradio") else None
 HOST = "127.0.0.1"
@@ -112,8 +112,7 @@ def drawn(plot: Callable[..., None], *arguments, **options) -> Image.Image:
 
 def score_table(scores: dict[str, float], size: float) -> str:
     """The scores of one slice as Markdown; a slice without foreground has no foreground SSIM."""
-    shown = {SCORES[key]: f"{value:.{2 if key == 'psnr' else 4}f}" for key, value in scores.items()}
-    shown = {name: "-" if text == "nan" else text for name, text in shown.items()} | {"bytes": f"{size:,.0f}"}
+    shown = {SCORES[key].heading: SCORES[key].text(value) for key, value in scores.items()} | {"bytes": f"{size:,.0f}"}
     return "\n".join(["| score | value |", "|:--|--:|", *(f"| {name} | {text} |" for name, text in shown.items())])
 
 

@@ -27,11 +27,12 @@ from reading import nifti
 from reading.listing import SPLITS
 from reading.names import stem
 from report import plots
-from report.results import SCORES, Results, replacing
+from report.results import Results, replacing
 from runtime import compute
 from runtime.errors import InputError, Parser, exit_on_input_error, number
 from scoring import judge
 from scoring.metrics import code_counts, code_usage, reconstruction_scores, summarise
+from scoring.scores import SCORES, SSIM_PASS
 from training import options
 
 CHUNK = 128  # slices whose reconstructions are in memory as floats at a time
@@ -106,11 +107,11 @@ def score_table(metrics: Mapping) -> str:
     """The scores for the terminal."""
     columns = ("mean", "std", "min", "max")
     lines = [f"{metrics['images']:,} slices".ljust(17) + "".join(f"{column:>9}" for column in columns)]
-    for key, name in SCORES.items():
-        cells = ((metrics[key][column], 2 if key == "psnr" else 4) for column in columns)
-        lines.append(f"{name:17}" + "".join(f"{'-' if x is None else f'{x:.{n}f}':>9}" for x, n in cells))
+    for key, score in SCORES.items():
+        cells = (score.text(metrics[key][column]) for column in columns)
+        lines.append(f"{score.heading:17}" + "".join(f"{cell:>9}" for cell in cells))
     ssim = metrics["ssim"]
-    lines.append(f"SSIM of {plots.SSIM_PASS} or more: {ssim['passed']:,} slices, {ssim['passed_share']:.1%}")
+    lines.append(f"SSIM of {SSIM_PASS} or more: {ssim['passed']:,} slices, {ssim['passed_share']:.1%}")
     coded = f", {metrics['entropy_coded_bytes']:,.0f} entropy-coded" if "entropy_coded_bytes" in metrics else ""
     grids = [f"{one['grid']} codes, {one['codes_used']} of {one['codebook_size']} used" for one in metrics["codes"]]
     return "\n".join([*lines, f"{metrics['bytes_per_image']:,.0f} bytes an image{coded}: {'; '.join(grids)}"])

@@ -38,6 +38,7 @@ from report.style import Pictures
 from runtime import compute
 from runtime.errors import InputError, Parser, exit_on_input_error, number
 from scoring.metrics import reconstruction_scores, summarise
+from scoring.scores import SCORES
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,8 @@ def run_model(path: Path, slices: Slices, on: compute.Compute) -> Coded:
 COLUMNS = {  # key of a row -> heading and decimals
     "bytes": ("mean bytes", 0),
     "entropy_coded_bytes": ("entropy-coded", 0),
-    "ssim": ("SSIM", 4),
-    "lowest_ssim": ("lowest", 4),
-    "gaussian_ssim": ("Gaussian SSIM", 4),
-    "foreground_ssim": ("foreground SSIM", 4),
-    "psnr": ("PSNR (dB)", 2),
+    **{key: (score.heading, score.decimals) for key, score in SCORES.items()},
+    "lowest_ssim": ("lowest SSIM", 4),
     "too_large": ("did not fit", 0),
 }
 

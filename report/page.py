@@ -17,8 +17,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageSequence
 
-from report.plots import SSIM_PASS, unit_range
+from report.plots import unit_range
 from runtime.files import atomic
+from scoring.scores import SCORES, SSIM_PASS, Score
 
 PAIRS = 64  # slices that the slider can show
 FRAMES, FRAME_WIDTH = 24, 1200  # an animation has at most so many frames, of at most so many pixels across
@@ -34,12 +35,6 @@ HEADINGS = {  # where the figure's own heading does not tell two of them apart, 
     "best": "Highest SSIM",
     "walk": "A walk between two samples",
     "progress": "The same slices through training",
-}
-COLUMNS = {  # key of a score -> its heading and decimals
-    "ssim": ("SSIM", 4),
-    "foreground_ssim": ("Foreground SSIM", 4),
-    "gaussian_ssim": ("Gaussian SSIM", 4),
-    "psnr": ("PSNR (dB)", 2),
 }
 
 
@@ -201,26 +196,25 @@ def _judge_tables(judge: Mapping) -> list[Table]:
     return [*_tables("Fidelity and coverage, by feature space", together), *_tables("Judge", rest)]
 
 
-def _cell(value: float, decimals: int) -> dict[str, str]:
+def _cell(value: float, score: Score) -> dict[str, str]:
     """A score as the reader sees it and as the page's script sorts by it."""
-    if math.isnan(value):
-        return {"value": "", "text": "-"}
     if math.isinf(value):  # the PSNR of a slice that came back to the bit
         return {"value": "Infinity", "text": "exact"}
-    return {"value": str(value), "text": f"{value:.{decimals}f}"}
+    return {"value": "" if math.isnan(value) else str(value), "text": score.text(value)}
 
 
 def _score_table(scores: Sequence[Mapping], pairs: Mapping[int, dict]) -> dict | None:
     """What the sortable table shows, lowest SSIM first; `pair` is the slice's place in the slider, if it has one."""
     if not scores:
         return None
-    keys = [key for key in COLUMNS if key in scores[0]]
+    columns = {key: score for key, score in SCORES.items() if key in scores[0]}
     places = {row: place for place, row in enumerate(pairs)}
     rows = []
     for number, row in sorted(enumerate(scores), key=lambda item: item[1]["ssim"]):
-        cells = [_cell(float(row[key]), COLUMNS[key][1]) for key in keys]
+        cells = [_cell(float(row[key]), score) for key, score in columns.items()]
         rows.append({"name": row["name"], "pair": places.get(number), "cells": cells})
-    return {"columns": [COLUMNS[key][0] for key in keys], "rows": rows}
+    headings = [score.heading[0].upper() + score.heading[1:] for score in columns.values()]
+    return {"columns": headings, "rows": rows}
 
 
 def _headline(scores: Sequence[Mapping]) -> list[tuple[str, str]]:
@@ -230,14 +224,14 @@ def _headline(scores: Sequence[Mapping]) -> list[tuple[str, str]]:
     ssim = np.array([row["ssim"] for row in scores], dtype=float)
     cards = [
         ("slices", f"{len(ssim):,}"),
-        ("mean SSIM", f"{ssim.mean():.4f}"),
-        ("lowest SSIM", f"{ssim.min():.4f}"),
+        ("mean SSIM", SCORES["ssim"].text(ssim.mean())),
+        ("lowest SSIM", SCORES["ssim"].text(ssim.min())),
         (f"at or above {SSIM_PASS}", f"{100 * (ssim >= SSIM_PASS).mean():.4g} %"),
     ]
-    for key, what in (("foreground_ssim", "mean foreground SSIM"), ("psnr", "mean PSNR (dB)")):
+    for key in ("foreground_ssim", "psnr"):
         known = [float(row[key]) for row in scores if key in row and not math.isnan(row[key])]
         if known:
-            cards.append((what, f"{np.mean(known):.{COLUMNS[key][1]}f}"))
+            cards.append((f"mean {SCORES[key].heading}", SCORES[key].text(np.mean(known))))
     return cards
 
 
@@ -263,7 +257,7 @@ def write_report(
         title: what was measured: data set and split ("synthetic demo set, test split").
         metrics: as in metrics.json, nested as it likes; "judge", as `Judge.score` gives it and with a
             "ceiling" like its "floor" where there is one, is shown with the samples.
-        scores: one row a slice with `name`, `ssim` and any of the other keys of `COLUMNS`; NaN where it has none.
+        scores: one row a slice with `name`, `ssim` and any of the other `SCORES`; NaN where it has none.
         figures: name (any in `SECTIONS`) -> PNG or GIF file made by plots.py.
         config: the settings of the run.
         images: originals and reconstructions [N, H, W], uint8 or float in [0, 1], in the order of `scores`, for

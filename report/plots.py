@@ -21,10 +21,10 @@ from PIL import Image
 
 from report.style import BLUE, INK, VERMILION, Pictures, chart
 from runtime.files import atomic
+from scoring.scores import SSIM_PASS
 
 ERROR_GAIN = 5  # error maps show this many times the absolute error, since the error itself is all but black
 CODE_COLUMNS = 5  # tiles beside each other in a map of codes
-SSIM_PASS = 0.6  # the bar for a "reasonably clear" image
 LEGEND_WIDTH = 90  # characters beside each other in a legend
 
 

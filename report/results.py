@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from report import page
 from runtime.errors import InputError
 from runtime.files import atomic, whole_folder
+from scoring.scores import SCORES
 
 FIGURES = {  # name in the report -> file
     "ssim_distribution": "ssim.png",
@@ -43,7 +44,6 @@ TRAINING_FIGURES = {  # the same, of the run folder that the checkpoint is in
     "pixelcnn_curves": "pixelcnn.png",
 }
 FILES = {*FIGURES.values(), "metrics.json", "ssim_scores.csv", "report.html", "samples", "reconstructions"}
-SCORES = {"ssim": "SSIM", "foreground_ssim": "foreground SSIM", "gaussian_ssim": "Gaussian SSIM", "psnr": "PSNR (dB)"}
 
 
 @contextmanager

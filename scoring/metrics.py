@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from scoring.scores import SCORES, SSIM_PASS
+
 WINDOW = 7  # pixels; the side of SSIM's uniform window
 SAMPLE_COVARIANCE = WINDOW**2 / (WINDOW**2 - 1)  # 49/48: scikit-image's default divides by n - 1
 C1, C2 = 0.01**2, 0.03**2  # (K1 L)^2 and (K2 L)^2 of Wang et al. 2004, with L = data_range = 1
 FOREGROUND = 10  # a slice's pixel is foreground when its 8-bit value exceeds this
-SSIM_PASS = 0.6  # the bar that a reconstruction has to reach
 PSNR_CEILING = 100.0  # dB; an exact copy's PSNR is infinite, which has no mean and no place in JSON
 
 
@@ -95,7 +96,7 @@ def ssim_in_black(x: torch.Tensor, y: torch.Tensor, windows: int) -> torch.Tenso
 
 
 def _scores_of_one(original: np.ndarray, reconstruction: np.ndarray) -> tuple[float, float, float, float]:
-    """The four figures of `reconstruction_scores` for one slice, uint8 [H, W] and float [H, W]."""
+    """The four of `SCORES`, in that order, for one slice, uint8 [H, W] and float [H, W]."""
     x, y = original / 255.0, reconstruction.astype(np.float64)
     mean, whole_map = structural_similarity(x, y, data_range=1.0, full=True)
     gaussian = structural_similarity(
@@ -105,7 +106,7 @@ def _scores_of_one(original: np.ndarray, reconstruction: np.ndarray) -> tuple[fl
     inside = whole_map[foreground].mean() if foreground.any() else np.nan
     with np.errstate(divide="ignore"):
         psnr = peak_signal_noise_ratio(x, y, data_range=1.0)
-    return mean, gaussian, inside, min(psnr, PSNR_CEILING)
+    return mean, inside, gaussian, min(psnr, PSNR_CEILING)
 
 
 def reconstruction_scores(originals: np.ndarray, reconstructions: np.ndarray) -> dict[str, np.ndarray]:
@@ -115,11 +116,11 @@ def reconstruction_scores(originals: np.ndarray, reconstructions: np.ndarray) ->
         originals: uint8 [N, H, W].
         reconstructions: float [N, H, W] in [0, 1].
     Returns:
-        float64 [N] for each of
+        float64 [N] for each of `SCORES`:
         `ssim`: `structural_similarity(x, y, data_range=1.0)`, uniform 7x7 window, over the full image;
-        `gaussian_ssim`: Wang's own, `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`;
-        `foreground_ssim`: mean of the first one's map over the pixels where the slice exceeds 10/255
+        `foreground_ssim`: mean of that one's map over the pixels where the slice exceeds 10/255
             (NaN for a slice that has none: there is nothing to score);
+        `gaussian_ssim`: Wang's own, `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`;
         `psnr`: in dB, at most 100, which is what an exact copy gets.
     Raises:
         ValueError: the shapes or the types are not as above.
@@ -130,8 +131,7 @@ def reconstruction_scores(originals: np.ndarray, reconstructions: np.ndarray) ->
         raise ValueError(f"need uint8 and float: {originals.dtype}, {reconstructions.dtype}")
     with ThreadPoolExecutor() as pool:  # SciPy's filters let go of the interpreter lock
         rows = list(pool.map(_scores_of_one, originals, reconstructions))
-    names = ("ssim", "gaussian_ssim", "foreground_ssim", "psnr")
-    return dict(zip(names, np.array(rows, dtype=np.float64).reshape(-1, 4).T.copy(), strict=True))
+    return dict(zip(SCORES, np.array(rows, dtype=np.float64).reshape(-1, len(SCORES)).T.copy(), strict=True))
 
 
 def summarise(scores: dict[str, np.ndarray]) -> dict:

@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from scoring.metrics import code_counts, code_usage, perplexity, reconstruction_scores, ssim, ssim_map, summarise
+from scoring.scores import SCORES
 
 
 def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:
@@ -222,3 +223,14 @@ def test_counts_of_batches_add_up():
     assert torch.equal(code_counts(codes[:4], 9) + code_counts(codes[4:], 9), code_counts(codes, 9))
     with pytest.raises(ValueError, match="outside a codebook of 4"):
         code_counts(codes, 4)
+
+
+# ------------------------------------------------------------------------------------------- the table of scores
+
+
+def test_every_score_has_its_name_decimals_and_unit():
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16), dtype=np.uint8)
+    assert list(reconstruction_scores(images, images / 255.0)) == list(SCORES)
+    assert [score.heading for score in SCORES.values()] == ["SSIM", "foreground SSIM", "Gaussian SSIM", "PSNR (dB)"]
+    assert [score.text(12.345678) for score in SCORES.values()] == ["12.3457", "12.3457", "12.3457", "12.35"]
+    assert SCORES["psnr"].text(None) == SCORES["psnr"].text(math.nan) == "-"
