@@ -184,7 +184,7 @@ def _tables(heading: str, values: Mapping) -> Iterator[Table]:
 
 def _judge_tables(judge: Mapping) -> list[Table]:
     """The judge's verdict: each feature space's samples beside the floor and ceiling, and all else after them."""
-    kinds = {"fidelity": "samples", "floor": "floor (real slices)", "ceiling": "ceiling (the report's GAN)"}
+    kinds = {"fidelity": "samples", "floor": "floor (real slices)", "ceiling": "ceiling (another prior)"}
     spaces = dict.fromkeys(space for kind in kinds for space in judge.get(kind, {}))
     together = {
         f"{space}: {label}": judge[kind][space]
