@@ -54,19 +54,19 @@ def plan(
     if not files or not is_nifti(files[0]):
         return [Unit([folder / name], [name], [level_of(name)], [name], []) for name in files]
 
-    def describe(name: str) -> tuple[list[tuple[str, int]], tuple[int, int]] | str:
+    def contents(name: str) -> tuple[list[tuple[str, int]], tuple[int, int]] | str:
         try:
-            return nifti.describe(folder / name, axis, slices)
+            return nifti.contents(folder / name, axis, slices)
         except ValueError as problem:
             return f"{folder / name} {problem}"
 
-    described = dict(zip(files, pool.map(describe, files), strict=True))
-    problems += [problem for problem in described.values() if isinstance(problem, str)]
+    found = dict(zip(files, pool.map(contents, files), strict=True))
+    problems += [problem for problem in found.values() if isinstance(problem, str)]
     units = []
-    for _, group in groupby((name for name in files if not isinstance(described[name], str)), volume_of):
+    for _, group in groupby((name for name in files if not isinstance(found[name], str)), volume_of):
         unit = Unit([], [], [], [], [])
         for file in group:
-            named, shape = described[file]
+            named, shape = found[file]
             unit.paths.append(folder / file)
             for name, level in named:
                 unit.names.append(name)
@@ -98,7 +98,7 @@ def decode(unit: Unit, canvas: tuple[int, int], axis: int, slices: str | None) -
             return f"{path} {problem}"
     if is_nifti(unit.paths[0].name):
         span = nifti.robust_range(parts)
-        parts = [nifti.to_uint8(part, *span) for part in parts]
+        parts = [nifti.scale_to_uint8(part, *span) for part in parts]
     pictures = [picture for part in parts for picture in part]
     resized = sum(p.shape[0] > canvas[0] or p.shape[1] > canvas[1] for p in pictures)
     padded = sum(p.shape != canvas for p in pictures) - resized

@@ -63,7 +63,7 @@ def _canonical_volume(image: nib.Nifti1Pair) -> nib.Nifti1Pair:
     return nib.as_closest_canonical(nib.squeeze_image(image))
 
 
-def describe(path: Path, axis: int, slices: str | None) -> tuple[list[tuple[str, int]], tuple[int, int]]:
+def contents(path: Path, axis: int, slices: str | None) -> tuple[list[tuple[str, int]], tuple[int, int]]:
     """What `read` will give, from the header alone: ([(name, level) of each slice], (h, w)).
 
     Raises ValueError with the reason when the file is no slice or volume.
@@ -108,7 +108,7 @@ def robust_range(voxels: list[np.ndarray]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def to_uint8(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
+def scale_to_uint8(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Intensities -> uint8, low to 0 and high to 255, clipped. Flat volumes and non-finite voxels become 0."""
     if high <= low:
         return np.zeros(voxels.shape, np.uint8)
@@ -132,7 +132,7 @@ def write(
     """
     image = _open(source)
     low, high = intensity_range
-    named, shape = describe(source, axis, slices)
+    named, shape = contents(source, axis, slices)
     if len(named) != len(pictures):
         raise ValueError(f"{len(pictures)} pictures for the {len(named)} slices of {source.name}")
     voxels = np.stack([images.unfit(picture, shape) for picture in pictures]) * (high - low) + low

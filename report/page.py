@@ -101,7 +101,7 @@ def _exact(picture: np.ndarray) -> str:
     return _data_uri(Image.fromarray(pixels), lossless=True)
 
 
-def _pairs(scores: Sequence[Mapping], images: tuple[np.ndarray, np.ndarray]) -> dict[int, dict]:
+def _slider_pairs(scores: Sequence[Mapping], images: tuple[np.ndarray, np.ndarray]) -> dict[int, dict]:
     """Row of `scores` -> name, SSIM and exact pictures of the slice, for rows evenly spaced by rank of SSIM."""
     originals, reconstructions = images
     if not len(originals) == len(reconstructions) == len(scores):
@@ -269,7 +269,7 @@ def write_report(
     unknown = set(figures) - {name for names in SECTIONS.values() for name in names}
     if unknown:
         raise ValueError(f"no place in the report for {sorted(unknown)}")
-    pairs = _pairs(scores, images) if images is not None and len(scores) else {}
+    pairs = _slider_pairs(scores, images) if images is not None and len(scores) else {}
     sections = {
         section: [_figure(name, figures[name], title) for name in names if name in figures]
         for section, names in SECTIONS.items()

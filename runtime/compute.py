@@ -51,7 +51,8 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(chosen)
-        torch.backends.cudnn.benchmark = True  # TF32 stays with convolutions: the quantiser's products need fp32
+        torch.backends.cudnn.benchmark = True
+        # TF32 stays as PyTorch has it, on for convolutions alone: the quantiser's products need all of float32.
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         chosen = torch.device("cpu")

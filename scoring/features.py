@@ -74,7 +74,7 @@ class Folds(nn.Module):
     """How far folds run on: [B, 1, H, W] -> [B, 6], mean and deviation of the coherence for each of `SCALES`.
 
     The structure tensor's eigenvalues l1 >= l2, seen through a Gaussian window, give the coherence (l1 - l2) /
-    (l1 + l2) of a place (Bigün, Granlund and Wiklund 1991): 1 where grey values change across one direction alone, as
+    (l1 + l2) at a pixel (Bigün, Granlund and Wiklund 1991): 1 where grey values change across one direction alone, as
     along a fold, 0 where no direction stands out. Mean and deviation are those over the tissue.
     """
 
@@ -170,7 +170,8 @@ class FeatureSpace:
         features = np.empty((len(images), self.network.width), np.float32)
 
         @torch.inference_mode()
-        def fill(start: int) -> None:  # in place: small arrays between freed batches would keep their memory
+        def fill(start: int) -> None:
+            # Into one array: many small ones, between freed batches, would keep those from the operating system.
             rows = slice(start, start + batch)
             features[rows] = self.network(unit_batch(images[rows], self.device)).cpu().numpy()
 

@@ -38,7 +38,7 @@ CLOSEST = 6  # samples that the verdict names, for the figure
 PERCENTILES = range(0, 101, 5)
 
 
-# -------------------------------------------------------------------------------------------- figures
+# -------------------------------------------------------------------------------------------- single numbers
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -66,7 +66,7 @@ def precision_to_coverage(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> 
     Args:
         real, fake: [N, D] and [M, D], each without near repeats of one person (see `staggered`).
     Raises:
-        InputError: a side has no more than k points.
+        InputError: a side has no more than k + 1 points.
     """
     n = min(len(real), len(fake))
     if n <= NEIGHBOURS + 1:
@@ -306,7 +306,7 @@ class Judge:
 def table(verdict: dict) -> str:
     """A verdict of `Judge.score` for the terminal: each figure beside what real slices get.
 
-    Where there is a "ceiling", `fidelity` of what must be beaten, it stands below.
+    Where the verdict has a "ceiling", the `fidelity` of another prior to compare with, that stands below them.
     """
     heads = ("frechet", "frechet_held_out", "precision", "recall", "density", "coverage")
     lines = [f"{'':24}" + "".join(f"{head.replace('_', ' '):>18}" for head in heads)]

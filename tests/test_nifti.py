@@ -116,7 +116,7 @@ def test_voxels_that_are_no_numbers_are_left_out_and_black():
     voxels = np.array([[np.nan, np.inf, -np.inf, 0, 10, 5]], np.float32)
     low, high = nifti.robust_range([voxels])
     assert 0 <= low < high <= 10
-    np.testing.assert_array_equal(nifti.to_uint8(voxels, 0, 10), [[0, 255, 0, 0, 255, 128]])
+    np.testing.assert_array_equal(nifti.scale_to_uint8(voxels, 0, 10), [[0, 255, 0, 0, 255, 128]])
     assert nifti.robust_range([np.full((2, 2), np.nan)]) == (0, 0)
 
 
@@ -131,7 +131,7 @@ def test_a_volume_is_cut_into_axial_slices_whatever_way_it_is_stored(tmp_path):
         nib.save(stored_as(voxels, OBLIQUE, axes), path)
         assert nib.aff2axcodes(nib.load(path).affine) == tuple(axes)
         np.testing.assert_array_equal(nifti.read(path, 2, None), voxels.transpose(2, 0, 1))
-        named, shape = nifti.describe(path, 2, None)
+        named, shape = nifti.contents(path, 2, None)
         assert shape == (20, 24)
         assert named[3] == (f"{axes}_slice_3.nii.gz", 3)
         assert len(named) == 16
@@ -142,8 +142,8 @@ def test_axis_and_slices(tmp_path):
     np.testing.assert_array_equal(nifti.read(path, 0, "4:9"), voxels[4:9])
     np.testing.assert_array_equal(nifti.read(path, 1, "2::3"), voxels.transpose(1, 0, 2)[2::3])
     np.testing.assert_array_equal(nifti.read(path, 2, "-5:"), voxels.transpose(2, 0, 1)[-5:])
-    assert [level for _, level in nifti.describe(path, 1, "2::3")[0]] == list(range(2, 24, 3))
-    assert nifti.describe(path, 0, "4:9")[1] == (24, 16)
+    assert [level for _, level in nifti.contents(path, 1, "2::3")[0]] == list(range(2, 24, 3))
+    assert nifti.contents(path, 0, "4:9")[1] == (24, 16)
 
 
 @pytest.mark.parametrize("text", ["5", "a:b", "::0", "1:2:-1", "1:2:3:4", "1;2", "9999999999:"])
