@@ -10,7 +10,6 @@ A class is a group in `--help`, titled with its docstring; a command's settings 
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, get_args
@@ -101,13 +100,14 @@ def given(kind: type[Settings], description: str, arguments: list[str] | None = 
             groups[title] = parser.add_argument_group(title)
         if "dest" in how and "metavar" in how:
             how["metavar"] = _metavar(field, how["metavar"])
-        if field.default in (None, False, []):
+        if field.default is False or field.default in (None, []):
             how["help"] = field.description
+        if how.get("nargs") == "*":
+            how["nargs"] = "+"
         groups[title].add_argument(*names, **how)
 
-    arguments = sys.argv[1:] if arguments is None else arguments
-    source = CliSettingsSource(kind, cli_parse_args=arguments, root_parser=parser, add_argument_method=add)
-    return source()
+    CliSettingsSource(kind, root_parser=parser, add_argument_method=add)  # its own reading would split "a,b.png"
+    return vars(parser.parse_args(arguments))
 
 
 def parse(kind: type[Kind], description: str, arguments: list[str] | None = None) -> Kind:
