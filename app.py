@@ -7,7 +7,6 @@ Needs `pip install -r requirements-extra.txt`. Only this machine can open the pa
 anything. Samples and walks are there when a prior lies beside the checkpoint.
 """
 
-import argparse
 import html
 import sys
 import tempfile
@@ -17,18 +16,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
+from pydantic_settings import CliPositionalArg
 
-import predict
-from inference.codec import Codec, to_uint8
-from inference.loading import load_autoencoder
-from inference.sampling import WALK, Sampler, find_prior
+import dataset
+from inference.codec import to_uint8
+from inference.model import TrainedModel
+from inference.sampling import WALK
+from predict import Computing
 from report import plots
 from report.style import BLUE, INK, MUTED
-from runtime import compute
-from runtime.compute import Compute
-from runtime.errors import InputError, Parser, exit_on_input_error, number
+from runtime import cli
+from runtime.cli import option
+from runtime.errors import InputError, exit_on_input_error
 from scoring.metrics import reconstruction_scores
 from scoring.scores import SCORES
 
@@ -38,18 +38,23 @@ MOST = 64  # samples at a time
 LARGEST_SEED = 2**31
 ANY = "any"  # slice level
 
+
+class AppSettings(Computing):
+    """What to play with"""
+
+    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run; its prior is the one beside it")
+    port: int = option(7860, "of the page", ge=1, le=65535)
+
+
 # ----------------------------------------------------------------------------------------------------
 # What the page does, whatever it looks like
 
 
 class Playground:
-    """An autoencoder, and a sampler of the prior beside it or None. Raises InputError when a file is no such thing."""
+    """A trained model whose arguments come from the fields of a page, and whose answers are figures."""
 
-    def __init__(self, path: Path, on: Compute):
-        autoencoder, self.about = load_autoencoder(path)
-        self.codec = Codec(autoencoder, self.about["data"], on)
-        prior = find_prior(path.parent)
-        self.sampler = Sampler(prior, self.codec) if prior else None
+    def __init__(self, model: TrainedModel):
+        self.model = model
 
     def reconstruct(self, file: str) -> tuple[Image.Image, Image.Image, str]:
         """Of a picture, a NIfTI slice, or the middle of a volume: reconstruction and error, codes, table of scores.
@@ -57,41 +62,41 @@ class Playground:
         Raises InputError when the file is none of these, or of a size that the autoencoder doesn't take.
         """
         path = Path(file)
-        settings = argparse.Namespace(input=[path], axis=None, slices=None)
         try:
-            slices = predict.load_data(settings, self.about["data"], ("input",)).splits["input"]
+            slices = dataset.read_files([path], **self.model.cut())
         except InputError as error:  # the folder that the upload went to is nobody's business
             raise InputError(str(error).replace(f"{path.parent}/", "")) from error
+        self.model.check_size(slices.images, path.name)
         middle = len(slices) // 2
         name, images = slices.names[middle], slices.images[middle : middle + 1]
-        codes = self.codec.encode(images)
-        decoded = self.codec.decode(codes)
+        codes = self.model.encode(images)
+        decoded = self.model.decode(codes)
         scores = {key: values[0] for key, values in reconstruction_scores(images, decoded).items()}
         label = [f"SSIM {scores['ssim']:.4f}"]
         pictures = drawn(plots.reconstructions, images, decoded, label, title=name)
-        grids = [grid[0].cpu().numpy() for grid in codes]
-        box = self.codec.box
+        box = self.model.codec.box
         which = f"{name}, the {box.height}x{box.width} pixels that are coded"
-        maps = drawn(plots.code_map, box.crop(images[0]), grids, box.crop(decoded[0]), title=which)
-        return pictures, maps, score_table(scores, self.codec.bytes_per_image())
+        maps = drawn(
+            plots.code_map, box.crop(images[0]), [grid[0] for grid in codes], box.crop(decoded[0]), title=which
+        )
+        return pictures, maps, score_table(scores, self.model.codec.bytes_per_image())
 
     def sample(self, seed: float, samples: float, level: str, temperature: float | None = None) -> Image.Image:
         """A figure of samples, of seeds from `seed` on; each depends on its seed only. Raises InputError."""
         seeds = range(whole(seed), whole(seed) + int(samples))
-        codes = self.sampler.draw(seeds, self._level(level), temperature)
-        pictures = to_uint8(self.codec.decode(codes))
+        pictures = to_uint8(self.model.sample(seeds, chosen(level), temperature))
         labels = [f"seed {seed}" for seed in seeds]
-        return drawn(plots.sample_grid, pictures, title=f"{self.sampler.name}, slice level {level}", labels=labels)
+        title = f"{self.model.sampler.title}, slice level {level}"
+        return drawn(plots.sample_grid, pictures, title=title, labels=labels)
 
     def walk(self, first: float, last: float, level: str) -> np.ndarray:
         """The pictures between two seeds' samples, uint8 [WALK, H, W]. Raises InputError."""
-        codes = self.sampler.walk((whole(first), whole(last)), self._level(level))
-        return to_uint8(self.codec.decode(codes))
+        return to_uint8(self.model.walk((whole(first), whole(last)), chosen(level)))
 
-    def _level(self, level: str) -> int | None:
-        chosen = None if level == ANY else int(level)
-        self.sampler.check(chosen, None)
-        return chosen
+
+def chosen(level: str) -> int | None:
+    """The slice level that a field holds, None for any."""
+    return None if level == ANY else int(level)
 
 
 def whole(seed: float | None) -> int:
@@ -161,22 +166,22 @@ def page(play: Playground) -> "gr.Blocks":
         return None if steps is None else Image.fromarray(steps[int(place) - 1])
 
     def level() -> gr.Dropdown:
-        return gr.Dropdown([ANY, *map(str, range(play.sampler.levels))], value=ANY, label="slice level")
+        return gr.Dropdown([ANY, *map(str, range(prior.levels))], value=ANY, label="slice level")
 
-    data, model = play.about["data"], play.about["model"]
+    described, prior = play.model.description, play.model.sampler
     with gr.Blocks(title="Brain slices and their codes", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# Brain slices and their codes\n`{model}`, epoch {play.about['epoch']}")
+        gr.Markdown(f"# Brain slices and their codes\n`{described['model']}`, epoch {described['epoch']}")
         with gr.Tab("Reconstruct"):
             with gr.Row():
                 with gr.Column(scale=2):
-                    height, width = data["size"]
+                    height, width = play.model.codec.size
                     file = gr.File(label=f"a slice, PNG, JPEG or NIfTI, for {height}x{width} pixels", elem_id="file")
                     scores = gr.Markdown(elem_id="scores")
                 with gr.Column(scale=3):
                     pictures = figure("pictures", "original, reconstruction, error")
             maps = figure("maps", "codes")
             file.upload(told(play.reconstruct), file, [pictures, maps, scores])
-        if play.sampler:
+        if prior:
             with gr.Tab("Sample"):
                 with gr.Row():
                     asked = [
@@ -184,10 +189,10 @@ def page(play: Playground) -> "gr.Blocks":
                         gr.Slider(1, MOST, 16, step=1, label="samples"),
                         level(),
                     ]
-                    if not play.sampler.is_gan:
+                    if not prior.is_gan:
                         asked.append(gr.Slider(0.1, 2, 1, label="temperature"))
                 draw = gr.Button("Sample", variant="primary", elem_id="draw")
-                drawing = figure("samples", f"samples of the {play.sampler.name}")
+                drawing = figure("samples", f"samples of the {prior.title}")
                 draw.click(told(play.sample), asked, drawing)
             with gr.Tab("Walk"):
                 with gr.Row():
@@ -204,28 +209,18 @@ def page(play: Playground) -> "gr.Blocks":
 
 @exit_on_input_error
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="vqvae.pth of a run; its prior is the one beside it")
-    parser.add_argument("--port", type=number(int, 1, 65535), default=7860, metavar="X", help="(default: 7860)")
-    parser.add_argument(
-        "--device", choices=compute.DEVICES, default="auto", help="(default: auto, CUDA if there is any)"
-    )
-    parser.add_argument(
-        "--precision", choices=compute.PRECISIONS, default="fp32", help="(default: fp32, for exact scores)"
-    )
-    settings = parser.parse_args()
+    settings = cli.parse(AppSettings, __doc__)
     if gr is None:
         raise InputError("the package gradio is missing: pip install -r requirements-extra.txt")
-    on = compute.choose(settings.device, settings.precision)
-    torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"  # as predict.py, so that scores are the same
-    blocks = page(Playground(settings.checkpoint, on))
+    model = TrainedModel.load(settings.checkpoint, device=settings.device, precision=settings.precision)
+    blocks = page(Playground(model))
     try:
         blocks.launch(
             server_name=HOST, server_port=settings.port, share=False, quiet=True, prevent_thread_lock=True, **look()
         )
     except OSError as error:
         raise InputError(f"--port {settings.port} is taken; choose another") from error
-    print(f"{on.describe()}; open http://{HOST}:{settings.port}, end with Ctrl-C", flush=True)
+    print(f"{model.codec.on.describe()}; open http://{HOST}:{settings.port}, end with Ctrl-C", flush=True)
     blocks.block_thread()
     return 0
 

@@ -8,55 +8,119 @@
 Everything goes to predict/ beside the checkpoint (--out), all at once; report.html there shows it.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 import torch
+from pydantic import model_validator
+from pydantic_settings import CliPositionalArg, CliVariadicArg
 from tqdm import tqdm
 
 import dataset
 from dataset import DataSet, Slices
-from inference.codec import Codec, to_uint8
-from inference.loading import load_autoencoder
-from inference.sampling import Sampler, find_prior
-from modules import Codes
+from inference.codec import to_uint8
+from inference.model import TrainedModel
+from inference.sampling import LEAST_TEMPERATURE, Sampler
+from networks.prior import Codes
 from reading import nifti
-from reading.listing import SPLITS
 from reading.names import stem
 from report import plots
 from report.results import Results, replacing
-from runtime import compute
-from runtime.errors import InputError, Parser, exit_on_input_error, number
+from runtime import cli
+from runtime.cli import Settings, option
+from runtime.errors import InputError, exit_on_input_error
 from scoring import judge
 from scoring.metrics import code_counts, code_usage, reconstruction_scores, summarise
 from scoring.scores import SCORES, SSIM_PASS
-from training import options
 
 CHUNK = 128  # slices whose reconstructions are in memory as floats at a time
 COLUMNS = 6  # slices in a figure of reconstructions
 SHOWN = 64  # samples in a figure
 
 # ----------------------------------------------------------------------------------------------------
-# Reconstruction
+# Settings
 
 
-def how_to_cut(settings: argparse.Namespace, trained_on: Mapping) -> dict:
-    """Axis and range of the slices of volumes: as the options say, else as in training."""
-    return {
-        "axis": trained_on["axis"] if settings.axis is None else int(settings.axis),
-        "slices": trained_on["slices"] if settings.slices is None else settings.slices,
-    }
+class Reconstruction(Settings):
+    """What to reconstruct"""
+
+    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run; it knows its model and its data")
+    data: str | None = option(None, "data set, or 'demo' (default: the checkpoint's own)", "DIR")
+    split: Literal["train", "validate", "test"] = option("test", "which part of the data set")
+    input: CliVariadicArg[list[Path]] = option([], "just these pictures or NIfTI files", "FILE")
+    axis: Literal[0, 1, 2] | None = option(None, "how volumes are cut (default: as in training)")
+    slices: str | None = option(None, "of volumes, those to take (default: as in training)", "START:STOP")
+    allow_overlap: bool = option(False, "go on when a person is in two splits")
+    save_nifti: bool = option(False, "write reconstructions as NIfTI, as the input's were")
 
 
-def load_data(settings: argparse.Namespace, trained_on: Mapping, splits: tuple[str, ...]) -> DataSet:
-    """Splits of the data set given, else of the one that the checkpoint was trained on.
+class Sampling(Settings):
+    """What to sample"""
+
+    prior: str | None = option(None, "prior's .pth, or 'none' (default: the DCGAN beside, else the PixelCNN)", "PATH")
+    samples: int = option(64, "how many", ge=0)
+    seed: int = option(0, "of the first", ge=0, le=2**31)
+    slice: int | None = option(None, "axial slice level (default: any)", ge=0)
+    temperature: float | None = option(None, "of a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE)
+    ceiling: Path | None = option(None, "another prior's .pth, the course baseline's say, to judge beside it")
+    features: Literal["inception"] | None = option(None, "judge in this feature space, too", "{inception}")
+
+
+class Computing(Settings):
+    """How"""
+
+    device: Literal["auto", "cuda", "cpu"] = option("auto", "auto is CUDA if there is any")
+    precision: Literal["auto", "fp32", "bf16"] = option("fp32", "fp32 for exact scores")
+
+
+class PredictSettings(Computing, Sampling, Reconstruction):  # --help shows them from the last to the first
+    """Where it goes"""
+
+    out: Path | None = option(None, "folder (default: predict/ beside the checkpoint)", "DIR")
+
+    @property
+    def folder(self) -> Path:
+        return self.out or self.checkpoint.parent / ("predict_input" if self.input else "predict")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.input and self.data:
+            raise InputError("give --data or --input, not both")
+        return self
+
+
+# ----------------------------------------------------------------------------------------------------
+# The model and the data
+
+
+def open_model(settings: PredictSettings) -> tuple[TrainedModel, Sampler | None]:
+    """The model, with the prior asked for, or else the one beside it, if any; and the prior of --ceiling.
+
+    Raises InputError when the options ask for samples that can't be made.
+    """
+    prior = settings.prior if settings.samples and not settings.input else "none"
+    model = TrainedModel.load(settings.checkpoint, prior, settings.device, settings.precision)
+    if model.sampler is None:
+        for name in ("slice", "temperature", "features", "ceiling"):
+            if getattr(settings, name) is not None:
+                raise InputError(f"--{name} is about samples: give a --prior, and neither --input nor --samples 0")
+        return model, None
+    model.sampler.check(settings.slice, settings.temperature)
+    for name in ("features", "ceiling"):
+        if getattr(settings, name) and (settings.samples < judge.MIN_SAMPLES or settings.slice is not None):
+            raise InputError(f"--{name}: only {judge.MIN_SAMPLES} samples or more, of all levels, are judged")
+    return model, Sampler(settings.ceiling, model.codec) if settings.ceiling else None
+
+
+def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str, ...]) -> DataSet:
+    """Splits of the data set given, else of the one that the checkpoint was trained on; or the files of --input.
 
     Raises InputError when it isn't there, or its pictures aren't of the size that the autoencoder takes.
     """
-    cut = how_to_cut(settings, trained_on)
+    trained_on, cut = model.description["data"], model.cut(settings.axis, settings.slices)
     if settings.input:
         files = dataset.read_files(settings.input, **cut)
         names = list(dict.fromkeys(path.name for path in files.paths))
@@ -69,36 +133,36 @@ def load_data(settings: argparse.Namespace, trained_on: Mapping, splits: tuple[s
                 raise InputError(f"{root}, which this checkpoint was trained on, isn't here: give --data")
             root = "demo"
         data = dataset.load(root, splits, settings.allow_overlap, **cut)
-    height, width = data.splits[splits[0]].images.shape[1:]
-    if [height, width] != trained_on["size"]:
-        expected = "x".join(map(str, trained_on["size"]))
-        raise InputError(f"{data.title} has slices of {height}x{width}, this checkpoint takes {expected}: train on it")
+    model.check_size(data.splits[splits[0]].images, data.title)
     return data
 
 
-def reconstruct(results: Results, codec: Codec, slices: Slices) -> tuple[Codes, np.ndarray, list[dict]]:
+# ----------------------------------------------------------------------------------------------------
+# Reconstructions
+
+
+def reconstruct(results: Results, model: TrainedModel, slices: Slices) -> tuple[Codes, np.ndarray, list[dict]]:
     """Code grids [N, h, w], reconstructions uint8 [N, H, W], and for each slice its name and scores."""
     codes, pictures, scores, beyond = [], np.empty_like(slices.images), [], 0
+    box, sizes = model.codec.box, model.codec.autoencoder.codebook_sizes
     with tqdm(total=len(slices), desc="reconstructing", unit=" slices", disable=None) as bar:
         for start in range(0, len(slices), CHUNK):
             images = slices.images[start : start + CHUNK]
-            codes.append(codec.encode(images))
-            decoded = codec.decode(codes[-1])
+            codes.append(model.encode(images))
+            decoded = model.decode(codes[-1])
             pictures[start : start + CHUNK] = to_uint8(decoded)
             scores.append(reconstruction_scores(images, decoded))
-            filled, kept = (np.count_nonzero(part, axis=(1, 2)) for part in (images, codec.box.crop(images)))
+            filled, kept = (np.count_nonzero(part, axis=(1, 2)) for part in (images, box.crop(images)))
             beyond += int((filled > kept).sum())
             bar.update(len(images))
     if beyond:
-        box = f"{codec.box.height}x{codec.box.width}"
-        results.note(f"{beyond} slices reach beyond the {box} pixels that held the training slices, and are cut there")
-    codes = [torch.cat(grids) for grids in zip(*codes, strict=True)]
+        size = f"{box.height}x{box.width}"
+        results.note(f"{beyond} slices reach beyond the {size} pixels that held the training slices, and are cut there")
+    codes = [torch.from_numpy(np.concatenate(grids)) for grids in zip(*codes, strict=True)]
     scores = {name: np.concatenate([part[name] for part in scores]) for name in SCORES}
-    usage = [
-        {"grid": "x".join(map(str, grid.shape[1:]))} | one
-        for grid, one in zip(codes, code_usage(codes, codec.autoencoder.codebook_sizes), strict=True)
-    ]
-    results.metrics |= summarise(scores) | {"bytes_per_image": codec.bytes_per_image(), "codes": usage}
+    shapes = [f"{h}x{w}" for h, w in model.codec.grid_shapes()]
+    usage = [{"grid": shape} | one for shape, one in zip(shapes, code_usage(codes, sizes), strict=True)]
+    results.metrics |= summarise(scores) | {"bytes_per_image": model.codec.bytes_per_image(), "codes": usage}
     rows = [dict(zip(scores, row, strict=True)) for row in np.stack(list(scores.values()), axis=1).tolist()]
     return codes, pictures, [{"name": name} | row for name, row in zip(slices.names, rows, strict=True)]
 
@@ -118,10 +182,10 @@ def score_table(metrics: Mapping) -> str:
 
 
 def draw_reconstructions(
-    results: Results, codec: Codec, slices: Slices, codes: Codes, pictures: np.ndarray, rows: list[dict]
+    results: Results, model: TrainedModel, slices: Slices, codes: Codes, pictures: np.ndarray, rows: list[dict]
 ) -> None:
     """Distribution of the SSIM, worst and best slices, map of the median one's codes, use of the codes."""
-    title = results.title
+    title, box = results.title, model.codec.box
     ranked = sorted(range(len(rows)), key=lambda i: rows[i]["ssim"])
     results.draw("ssim_distribution", plots.ssim_distribution, [row["ssim"] for row in rows], title=title)
     for name, chosen in (("worst", ranked[:COLUMNS]), ("best", ranked[: -COLUMNS - 1 : -1])):
@@ -129,68 +193,42 @@ def draw_reconstructions(
         which = f"{title}, {'lowest' if name == 'worst' else 'highest'} SSIM first"
         results.draw(name, plots.reconstructions, slices.images[chosen], pictures[chosen], labels, title=which)
     median = ranked[len(ranked) // 2]
-    grids = [grid[median].cpu().numpy() for grid in codes]
-    image, decoded = (codec.box.crop(images[median]) for images in (slices.images, pictures))
-    which = f"{title}, {rows[median]['name']}, the {codec.box.height}x{codec.box.width} pixels that are coded"
-    results.draw("code_map", plots.code_map, image, grids, decoded, title=which)
-    sizes = codec.autoencoder.codebook_sizes
-    counts = [code_counts(grid, size).cpu().numpy() for grid, size in zip(codes, sizes, strict=True)]
+    image, decoded = box.crop(slices.images[median]), box.crop(pictures[median])
+    which = f"{title}, {rows[median]['name']}, the {box.height}x{box.width} pixels that are coded"
+    results.draw("code_map", plots.code_map, image, [grid[median].numpy() for grid in codes], decoded, title=which)
+    sizes = model.codec.autoencoder.codebook_sizes
+    counts = [code_counts(grid, size).numpy() for grid, size in zip(codes, sizes, strict=True)]
     results.draw("code_usage", plots.code_usage, counts, title=title)
 
 
-def save_reconstructions(
-    results: Results,
-    settings: argparse.Namespace,
-    trained_on: Mapping,
-    codec: Codec,
-    slices: Slices,
-    codes: Codes,
-    pictures: np.ndarray,
-) -> None:
-    """As NIfTI files, in the originals' place and intensities (--save-nifti), or as PNG (of --input alone)."""
-    if settings.save_nifti:
-        if slices.ranges is None:
-            raise InputError("--save-nifti: these are pictures, not NIfTI files; leave it out")
-        cut = how_to_cut(settings, trained_on)
-        folder = results.folder / "reconstructions"
-        nifti.write_all(folder, slices.paths, codec.decode(codes), slices.ranges, **cut)
-    elif settings.input:
-        files = [f"{Path(stem(name)).stem}.png" for name in slices.names]
-        if doubled := sorted({file for file in files if files.count(file) > 1}):
-            raise InputError(f"several reconstructions would be called {doubled[0]}: give one of them at a time")
-        results.save_pictures("reconstructions", pictures, files, f"{results.title}, reconstruction")
+def files_to_save(settings: PredictSettings, slices: Slices) -> list[str]:
+    """Names of the PNG files that show the reconstructions of --input; none where these become NIfTI files.
+
+    Raises InputError when they can't be saved as the options say.
+    """
+    if settings.save_nifti and slices.ranges is None:
+        raise InputError("--save-nifti: these are pictures, not NIfTI files; leave it out")
+    if settings.save_nifti or not settings.input:
+        return []
+    files = [f"{Path(stem(name)).stem}.png" for name in slices.names]
+    if doubled := sorted({file for file in files if files.count(file) > 1}):
+        raise InputError(f"several reconstructions would be called {doubled[0]}: give one of them at a time")
+    return files
 
 
 # ----------------------------------------------------------------------------------------------------
 # Samples
 
 
-def find_sampler(settings: argparse.Namespace, codec: Codec) -> Sampler | None:
-    """The prior asked for, or else the one beside the checkpoint, if any.
-
-    Raises InputError when the options ask for samples that it can't make.
-    """
-    path = Path(settings.prior) if settings.prior else find_prior(settings.checkpoint.parent)
-    if settings.input or settings.samples == 0 or settings.prior == "none" or path is None:
-        for name in ("slice", "temperature", "features", "ceiling"):
-            if getattr(settings, name) is not None:
-                raise InputError(f"--{name} is about samples: give a --prior, and neither --input nor --samples 0")
-        return None
-    sampler = Sampler(path, codec)
-    sampler.check(settings.slice, settings.temperature)
-    for name in ("features", "ceiling"):
-        if getattr(settings, name) and (settings.samples < judge.MIN_SAMPLES or settings.slice is not None):
-            raise InputError(f"--{name}: only {judge.MIN_SAMPLES} samples or more, of all levels, are judged")
-    return sampler
-
-
-def sample(results: Results, settings: argparse.Namespace, sampler: Sampler, about: Mapping, slices: Slices) -> None:
+def sample(
+    results: Results, settings: PredictSettings, model: TrainedModel, ceiling: Sampler | None, slices: Slices
+) -> None:
     """Draw samples, keep them, show them beside the slices that were scored, and judge them if there are enough."""
     seeds = range(settings.seed, settings.seed + settings.samples)
-    codes = sampler.draw(seeds, settings.slice, settings.temperature)
-    pictures = to_uint8(sampler.codec.decode(codes))
+    codes = model.sample_codes(seeds, settings.slice, settings.temperature)
+    pictures = to_uint8(model.decode(codes))
     level = "" if settings.slice is None else f", slice level {settings.slice}"
-    source = f"{sampler.name} trained on {about['data']['title']}{level}"
+    source = f"{model.sampler.title} trained on {model.description['data']['title']}{level}"
     results.metrics["samples"] = {"number": len(seeds), "first_seed": seeds[0], "source": source}
     results.save_pictures("samples", pictures, [f"seed_{seed:05d}.png" for seed in seeds], source)
 
@@ -203,15 +241,14 @@ def sample(results: Results, settings: argparse.Namespace, sampler: Sampler, abo
     real = slices.images[candidates[np.linspace(0, len(candidates) - 1, n).round().astype(int)]]
     results.draw("samples_beside_real", plots.samples_beside_real, shown[:n], real, title=f"{which}; {results.title}")
     if len(seeds) > 1:
-        steps = sampler.codec.decode(sampler.walk((seeds[0], seeds[1]), settings.slice))
         which = f"{source}, from seed {seeds[0]} to seed {seeds[1]}"
-        results.draw("walk", plots.walk_gif, steps, title=which)
+        results.draw("walk", plots.walk_gif, model.walk(seeds[:2], settings.slice), title=which)
     print(f"{len(seeds):,} samples of the {source}")
-    if data := data_to_judge_with(results, settings, about["data"]):
-        judge_samples(results, settings, data, sampler.codec, codes, pictures)
+    if data := data_to_judge_with(results, settings, model):
+        judge_samples(results, settings, data, model, ceiling, codes, pictures)
 
 
-def data_to_judge_with(results: Results, settings: argparse.Namespace, trained_on: Mapping) -> DataSet | None:
+def data_to_judge_with(results: Results, settings: PredictSettings, model: TrainedModel) -> DataSet | None:
     """The training slices and those that were scored, or None, with a note, where samples aren't to be judged."""
     if settings.split == "train":
         results.note("samples are judged beside people held out from training: use another --split")
@@ -220,34 +257,39 @@ def data_to_judge_with(results: Results, settings: argparse.Namespace, trained_o
     elif settings.samples < judge.MIN_SAMPLES:
         results.note(f"{settings.samples} samples are too few to judge: give --samples 1000")
     else:
-        data = load_data(settings, trained_on, ("train", settings.split))
-        if data.fingerprint == trained_on["fingerprint"]:
+        data = load_data(settings, model, ("train", settings.split))
+        if data.fingerprint == model.description["data"]["fingerprint"]:
             return data
         results.note("the samples are not judged: that takes the data set that the model was trained on")
     return None
 
 
 def judge_samples(
-    results: Results, settings: argparse.Namespace, data: DataSet, codec: Codec, codes: Codes, pictures: np.ndarray
+    results: Results,
+    settings: PredictSettings,
+    data: DataSet,
+    model: TrainedModel,
+    ceiling: Sampler | None,
+    codes: list[np.ndarray],
+    pictures: np.ndarray,
 ) -> None:
     """The judge's verdict on the samples beside what real slices get: table, numbers and figures."""
     train, held_out = data.splits["train"], data.splits[settings.split]
     print(f"judging them beside {len(train):,} training and {len(held_out):,} {settings.split} slices, a few minutes")
     features = (*judge.SPACES, *([settings.features] if settings.features else []))
-    judged = judge.Judge(train, held_out, features=features, device=codec.on.device)
+    judged = judge.Judge(train, held_out, features=features, device=model.codec.on.device)
     near = judged.nearest(pictures)
     verdict = judged.score(pictures, near)
-    sizes = codec.autoencoder.codebook_sizes
-    verdict["code_histogram_distance"] = [
-        judge.code_histogram_distance(sampled, real, size)
-        for sampled, real, size in zip(codes, codec.encode(train.images), sizes, strict=True)
-    ]
-    if settings.ceiling:
-        other = Sampler(settings.ceiling, codec).draw(range(settings.seed, settings.seed + settings.samples))
-        verdict["ceiling"] = judged.fidelity(to_uint8(codec.decode(other)))
+    grids = zip(codes, model.codec.encode(train.images), model.codec.autoencoder.codebook_sizes, strict=True)
+    distances = [judge.code_histogram_distance(torch.from_numpy(a), b.cpu(), size) for a, b, size in grids]
+    verdict["code_histogram_distance"] = distances
+    if ceiling:
+        other = ceiling.draw(range(settings.seed, settings.seed + settings.samples))
+        verdict["ceiling"] = judged.fidelity(to_uint8(model.codec.decode(other)))
     results.metrics["judge"] = verdict
-    distances = ", ".join(f"{distance:.3f}" for distance in verdict["code_histogram_distance"])
-    print(f"{judge.table(verdict)}\ncode histograms of samples and training slices, total variation: {distances}")
+    print(judge.table(verdict))
+    listed = ", ".join(f"{distance:.3f}" for distance in distances)
+    print(f"code histograms of samples and training slices, total variation: {listed}")
 
     title = f"{results.metrics['samples']['source']}, beside {data.title}"
     results.draw("memorisation", plots.memorisation, near.ssim, judged.held_out_nearest.ssim, title=title)
@@ -259,90 +301,51 @@ def judge_samples(
 
 
 # ----------------------------------------------------------------------------------------------------
-# The command line
+# The command
 
 
-def parse() -> argparse.Namespace:
-    """All options; --out and --split are settled here where they depend on others."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="vqvae.pth of a run; it knows its model and its data")
-    group = parser.add_argument_group("what to reconstruct")
-    group.add_argument("--data", metavar="DIR", help="data set, or 'demo' (default: the checkpoint's own)")
-    group.add_argument("--split", choices=SPLITS, default="test", help="(default: test)")
-    group.add_argument("--input", type=Path, nargs="+", metavar="FILE", help="just these pictures or NIfTI files")
-    group.add_argument("--axis", choices=("0", "1", "2"), help="how volumes are cut (default: as in training)")
-    group.add_argument("--slices", metavar="START:STOP", help="of volumes, those to take (default: as in training)")
-    group.add_argument("--allow-overlap", action="store_true", help="go on when a person is in two splits")
-    group.add_argument("--save-nifti", action="store_true", help="write reconstructions as NIfTI, as the input's were")
-    group = parser.add_argument_group("what to sample")
-    group.add_argument(
-        "--prior", metavar="PATH", help="prior's .pth, or 'none' (default: the DCGAN beside, else the PixelCNN)"
-    )
-    group.add_argument("--samples", type=number(int, 0), default=64, metavar="N", help="how many (default: 64)")
-    group.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="X", help="of the first (default: 0)")
-    group.add_argument("--slice", type=number(int, 0), metavar="S", help="axial slice level (default: any)")
-    group.add_argument("--temperature", type=number(float, 0.01), metavar="X", help="of a PixelCNN (default: 1)")
-    group.add_argument(
-        "--ceiling", type=Path, metavar="PATH", help="another prior's .pth, the report's GAN say, to judge beside it"
-    )
-    group.add_argument("--features", choices=("inception",), help="judge in this feature space, too")
-    group = parser.add_argument_group("how")
-    group.add_argument("--out", type=Path, metavar="DIR", help="folder (default: predict/ beside the checkpoint)")
-    group.add_argument(
-        "--device", choices=compute.DEVICES, default="auto", help="(default: auto, CUDA if there is any)"
-    )
-    group.add_argument(
-        "--precision", choices=compute.PRECISIONS, default="fp32", help="(default: fp32, for exact scores)"
-    )
-    settings = parser.parse_args()
-    if settings.input and settings.data:
-        raise InputError("give --data or --input, not both")
-    folder = "predict_input" if settings.input else "predict"
-    settings.out = settings.out or settings.checkpoint.parent / folder
-    return settings
-
-
-def describe(settings: argparse.Namespace, about: Mapping, sampler: Sampler | None) -> dict:
+def describe(settings: PredictSettings, model: TrainedModel) -> dict:
     """Everything that made the results, for metrics.json and the report."""
-    model = {key: about[key] for key in ("model", "epoch", "validation_ssim")}
-    made = {"prediction": options.plain(settings), "checkpoint": model, "trained_on": about["data"]}
-    if settings.input:
-        made["prediction"]["input"] = [str(path) for path in settings.input]
-    if sampler:
-        made["prior"] = {"file": str(sampler.path), "model": sampler.name, "epoch": sampler.about["epoch"]}
+    described = model.description
+    checkpoint = {key: described[key] for key in ("model", "epoch", "validation_ssim")}
+    prediction = settings.model_copy(update={"out": settings.folder}).model_dump(mode="json")
+    made = {"prediction": prediction, "checkpoint": checkpoint, "trained_on": described["data"]}
+    if prior := model.sampler:
+        made["prior"] = {"file": str(prior.path), "model": prior.title, "epoch": prior.description["epoch"]}
     return made
 
 
 @exit_on_input_error
 def main() -> int:
-    settings = parse()
-    on = compute.choose(settings.device, settings.precision)
-    torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"  # scores are the same on every device
-    autoencoder, about = load_autoencoder(settings.checkpoint)
-    codec = Codec(autoencoder, about["data"], on)
-    sampler = find_sampler(settings, codec)
-    with replacing(settings.out) as folder:
-        data = load_data(settings, about["data"], (settings.split,))
+    settings = cli.parse(PredictSettings, __doc__)
+    model, ceiling = open_model(settings)
+    trained_on = model.description["data"]
+    with replacing(settings.folder) as folder:
+        data = load_data(settings, model, (settings.split,))
         slices = data.splits[settings.split]
+        files = files_to_save(settings, slices)
         results = Results(folder, data.title if settings.input else f"{data.title}, {settings.split} split")
         results.metrics["synthetic"] = data.synthetic
-        print(f"{results.title}: {len(slices):,} slices, {on.describe()}")
-        if not settings.input and data.fingerprint != about["data"]["fingerprint"]:
-            results.note(f"not the data set that the model was trained on, which was {about['data']['title']}")
+        print(f"{results.title}: {len(slices):,} slices, {model.codec.on.describe()}")
+        if not settings.input and data.fingerprint != trained_on["fingerprint"]:
+            results.note(f"not the data set that the model was trained on, which was {trained_on['title']}")
 
-        codes, pictures, rows = reconstruct(results, codec, slices)
-        if sampler and not sampler.is_gan:
-            results.metrics["entropy_coded_bytes"] = sampler.bits(codes, torch.from_numpy(slices.levels)) / 8
+        codes, pictures, rows = reconstruct(results, model, slices)
+        if model.sampler and not model.sampler.is_gan:
+            results.metrics["entropy_coded_bytes"] = model.sampler.bits(codes, torch.from_numpy(slices.levels)) / 8
         print(score_table(results.metrics))
-        draw_reconstructions(results, codec, slices, codes, pictures, rows)
-        save_reconstructions(results, settings, about["data"], codec, slices, codes, pictures)
-        if sampler:
-            sample(results, settings, sampler, about, slices)
+        draw_reconstructions(results, model, slices, codes, pictures, rows)
+        if settings.save_nifti:
+            where, cut = results.folder / "reconstructions", model.cut(settings.axis, settings.slices)
+            nifti.write_all(where, slices.paths, model.decode(codes).numpy(), slices.ranges, **cut)
+        elif files:
+            results.save_pictures("reconstructions", pictures, files, f"{results.title}, reconstruction")
+        if model.sampler:
+            sample(results, settings, model, ceiling, slices)
         elif not settings.input and settings.samples and settings.prior != "none":
             results.note("no prior beside the checkpoint, so nothing is sampled; give one with --prior")
-        made = describe(settings, about, sampler)
-        results.write(rows, (slices.images, pictures), made, settings.checkpoint.parent)
-    print(f"report: {settings.out / 'report.html'}")
+        results.write(rows, (slices.images, pictures), describe(settings, model), settings.checkpoint.parent)
+    print(f"report: {settings.folder / 'report.html'}")
     return 0
 
 

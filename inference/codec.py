@@ -1,45 +1,53 @@
 """How do many slices go through an autoencoder? In batches, cropped to its box and pasted back."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dataset import Box
-from modules import Autoencoder, Codes
+from modules import Autoencoder
+from networks.prior import Codes
 from runtime.compute import Compute
 
 BATCH = 32
 
 
 class Codec:
-    """An autoencoder as a compressor of whole pictures: uint8 [N, H, W] <-> codes <-> float32 [N, H, W].
+    """An autoencoder as a compressor of whole pictures: slices [N, H, W] <-> codes <-> pictures [N, H, W].
 
     The autoencoder sees only `box` of the picture, in which all content of its training slices lies; what is
-    outside comes back black. Codes are int16 grids [N, h, w] on the device.
+    outside comes back black. Codes are int16 grids [N, h, w] on the device. `data` is what a checkpoint says of its
+    training data; its "box" and "size" [H, W] are needed here.
     """
 
-    def __init__(self, autoencoder: Autoencoder, about: dict, on: Compute):
+    def __init__(self, autoencoder: Autoencoder, data: Mapping, on: Compute):
         self.autoencoder = autoencoder.eval().to(on.device, memory_format=torch.channels_last)
-        self.box, self.size, self.on = Box(*about["box"]), tuple(about["size"]), on
+        self.box, self.size, self.on = Box(*data["box"]), tuple(data["size"]), on
 
-    @torch.inference_mode()
-    def encode(self, images: np.ndarray) -> Codes:
-        """uint8 [N, H, W] -> code grids int16 [N, h, w]."""
+    @torch.no_grad()  # and not `inference_mode`, whose tensors nobody could train with
+    def encode(self, slices: np.ndarray | Tensor) -> Codes:
+        """uint8 in [0, 255] or float in [0, 1], [N, H, W] -> code grids int16 [N, h, w], coarse to fine."""
         parts = []
-        for start in range(0, len(images), BATCH):
-            pixels = torch.from_numpy(np.array(self.box.crop(images[start : start + BATCH])))
+        for start in range(0, len(slices), BATCH):
+            batch = self.box.crop(slices[start : start + BATCH])
+            if isinstance(batch, np.ndarray):
+                batch = torch.from_numpy(np.array(batch))  # a copy: slices of a data set are read-only
+            batch = batch[:, None].to(self.on.device)
+            images = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
             with self.on.autocast():
-                grids = self.autoencoder.encode(pixels[:, None].to(self.on.device).float() / 255)
+                grids = self.autoencoder.encode(images)
             parts.append([grid.to(torch.int16) for grid in grids])
         return [torch.cat(grids) for grids in zip(*parts, strict=True)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes: Codes) -> np.ndarray:
-        """Code grids [N, h, w] -> float32 [N, H, W] in [0, 1]."""
+        """Code grids [N, h, w], on any device -> float32 [N, H, W] in [0, 1]."""
         pictures = np.empty((len(codes[0]), *self.size), np.float32)
         for start in range(0, len(pictures), BATCH):
-            batch = [grid[start : start + BATCH].long() for grid in codes]
+            batch = [grid[start : start + BATCH].to(self.on.device).long() for grid in codes]
             with self.on.autocast():
                 decoded = self.autoencoder.decode(batch)
             pictures[start : start + BATCH] = self.box.paste(decoded, self.size)[:, 0].cpu().numpy()
@@ -53,8 +61,7 @@ class Codec:
 
     def grid_shapes(self) -> list[tuple[int, int]]:
         """(h, w) of each code grid."""
-        blank = np.zeros((1, *self.size), np.uint8)
-        return [tuple(grid.shape[1:]) for grid in self.encode(blank)]
+        return self.autoencoder.grid_shapes(self.box.height, self.box.width)
 
 
 def to_uint8(pictures: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -14,39 +15,42 @@ from modules import DCGAN
 from networks.pixelcnn import PixelCNN
 from networks.prior import Codes, draw_levels
 from runtime.errors import InputError
-from training.priors import PRIORS
 
+FILES = ("dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
 BATCH = 32  # a PixelCNN keeps some 30 MB of activations a sample
 WALK = 24  # pictures
+LARGEST_SEED = 2**32 - 1  # from 2**32 on a seed's noise is that which chooses another seed's slice level
+LEAST_TEMPERATURE = 0.01
 
 
 def find_prior(folder: Path) -> Path | None:
     """The prior in a run folder, the DCGAN where there are two, None where there is none."""
-    return next((path for name in PRIORS if (path := folder / f"{name}.pth").is_file()), None)
+    return next((path for name in FILES if (path := folder / name).is_file()), None)
 
 
 class Sampler:
     """The prior in the file `path`, over the codes of `codec`'s autoencoder.
 
-    `name`: "DCGAN" or "PixelCNN". `levels`: so many slice levels can be asked for, from 0 on; 0 when the prior
-    knows none. `about`: what the file says of the prior. Raises InputError when it isn't a prior of this
+    `title`: what figures call it. `levels`: so many slice levels can be asked for, from 0 on; 0 when the prior
+    knows none. `description`: what the file says of the prior. Raises InputError when it isn't a prior of this
     autoencoder.
     """
 
     def __init__(self, path: Path, codec: Codec):
-        prior, self.about = load_prior(path, codec.autoencoder)
+        prior, self.description = load_prior(path, codec.autoencoder)
         self.prior, self.path, self.codec = prior.to(codec.on.device), path, codec
         self.is_gan = isinstance(prior, DCGAN)
-        self.name = type(prior).__name__
-        self.levels = 0 if self.is_gan and prior.network == "baseline" else prior.levels
+        self.title, self.levels = prior.title, prior.levels
 
     def check(self, level: int | None, temperature: float | None) -> None:
-        """Raises InputError when the prior knows no such level, or no temperature."""
-        if level is not None and level >= self.levels:
+        """Raises InputError when the prior knows no such level, or takes no such temperature."""
+        if level is not None and (not isinstance(level, Integral) or not 0 <= level < self.levels):
             known = f"knows slice levels 0 to {self.levels - 1}" if self.levels else "was trained without slice levels"
             raise InputError(f"slice level {level}: {self.path} {known}")
         if temperature is not None and self.is_gan:
             raise InputError("a DCGAN has no temperature: leave it out, or give a PixelCNN")
+        if temperature is not None and not LEAST_TEMPERATURE <= temperature < math.inf:
+            raise InputError(f"the temperature must be at least {LEAST_TEMPERATURE}, not {temperature}")
 
     def draw(self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None) -> Codes:
         """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
@@ -59,12 +63,12 @@ class Sampler:
         with tqdm(total=len(seeds), desc="sampling", unit=" samples", disable=None) as bar:
             for start in range(0, len(seeds), BATCH):
                 batch = seeds[start : start + BATCH]
-                with torch.inference_mode(), self.codec.on.autocast():
+                with torch.no_grad(), self.codec.on.autocast():
                     parts.append(self.prior.sample(batch, self._levels(level, len(batch)), **options))
                 bar.update(len(batch))
         return [torch.cat(grids) for grids in zip(*parts, strict=True)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def walk(self, seeds: tuple[int, int], level: int | None = None) -> Codes:
         """A walk from one seed's sample to the other's: code grids int64 [WALK, h, w].
 
@@ -81,12 +85,16 @@ class Sampler:
         a, b = self.codec.autoencoder.embed(self.draw(seeds, level))
         return self.codec.autoencoder.snap(torch.lerp(a, b, t[..., None, None]))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def bits(self, codes: Codes, levels: Tensor) -> float:
-        """Mean bits per image of an entropy coder with this PixelCNN, for code grids [N, h, w] and levels [N]."""
+        """Mean bits per image of an entropy coder with this PixelCNN, for code grids [N, h, w] and levels [N].
+
+        A level that the prior doesn't know counts as none.
+        """
         if not isinstance(self.prior, PixelCNN):
             raise ValueError("only a PixelCNN gives the probability of an image")
         device = self.codec.on.device
+        codes = [grid.to(device) for grid in codes]
         levels = torch.where((levels < 0) | (levels > self.prior.levels), self.prior.levels, levels).to(device)
         total = 0.0
         for rows in torch.arange(len(levels), device=device).split(BATCH):

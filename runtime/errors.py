@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """Something that the user gave can't be used; the message is one line: what, and what to do."""
 
 

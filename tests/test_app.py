@@ -22,6 +22,7 @@ from PIL import Image
 import app
 from inference.codec import Codec
 from inference.loading import load_autoencoder
+from inference.model import TrainedModel
 from inference.sampling import WALK
 from networks.pixelcnn import PixelCNN
 from runtime import checkpoint
@@ -51,7 +52,7 @@ def folder(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def play(folder):
-    return app.Playground(folder / "vqvae.pth", CPU)
+    return app.Playground(TrainedModel.load(folder / "vqvae.pth", device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_scores_are_those_of_predict(play, predicted):
     assert shown["SSIM"] == f"{float(predicted['ssim']):.4f}"
     assert shown["foreground SSIM"] == f"{float(predicted['foreground_ssim']):.4f}"
     assert shown["PSNR (dB)"] == f"{float(predicted['psnr']):.2f}"
-    assert shown["bytes"] == f"{play.codec.bytes_per_image():,.0f}"
+    assert shown["bytes"] == f"{play.model.codec.bytes_per_image():,.0f}"
     assert min(*pictures.size, *maps.size) > 256
 
 
@@ -157,7 +158,7 @@ def test_tabs_and_fields_are_those_that_the_prior_has(folder, tiny_run, tmp_path
     shutil.copy(tiny_run / "vqvae.pth", tmp_path)
     tabs, temperature = [], []
     for place in (folder, tiny_run, tmp_path):
-        blocks = app.page(app.Playground(place / "vqvae.pth", CPU))
+        blocks = app.page(app.Playground(TrainedModel.load(place / "vqvae.pth", device="cpu")))
         assert not blocks.analytics_enabled
         tabs.append([block.label for block in blocks.blocks.values() if isinstance(block, app.gr.Tab)])
         temperature.append("temperature" in [getattr(block, "label", None) for block in blocks.blocks.values()])

@@ -287,8 +287,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
     model = tiny_run / "vqvae.pth"
     cases = [  # arguments, what the line says
         ((model, "--samples", "-1"), "must be at least 0"),
-        ((model, "--temperature", "nan"), "must be at least"),
-        ((model, "--split", "holdout"), "invalid choice"),
+        ((model, "--temperature", "nan"), "must be a finite number"),
+        ((model, "--split", "holdout"), "must be 'train', 'validate' or 'test'"),
         ((tmp_path / "nothing.pth",), "no checkpoint at"),
         ((tmp_path,), "no checkpoint at"),
         ((tmp_path / "text.pth",), "damaged"),

@@ -1,0 +1,164 @@
+"""What can a trained model do? Slices to codes, codes to pictures, novel slices, and walks between two of them.
+
+model = TrainedModel.load("resources/pretrained/vqvae.pth")
+codes = model.encode(slices)
+pictures = model.decode(codes)
+novel = model.sample(seeds=range(16), level=12)
+"""
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.codec import Codec
+from inference.loading import load_autoencoder
+from inference.sampling import LARGEST_SEED, Sampler, find_prior
+from runtime import compute
+from runtime.errors import InputError
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+class TrainedModel:
+    """An autoencoder and, where there is one, a prior over its codes: arrays in, arrays out.
+
+    Slices are [N, H, W], uint8 in [0, 255] or float in [0, 1], of the `size` that the model was trained on; a single
+    one is `slice_[None]`. Codes are a list of integer arrays [N, h, w] with values in [0, K), coarse to fine.
+    Pictures are float32 [N, H, W] in [0, 1]. Slices and codes may be NumPy arrays or PyTorch tensors: what comes of
+    them is of the same kind, and on the same device. Samples and walks come as NumPy arrays.
+
+    Whatever can't be used raises InputError, a ValueError whose message is one line.
+
+    Attributes:
+        codec: the autoencoder, on its device.
+        sampler: the prior, or None.
+        description: what the autoencoder's file says of it: model, arguments, epoch, validation score, data.
+    """
+
+    def __init__(self, codec: Codec, description: dict, sampler: Sampler | None, path: Path):
+        self.codec, self.description, self.sampler, self.path = codec, description, sampler, path
+
+    @classmethod
+    def load(
+        cls, weights: str | Path, prior: str | Path | None = None, device: str = "auto", precision: str = "fp32"
+    ) -> Self:
+        """The model in the file `weights`, with the prior in the file `prior`.
+
+        `prior` None takes the best one beside the weights, if there is any, and "none" does without. `precision`
+        "fp32" gives the same pictures on every device: for that, it turns TF32 off in this process's convolutions.
+        Raises InputError when a file isn't what it should be, or there is no such device.
+        """
+        path = Path(weights)
+        on = compute.choose(device, precision)
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        autoencoder, description = load_autoencoder(path)
+        codec = Codec(autoencoder, description["data"], on)
+        found = find_prior(path.parent) if prior is None else None if prior == "none" else Path(prior)
+        return cls(codec, description, Sampler(found, codec) if found else None, path)
+
+    def encode(self, slices: Array) -> list[Array]:
+        """Slices [N, H, W] -> codes, int16 [N, h, w] each."""
+        if not isinstance(slices, np.ndarray | Tensor) or slices.ndim != 3:
+            raise InputError(f"slices are a NumPy array or a PyTorch tensor [N, H, W], not {_kind(slices)}")
+        if not len(slices):
+            raise InputError("there is no slice to encode: give at least one")
+        self.check_size(slices, "the array")
+        dtype = str(slices.dtype).removeprefix("torch.")
+        if dtype != "uint8" and "float" not in dtype:
+            raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {dtype}")
+        if dtype != "uint8" and not (slices.min() >= 0 and slices.max() <= 1):  # so that NaN is refused, too
+            values = f"{float(slices.min()):g} to {float(slices.max()):g}"
+            raise InputError(f"slices of {dtype} must be in [0, 1], these are {values}: scale them, or give uint8")
+        return [_like(slices, grid) for grid in self.codec.encode(slices)]
+
+    def decode(self, codes: Sequence[Array]) -> Array:
+        """Codes -> pictures float32 [N, H, W] in [0, 1], black outside of the box that the model codes."""
+        shapes, sizes = self.codec.grid_shapes(), self.codec.autoencoder.codebook_sizes
+        if not isinstance(codes, list | tuple) or len(codes) != len(shapes):
+            raise InputError(f"codes are a list of {len(shapes)} integer arrays [N, h, w], as encode gives it")
+        for grid, (h, w), size in zip(codes, shapes, sizes, strict=True):
+            if not isinstance(grid, np.ndarray | Tensor) or "int" not in str(grid.dtype):
+                raise InputError(f"codes are integer arrays, not {_kind(grid)}")
+            if not len(codes[0]) or tuple(grid.shape) != (len(codes[0]), h, w):
+                raise InputError(f"codes are [N, {h}, {w}], N the same for all grids and at least 1, not {_kind(grid)}")
+            if grid.min() < 0 or grid.max() >= size:
+                raise InputError(f"codes are from 0 to {size - 1}, these from {int(grid.min())} to {int(grid.max())}")
+        tensors = [grid if isinstance(grid, Tensor) else torch.from_numpy(np.array(grid)) for grid in codes]
+        return _like(codes[0], torch.from_numpy(self.codec.decode(tensors)))
+
+    def sample(self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None) -> np.ndarray:
+        """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1]. See `sample_codes`."""
+        return self.decode(self.sample_codes(seeds, level, temperature))
+
+    def sample_codes(
+        self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None
+    ) -> list[np.ndarray]:
+        """Codes of novel slices, int16 [len(seeds), h, w] each; each slice depends on its own seed only.
+
+        `level`, the axial slice level, from 0; None draws each one's as often as it is in training. `temperature`
+        (default 1) is that of a PixelCNN: below 1 for likelier and more alike. Raises InputError when there is no
+        prior, or it knows no such level or temperature.
+        """
+        sampler, seeds = self._ready(seeds, level, temperature)
+        return [grid.to(torch.int16).cpu().numpy() for grid in sampler.draw(seeds, level, temperature)]
+
+    def walk(self, seeds: Sequence[int], level: int | None = None) -> np.ndarray:
+        """Pictures on the way from one seed's sample to another's: float32 [24, H, W] in [0, 1]."""
+        sampler, (first, last) = self._ready(seeds, level, number=2)
+        return self.codec.decode(sampler.walk((first, last), level))
+
+    def cut(self, axis: int | None = None, slices: str | None = None) -> dict:
+        """How `dataset.load` and `read_files` are to cut volumes: as given, else as in training."""
+        trained_on = self.description["data"]
+        return {
+            "axis": trained_on["axis"] if axis is None else axis,
+            "slices": trained_on["slices"] if slices is None else slices,
+        }
+
+    def check_size(self, slices: np.ndarray | Tensor, what: str) -> None:
+        """Raises InputError when slices [N, H, W] of `what` aren't of the size that the model takes."""
+        (height, width), (ours, theirs) = self.codec.size, slices.shape[1:]
+        if (ours, theirs) != (height, width):
+            raise InputError(
+                f"{what} has slices of {ours}x{theirs}, this checkpoint takes {height}x{width}: train on it"
+            )
+
+    def _ready(
+        self, seeds: Sequence[int], level: int | None, temperature: float | None = None, number: int | None = None
+    ) -> tuple[Sampler, list[int]]:
+        """The sampler and the seeds as a list, both fit for use."""
+        if self.sampler is None:
+            raise InputError(f"no prior beside {self.path}, so nothing can be sampled: give the file of one as prior")
+        seeds = list(seeds) if isinstance(seeds, Iterable) else []
+        if not seeds or not all(isinstance(seed, Integral) and 0 <= seed <= LARGEST_SEED for seed in seeds):
+            raise InputError(f"seeds are a list of whole numbers from 0 to {LARGEST_SEED:,}, at least one")
+        if number and len(seeds) != number:
+            raise InputError(f"a walk goes between {number} seeds, not {len(seeds)}")
+        self.sampler.check(level, temperature)
+        return self.sampler, [int(seed) for seed in seeds]
+
+    def __repr__(self) -> str:
+        """What one who types its name in a notebook wants to know."""
+        shapes = [f"{h}x{w}" for h, w in self.codec.grid_shapes()]
+        grids = ", ".join(f"{shapes.count(shape)} of {shape}" for shape in dict.fromkeys(shapes))
+        name, epoch = self.description["model"], self.description["epoch"]
+        size = "x".join(map(str, self.codec.size))
+        prior = f"{self.sampler.title} with {self.sampler.levels} slice levels" if self.sampler else "none"
+        return f"{name}, epoch {epoch}: slices {size} <-> code grids {grids}; prior: {prior}; on {self.codec.on.device}"
+
+
+def _like(given: Array, made: Tensor) -> Array:
+    """A tensor as what was given: a NumPy array, or a tensor on that one's device."""
+    return made.to(given.device) if isinstance(given, Tensor) else made.cpu().numpy()
+
+
+def _kind(thing: object) -> str:
+    """`float32 [4, 256, 256]` for arrays, the type's name for others."""
+    if not isinstance(thing, np.ndarray | Tensor):
+        return f"a {type(thing).__name__}"
+    return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"
