@@ -1,0 +1,112 @@
+"""How do I load it in a notebook? With torch.hub: no installation, and nothing of it left on the import path.
+
+    model = torch.hub.load("path/of/clone", "brain_vqvae", source="local")
+    codes = model.encode(slices); pictures = model.decode(codes); novel = model.sample(seeds=range(16), level=12)
+
+`torch.hub.list` and `torch.hub.help` tell of the other entries. The modules behind them have names such as `dataset`
+and `modules`, which the caller's own may have, too. They are therefore imported aside: before and after, those names
+are the caller's. What can't be had for it: pickling what the entries return, `torch.save(model)` among it, and sending
+it to another process, since pickle finds a class by the name of its module. Keep the path of the weights instead.
+"""
+
+import contextlib as _contextlib
+import pathlib as _pathlib
+import sys as _sys
+from collections.abc import Iterator as _Iterator
+from collections.abc import Sequence as _Sequence
+
+# What has to be installed for the entries (`requirements.txt` has more, for training and for figures).
+dependencies = [
+    "filelock",
+    "nibabel",
+    "nilearn",
+    "numpy",
+    "PIL",
+    "prdc",
+    "scipy",
+    "skimage",
+    "sklearn",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+]
+
+_CLONE = _pathlib.Path(__file__).resolve().parent
+_OURS = {path.stem for path in _CLONE.glob("*.py")} | {path.parent.name for path in _CLONE.glob("*/*.py")}
+
+
+@_contextlib.contextmanager
+def _imports_from_clone() -> _Iterator[None]:
+    """Within, `import dataset` is this clone's; afterwards it is the caller's again."""
+
+    def take() -> dict:
+        names = [name for name in _sys.modules if name.partition(".")[0] in _OURS]
+        return {name: _sys.modules.pop(name) for name in names}
+
+    theirs = take()
+    _sys.path.insert(0, str(_CLONE))
+    try:
+        yield
+    finally:
+        _sys.path.remove(str(_CLONE))
+        take()
+        _sys.modules.update(theirs)
+
+
+def brain_vqvae(weights: str | None = None, prior: str | None = None, device: str = "auto"):
+    """A trained autoencoder of brain slices, and the prior that samples novel ones.
+
+        model = torch.hub.load(CLONE, "brain_vqvae", source="local")
+        codes = model.encode(slices)                        slices: uint8 or float in [0, 1], [N, 256, 256]
+        pictures = model.decode(codes)                      float32 in [0, 1]
+        novel = model.sample(seeds=range(16), level=12)     model.sample_codes for the codes alone
+        steps = model.walk(seeds=(0, 1))                    24 pictures on the way
+
+    Args:
+        weights: vqvae.pth of a run of train.py; None for the one that comes with the clone.
+        prior: dcgan.pth or pixelcnn.pth of the same run, or "none"; None for the best beside the weights.
+        device: "cuda", "cpu" or "auto". On CUDA, convolutions are in full float32 from then on in this process.
+    Returns:
+        TrainedModel, of inference/model.py; NumPy arrays and PyTorch tensors alike go in, and come out.
+    Raises:
+        ValueError: a file isn't what it should be; and, from the methods, an array isn't. The message is one line.
+    """
+    with _imports_from_clone():
+        from inference.model import TrainedModel
+    return TrainedModel.load(weights or _CLONE / "resources/pretrained/vqvae.pth", prior, device)
+
+
+def brain_slices(data: str = "demo", splits: _Sequence[str] = ("train", "validate", "test"), people: int | None = None):
+    """A data set of brain slices: `.splits["test"].images` is uint8 [N, H, W].
+
+    Args:
+        data: a folder that train.py takes, or "demo": 40 synthetic people, made on first use.
+        splits: those to load.
+        people: load the first so many of each split only.
+    Returns:
+        DataSet, of dataset.py; each split has images, names, people and levels.
+    Raises:
+        ValueError: there is no such data set, or a file in it can't be read.
+    """
+    with _imports_from_clone():
+        import dataset
+    return dataset.load(data, splits, limit_people=people)
+
+
+def brain_judge(train, held_out):
+    """The judge of novel slices: how near to real people's, how varied, and whether any are copies.
+
+        judge = torch.hub.load(CLONE, "brain_judge", data.splits["train"], data.splits["test"], source="local")
+        verdict = judge.score(samples, judge.nearest(samples))     uint8 [N, H, W], at least 100
+
+    Args:
+        train, held_out: splits of `brain_slices`, of different people.
+    Returns:
+        Judge, of scoring/judge.py.
+    Raises:
+        ValueError: too few slices or people.
+    """
+    with _imports_from_clone():
+        from scoring.judge import Judge
+    return Judge(train, held_out)

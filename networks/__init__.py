@@ -1,0 +1,1 @@
+"""What are the autoencoders and the priors made of?"""

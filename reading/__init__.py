@@ -1,0 +1,1 @@
+"""How do files become uint8 slices? Without PyTorch."""

@@ -1,0 +1,1 @@
+"""How is it shown? Figures, and pages of them."""

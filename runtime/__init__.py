@@ -1,0 +1,1 @@
+"""What does every command stand on? Devices, checkpoints, errors, and settings as a command line."""

@@ -1,0 +1,1 @@
+"""How good is it? Scores of arrays and tensors, whoever made them."""

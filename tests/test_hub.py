@@ -1,0 +1,261 @@
+"""Three lines in a notebook: what goes in and comes out, what is refused, and what is left of it for the caller."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_script
+from PIL import Image
+
+import dataset
+from inference.codec import to_uint8
+from inference.model import TrainedModel
+from inference.sampling import LARGEST_SEED, WALK
+from runtime.errors import InputError
+
+WEIGHTS = ROOT / "resources" / "pretrained" / "vqvae.pth"
+
+
+def python(code: str, folder, cache) -> str:
+    """What a script in `folder` prints."""
+    run = ["-c", f"CLONE = {str(ROOT)!r}\n{textwrap.dedent(code)}"]
+    environment = {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *run], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TrainedModel.load(WEIGHTS, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def slices(model):
+    """uint8 [3, 256, 256]: samples, so that the model knows such slices."""
+    return to_uint8(model.sample(seeds=range(3), level=12))
+
+
+# ---------------------------------------------------------------------------------------- from a folder of one's own
+
+
+def test_three_lines_from_an_empty_folder(tmp_path, tiny_cache, model, slices):
+    np.save(tmp_path / "slices.npy", slices)
+    (tmp_path / "empty").mkdir()
+    code = """
+        import json, sys
+        import numpy as np, torch
+        slices, path = np.load("../slices.npy"), list(sys.path)
+        model = torch.hub.load(CLONE, "brain_vqvae", source="local", device="cpu")
+        codes = model.encode(slices); pictures = model.decode(codes); novel = model.sample(seeds=range(3), level=12)
+        left = [name for name, module in sys.modules.items() if CLONE in str(getattr(module, "__file__", ""))]
+        same = bool((np.round(novel * 255) == slices).all())
+        print(json.dumps({"left": left, "path": path == sys.path, "same": same, "codes": float(sum(map(np.sum, codes))),
+                          "pictures": float(pictures.sum()), "model": repr(model)}))
+    """
+    told = json.loads(python(code, tmp_path / "empty", tiny_cache))
+    assert not list((tmp_path / "empty").iterdir())
+    assert (told["left"], told["path"], told["same"]) == ([], True, True)
+    codes = model.encode(slices)
+    assert told["codes"] == sum(map(np.sum, codes))
+    assert told["pictures"] == pytest.approx(float(model.decode(codes).sum()))
+    assert told["model"] == repr(model)
+    assert "8 of 18x22" in repr(model)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_callers_own_modules_of_the_same_names_stay_theirs(order, tmp_path, tiny_cache):
+    for name in ("dataset", "modules", "report"):
+        (tmp_path / f"{name}.py").write_text("mine = True\n")
+    for name in ("reading", "training"):  # packages, with a module that has our module's name, too
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("mine = True\n")
+        (tmp_path / name / "images.py").write_text("mine = True\n")
+    theirs = "import dataset, modules, report, training, reading.images"
+    first, last = (theirs, "before = sys.modules['dataset']") if order == "before" else ("", theirs)
+    code = f"""
+        import sys
+        import torch
+        {first}
+        model = torch.hub.load(CLONE, "brain_vqvae", source="local", device="cpu")
+        {last}
+        import dataset, modules, report, training, reading.images
+        for module in (dataset, modules, report, training, reading, reading.images):
+            assert module.mine, module
+            assert module is sys.modules[module.__name__]
+        print(model.decode(model.sample_codes([0])).shape)
+    """
+    assert python(code, tmp_path, tiny_cache) == "(1, 256, 256)\n"
+
+
+def test_twice_in_one_process_with_slices_and_their_judge(tmp_path, tiny_cache, tiny_data):
+    code = f"""
+        import torch
+        hub = lambda entry, *arguments, **options: torch.hub.load(CLONE, entry, *arguments, source="local", **options)
+        data = hub("brain_slices", {str(tiny_data)!r})
+        first = hub("brain_vqvae")
+        second = hub("brain_vqvae", prior=CLONE + "/resources/pretrained/pixelcnn.pth")
+        images = data.splits["test"].images[:2]
+        assert all((a == b).all() for a, b in zip(first.encode(images), second.encode(images)))
+        assert first.sampler.name != second.sampler.name
+        judge = hub("brain_judge", data.splits["train"], data.splits["test"])
+        samples = data.splits["train"].images[:100]
+        print(judge.score(samples, judge.nearest(samples))["samples"])
+        try:
+            hub("brain_judge", data.splits["test"], data.splits["train"])
+        except ValueError as error:
+            print(error)
+    """
+    number, complaint = python(code, tmp_path, tiny_cache).splitlines()[-2:]
+    assert number == "100"
+    assert "people" in complaint
+
+
+def test_entries_are_those_that_the_help_tells_of(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    hubconf = torch.hub._import_module("hubconf", str(ROOT / "hubconf.py"))
+    entries = [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and not name.startswith("_")]
+    assert entries == ["brain_judge", "brain_slices", "brain_vqvae"]  # as torch.hub.list sees them
+    for name in entries:
+        assert all(f"\n    {word}:\n" in getattr(hubconf, name).__doc__ for word in ("Args", "Returns", "Raises"))
+
+
+def test_dependencies_are_the_packages_that_the_entries_import():
+    """Followed through the project's own modules; a package that one of them imports must be named, and no other."""
+    seen, packages, left = set(), set(), [ROOT / "hubconf.py"]
+    while left:
+        tree = ast.parse((path := left.pop()).read_text())
+        seen.add(path)
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            own = ROOT / f"{name.replace('.', '/')}.py"
+            if own.is_file():
+                left += [own] if own not in seen else []
+            elif not (ROOT / name.partition(".")[0]).is_dir() and not (ROOT / f"{name.partition('.')[0]}.py").is_file():
+                packages.add(name.partition(".")[0])
+    hubconf = torch.hub._import_module("hubconf", str(ROOT / "hubconf.py"))
+    assert sorted(packages - sys.stdlib_module_names, key=str.lower) == hubconf.dependencies
+
+
+# ---------------------------------------------------------------------------------------- what goes in and comes out
+
+
+def test_numpy_and_torch_and_integers_and_floats_give_the_same_codes(model, slices):
+    expected = model.encode(slices)
+    assert [(grid.shape, grid.dtype) for grid in expected] == [((3, 18, 22), np.int16)] * 8
+    as_float = (slices / np.float32(255)).astype(np.float32)
+    for given in (as_float, slices / 255.0, torch.from_numpy(slices), torch.from_numpy(as_float)):
+        codes = model.encode(given)
+        assert {type(grid) for grid in codes} == {type(given)}
+        assert all(np.array_equal(a, b) for a, b in zip(codes, expected, strict=True))
+
+
+def test_pictures_are_floats_of_the_kind_that_the_codes_are(model, slices):
+    codes = model.encode(slices)
+    pictures = model.decode(codes)
+    assert (pictures.shape, pictures.dtype) == ((3, 256, 256), np.float32)
+    assert 0 <= pictures.min() < pictures.max() <= 1
+    assert np.abs(pictures - slices / 255).mean() < 0.01
+    for kind in (torch.int16, torch.int64):
+        again = model.decode([torch.from_numpy(grid).to(kind) for grid in codes])
+        assert (type(again), again.dtype) == (torch.Tensor, torch.float32)
+        np.testing.assert_allclose(again.numpy(), pictures, atol=1e-6)
+
+
+def test_tensors_that_come_out_can_be_trained_with(model, slices):
+    codes = model.encode(torch.from_numpy(slices))
+    table = torch.nn.Embedding(512, 4)
+    table(codes[0].long()).sum().backward()
+    weight = torch.ones(256, 256, requires_grad=True)
+    (model.decode(codes) * weight).sum().backward()
+    assert table.weight.grad.sum() > 0
+    assert weight.grad.sum() > 0
+
+
+def test_round_trip_is_that_of_predict(tiny_run, tiny_data, tiny_cache, tmp_path):
+    files = [tiny_data / "keras_png_slices_test" / f"case_006_slice_{level}.nii.png" for level in (4, 9)]
+    options = ["--input", *files, "--out", tmp_path / "out", "--device=cpu"]
+    done = run_script("predict.py", tiny_run / "vqvae.pth", *options, cache=tiny_cache)
+    assert done.returncode == 0, done.stderr
+    trained = TrainedModel.load(tiny_run / "vqvae.pth", device="cpu")
+    pictures = to_uint8(trained.decode(trained.encode(dataset.read_files(files).images)))
+    for path, picture in zip(files, pictures, strict=True):
+        with Image.open(tmp_path / "out" / "reconstructions" / path.name) as written:
+            assert np.abs(np.asarray(written).astype(int) - picture).max() <= 1
+
+
+def test_samples_are_their_codes_pictures_and_depend_on_their_seed_only(model):
+    codes = model.sample_codes([5, 6], level=3)
+    assert [(grid.shape, grid.dtype) for grid in codes] == [((2, 18, 22), np.int16)] * 8
+    np.testing.assert_array_equal(model.sample([5, 6], level=3), model.decode(codes))
+    alone = model.sample_codes(np.array([6]), level=3)
+    assert np.mean([a[0] == b[1] for a, b in zip(alone, codes, strict=True)]) > 0.99  # rounding may tip a code
+    assert np.abs(model.sample([5], level=3) - model.sample([5], level=20)).mean() > 0.01
+    walk = model.walk((5, 6), level=3)
+    assert (walk.shape, walk.dtype) == ((WALK, 256, 256), np.float32)
+    for i, end in ((0, 0), (-1, 1)):
+        assert np.abs(walk[i] - model.decode(codes)[end]).mean() < 0.005
+
+
+# ---------------------------------------------------------------------------------------- what is refused
+
+
+def test_what_cant_be_used_is_a_value_error_of_one_line(model, slices, tmp_path):
+    codes, unit = model.encode(slices), slices / 255
+    shutil.copy(WEIGHTS, tmp_path)
+    alone = TrainedModel.load(tmp_path / "vqvae.pth", device="cpu")
+    pixelcnn = TrainedModel.load(WEIGHTS, WEIGHTS.with_name("pixelcnn.pth"), "cpu")
+    nothing = [grid[:0] for grid in codes]
+    cases = [  # what is done, what the line says
+        (lambda: model.encode(slices[0]), "[N, H, W], not uint8 [256, 256]"),
+        (lambda: model.encode(slices[:, None]), "[N, H, W], not uint8 [3, 1, 256, 256]"),
+        (lambda: model.encode(slices.tolist()), "not a list"),
+        (lambda: model.encode(slices[:0]), "give at least one"),
+        (lambda: model.encode(slices[:, :200]), "the array has slices of 200x256, this checkpoint takes 256x256"),
+        (lambda: model.encode(torch.from_numpy(slices).long()), "uint8 in [0, 255] or float in [0, 1], not int64"),
+        (lambda: model.encode(slices > 9), "not bool"),
+        (lambda: model.encode(unit * 255), "scale them, or give uint8"),
+        (lambda: model.encode(unit - 0.1), "these are -0.1 to"),
+        (lambda: model.encode(np.where(unit > 0.5, np.nan, unit)), "must be in [0, 1], these are nan to nan"),
+        (lambda: model.decode(codes[0]), "a list of 8 integer arrays"),
+        (lambda: model.decode(codes[:7]), "a list of 8 integer arrays"),
+        (lambda: model.decode([grid / 1 for grid in codes]), "integer arrays, not float64 [3, 18, 22]"),
+        (lambda: model.decode([grid[:, :9] for grid in codes]), "[N, 18, 22]"),
+        (lambda: model.decode([codes[0][:2], *codes[1:]]), "the same for all grids"),
+        (lambda: model.decode(nothing), "at least 1"),
+        (lambda: model.decode([grid + np.int16(512) for grid in codes]), "from 0 to 511"),
+        (lambda: model.decode([grid - np.int16(512) for grid in codes]), "from 0 to 511"),
+        (lambda: model.sample([]), "at least one"),
+        (lambda: model.sample(3), "a list of whole numbers"),
+        (lambda: model.sample([-1]), "whole numbers from 0"),
+        (lambda: model.sample([0.5]), "whole numbers from 0"),
+        (lambda: model.sample([LARGEST_SEED + 1]), "whole numbers from 0"),
+        (lambda: model.sample([0], level=32), "knows slice levels 0 to 31"),
+        (lambda: model.sample([0], level=-1), "knows slice levels 0 to 31"),
+        (lambda: model.sample([0], level=1.5), "knows slice levels 0 to 31"),
+        (lambda: model.sample([0], temperature=0.5), "a DCGAN has no temperature"),
+        (lambda: pixelcnn.sample([0], temperature=0), "the temperature must be at least 0.01"),
+        (lambda: pixelcnn.sample([0], temperature=float("nan")), "the temperature must be at least 0.01"),
+        (lambda: model.walk([1, 2, 3]), "between 2 seeds, not 3"),
+        (lambda: alone.sample([0]), f"no prior beside {tmp_path / 'vqvae.pth'}"),
+        (lambda: alone.walk((0, 1)), "give the file of one as prior"),
+        (lambda: TrainedModel.load(tmp_path / "no.pth"), "no checkpoint at"),
+        (lambda: TrainedModel.load(str(WEIGHTS), str(WEIGHTS)), "holds autoencoder"),
+    ]
+    for do, words in cases:
+        with pytest.raises(ValueError, match=re.escape(words)) as told:
+            do()
+        assert isinstance(told.value, InputError), words
+        assert "\n" not in str(told.value)
