@@ -9,7 +9,6 @@ Everything goes to predict/ beside the checkpoint (--out), all at once; report.h
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -33,8 +32,9 @@ from runtime import cli
 from runtime.cli import Settings, option
 from runtime.errors import InputError, exit_on_input_error
 from scoring import judge
+from scoring.enough import MIN_SAMPLES
 from scoring.metrics import code_counts, code_usage, reconstruction_scores, summarise
-from scoring.scores import SCORES, SSIM_PASS
+from scoring.scores import SCORES, score_table
 
 CHUNK = 128  # slices whose reconstructions are in memory as floats at a time
 COLUMNS = 6  # slices in a figure of reconstructions
@@ -92,10 +92,6 @@ class PredictSettings(Computing, Sampling, Reconstruction):  # --help shows them
         return self
 
 
-# ----------------------------------------------------------------------------------------------------
-# The model and the data
-
-
 def open_model(settings: PredictSettings) -> tuple[TrainedModel, Sampler | None]:
     """The model, with the prior asked for, or else the one beside it, if any; and the prior of --ceiling.
 
@@ -110,8 +106,8 @@ def open_model(settings: PredictSettings) -> tuple[TrainedModel, Sampler | None]
         return model, None
     model.sampler.check(settings.slice, settings.temperature)
     for name in ("features", "ceiling"):
-        if getattr(settings, name) and (settings.samples < judge.MIN_SAMPLES or settings.slice is not None):
-            raise InputError(f"--{name}: only {judge.MIN_SAMPLES} samples or more, of all levels, are judged")
+        if getattr(settings, name) and (settings.samples < MIN_SAMPLES or settings.slice is not None):
+            raise InputError(f"--{name}: only {MIN_SAMPLES} samples or more, of all levels, are judged")
     return model, Sampler(settings.ceiling, model.codec) if settings.ceiling else None
 
 
@@ -144,7 +140,6 @@ def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str,
 def reconstruct(results: Results, model: TrainedModel, slices: Slices) -> tuple[Codes, np.ndarray, list[dict]]:
     """Code grids [N, h, w], reconstructions uint8 [N, H, W], and for each slice its name and scores."""
     codes, pictures, scores, beyond = [], np.empty_like(slices.images), [], 0
-    box, sizes = model.codec.box, model.codec.autoencoder.codebook_sizes
     with tqdm(total=len(slices), desc="reconstructing", unit=" slices", disable=None) as bar:
         for start in range(0, len(slices), CHUNK):
             images = slices.images[start : start + CHUNK]
@@ -152,33 +147,18 @@ def reconstruct(results: Results, model: TrainedModel, slices: Slices) -> tuple[
             decoded = model.decode(codes[-1])
             pictures[start : start + CHUNK] = to_uint8(decoded)
             scores.append(reconstruction_scores(images, decoded))
-            filled, kept = (np.count_nonzero(part, axis=(1, 2)) for part in (images, box.crop(images)))
-            beyond += int((filled > kept).sum())
+            beyond += model.codec.cut_off(images)
             bar.update(len(images))
     if beyond:
-        size = f"{box.height}x{box.width}"
+        size = f"{model.codec.box.height}x{model.codec.box.width}"
         results.note(f"{beyond} slices reach beyond the {size} pixels that held the training slices, and are cut there")
     codes = [torch.from_numpy(np.concatenate(grids)) for grids in zip(*codes, strict=True)]
     scores = {name: np.concatenate([part[name] for part in scores]) for name in SCORES}
-    shapes = [f"{h}x{w}" for h, w in model.codec.grid_shapes()]
-    usage = [{"grid": shape} | one for shape, one in zip(shapes, code_usage(codes, sizes), strict=True)]
+    usage = code_usage(codes, model.codec.autoencoder.codebook_sizes)
+    usage = [{"grid": f"{h}x{w}"} | one for (h, w), one in zip(model.codec.grid_shapes(), usage, strict=True)]
     results.metrics |= summarise(scores) | {"bytes_per_image": model.codec.bytes_per_image(), "codes": usage}
     rows = [dict(zip(scores, row, strict=True)) for row in np.stack(list(scores.values()), axis=1).tolist()]
     return codes, pictures, [{"name": name} | row for name, row in zip(slices.names, rows, strict=True)]
-
-
-def score_table(metrics: Mapping) -> str:
-    """The scores for the terminal."""
-    columns = ("mean", "std", "min", "max")
-    lines = [f"{metrics['images']:,} slices".ljust(17) + "".join(f"{column:>9}" for column in columns)]
-    for key, score in SCORES.items():
-        cells = (score.text(metrics[key][column]) for column in columns)
-        lines.append(f"{score.heading:17}" + "".join(f"{cell:>9}" for cell in cells))
-    ssim = metrics["ssim"]
-    lines.append(f"SSIM of {SSIM_PASS} or more: {ssim['passed']:,} slices, {ssim['passed_share']:.1%}")
-    coded = f", {metrics['entropy_coded_bytes']:,.0f} entropy-coded" if "entropy_coded_bytes" in metrics else ""
-    grids = [f"{one['grid']} codes, {one['codes_used']} of {one['codebook_size']} used" for one in metrics["codes"]]
-    return "\n".join([*lines, f"{metrics['bytes_per_image']:,.0f} bytes an image{coded}: {'; '.join(grids)}"])
 
 
 def draw_reconstructions(
@@ -254,7 +234,7 @@ def data_to_judge_with(results: Results, settings: PredictSettings, model: Train
         results.note("samples are judged beside people held out from training: use another --split")
     elif settings.slice is not None:
         results.note("samples of one slice level are not judged: leave out --slice")
-    elif settings.samples < judge.MIN_SAMPLES:
+    elif settings.samples < MIN_SAMPLES:
         results.note(f"{settings.samples} samples are too few to judge: give --samples 1000")
     else:
         data = load_data(settings, model, ("train", settings.split))
@@ -287,9 +267,8 @@ def judge_samples(
         other = ceiling.draw(range(settings.seed, settings.seed + settings.samples))
         verdict["ceiling"] = judged.fidelity(to_uint8(model.codec.decode(other)))
     results.metrics["judge"] = verdict
-    print(judge.table(verdict))
     listed = ", ".join(f"{distance:.3f}" for distance in distances)
-    print(f"code histograms of samples and training slices, total variation: {listed}")
+    print(f"{judge.table(verdict)}\ncode histograms of samples and training slices, total variation: {listed}")
 
     title = f"{results.metrics['samples']['source']}, beside {data.title}"
     results.draw("memorisation", plots.memorisation, near.ssim, judged.held_out_nearest.ssim, title=title)
@@ -298,10 +277,6 @@ def judge_samples(
     pairs = pictures[columns["sample"]], train.images[columns["train_index"]]
     labels = columns["ssim"], columns["train_name"]
     results.draw("nearest_training", plots.nearest_training, *pairs, *labels, title=title)
-
-
-# ----------------------------------------------------------------------------------------------------
-# The command
 
 
 def describe(settings: PredictSettings, model: TrainedModel) -> dict:

@@ -53,6 +53,11 @@ class Codec:
             pictures[start : start + BATCH] = self.box.paste(decoded, self.size)[:, 0].cpu().numpy()
         return pictures
 
+    def cut_off(self, slices: np.ndarray) -> int:
+        """How many of the slices [N, H, W] aren't black outside of the box."""
+        everywhere, inside = (np.count_nonzero(part, axis=(1, 2)) for part in (slices, self.box.crop(slices)))
+        return int((everywhere > inside).sum())
+
     def bytes_per_image(self) -> float:
         """Codes x log2 K / 8, over all grids."""
         shapes = self.grid_shapes()

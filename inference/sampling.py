@@ -40,7 +40,8 @@ class Sampler:
         prior, self.description = load_prior(path, codec.autoencoder)
         self.prior, self.path, self.codec = prior.to(codec.on.device), path, codec
         self.is_gan = isinstance(prior, DCGAN)
-        self.title, self.levels = prior.title, prior.levels
+        self.title = prior.title
+        self.levels = 0 if self.is_gan and prior.network == "baseline" else prior.levels
 
     def check(self, level: int | None, temperature: float | None) -> None:
         """Raises InputError when the prior knows no such level, or takes no such temperature."""

@@ -1,5 +1,6 @@
 """Which scores does a reconstruction get? Their names, decimals and units, the same wherever a number is shown."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 SSIM_PASS = 0.6  # the bar for a "reasonably clear" image, which a reconstruction has to reach
@@ -29,3 +30,17 @@ SCORES = {  # key in metrics.json and ssim_scores.csv -> the score; `metrics.rec
     "gaussian_ssim": Score("Gaussian SSIM", 4),
     "psnr": Score("PSNR", 2, "dB"),
 }
+
+
+def score_table(metrics: Mapping) -> str:
+    """What metrics.json says of reconstructions, for the terminal."""
+    columns = ("mean", "std", "min", "max")
+    lines = [f"{metrics['images']:,} slices".ljust(17) + "".join(f"{column:>9}" for column in columns)]
+    for key, score in SCORES.items():
+        cells = (score.text(metrics[key][column]) for column in columns)
+        lines.append(f"{score.heading:17}" + "".join(f"{cell:>9}" for cell in cells))
+    ssim = metrics["ssim"]
+    lines.append(f"SSIM of {SSIM_PASS} or more: {ssim['passed']:,} slices, {ssim['passed_share']:.1%}")
+    coded = f", {metrics['entropy_coded_bytes']:,.0f} entropy-coded" if "entropy_coded_bytes" in metrics else ""
+    grids = [f"{one['grid']} codes, {one['codes_used']} of {one['codebook_size']} used" for one in metrics["codes"]]
+    return "\n".join([*lines, f"{metrics['bytes_per_image']:,.0f} bytes an image{coded}: {'; '.join(grids)}"])

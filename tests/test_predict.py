@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import LEVELS, run_script
+from conftest import LEVELS, blob, run_script
 from PIL import Image
 from skimage.metrics import structural_similarity
 
@@ -243,6 +243,15 @@ def test_input_reconstructs_just_those_pictures(call, tiny_data, judged):
     assert "samples" not in files(folder)
 
 
+def test_input_may_have_any_name(call, tmp_path):
+    names = ["a,b.png", "[1].png", '{"x".png']
+    for name in names:
+        Image.fromarray(blob(1, 1)).save(tmp_path / name)
+    status, _, error, folder = call("--input", *(tmp_path / name for name in names))
+    assert status == 0, error
+    assert [row["name"] for row in read_scores(folder)] == names
+
+
 def test_volumes_come_back_where_they_were_in_their_own_intensities(call, tiny_run, tiny_data, tmp_path):
     slices = dataset.load(str(tiny_data), ("test",)).splits["test"]
     affine = np.array([[0, 0, 1.5, -90], [-2, 0, 0, 120], [0, 3, 0, -70], [0, 0, 0, 1]], float)
@@ -303,6 +312,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
         ((model, "--input", png, png, "--samples", "1"), "give one of them at a time"),
         ((model, "--input", png, "--data", tiny_data), "not both"),
         ((model, "--input", png, "--save-nifti"), "not NIfTI files"),
+        ((model, "--data", tiny_data, "--save-nifti"), "not NIfTI files"),
+        ((model, "--input"), "expected at least one argument"),
+        ((model, "--ceiling", tmp_path / "no.pth", "--samples", "100"), "no checkpoint at"),
         ((model, "--input", png, "--slice", "3"), "is about samples"),
         ((model, "--slice", LEVELS), f"knows slice levels 0 to {LEVELS - 1}"),
         ((model, "--temperature", "0.5"), "a DCGAN has no temperature"),
@@ -310,6 +322,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
         ((model, "--device", "cuda"), "no CUDA device"),
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(predict, "reconstruct", lambda *_: pytest.fail("it worked before it complained"))
     for (first, *rest), words in cases:
         before = files(tmp_path), files(tiny_run)
         status, out, error, _ = call(*rest, model=first)
