@@ -72,29 +72,30 @@ def test_three_lines_from_an_empty_folder(tmp_path, tiny_cache, model, slices):
     assert "8 of 18x22" in repr(model)
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-def test_callers_own_modules_of_the_same_names_stay_theirs(order, tmp_path, tiny_cache):
+def test_callers_own_modules_of_the_same_names_stay_theirs(tmp_path, tiny_cache):
+    """Those that were imported before, and those that are imported after; files, and packages with files."""
     for name in ("dataset", "modules", "report"):
         (tmp_path / f"{name}.py").write_text("mine = True\n")
-    for name in ("reading", "training"):  # packages, with a module that has our module's name, too
+    for name in ("reading", "training"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("mine = True\n")
         (tmp_path / name / "images.py").write_text("mine = True\n")
-    theirs = "import dataset, modules, report, training, reading.images"
-    first, last = (theirs, "before = sys.modules['dataset']") if order == "before" else ("", theirs)
-    code = f"""
+    code = """
         import sys
         import torch
-        {first}
-        model = torch.hub.load(CLONE, "brain_vqvae", source="local", device="cpu")
-        {last}
+        load = lambda: torch.hub.load(CLONE, "brain_vqvae", source="local", device="cpu")
+        first = load()
         import dataset, modules, report, training, reading.images
-        for module in (dataset, modules, report, training, reading, reading.images):
+        theirs = (dataset, modules, report, training, reading, reading.images)
+        second = load()
+        for module in theirs:
             assert module.mine, module
             assert module is sys.modules[module.__name__]
-        print(model.decode(model.sample_codes([0])).shape)
+        import training.images
+        assert training.images.mine
+        print(*(model.decode(model.sample_codes([0])).shape for model in (first, second)))
     """
-    assert python(code, tmp_path, tiny_cache) == "(1, 256, 256)\n"
+    assert python(code, tmp_path, tiny_cache) == "(1, 256, 256) (1, 256, 256)\n"
 
 
 def test_twice_in_one_process_with_slices_and_their_judge(tmp_path, tiny_cache, tiny_data):
@@ -106,7 +107,7 @@ def test_twice_in_one_process_with_slices_and_their_judge(tmp_path, tiny_cache, 
         second = hub("brain_vqvae", prior=CLONE + "/resources/pretrained/pixelcnn.pth")
         images = data.splits["test"].images[:2]
         assert all((a == b).all() for a, b in zip(first.encode(images), second.encode(images)))
-        assert first.sampler.name != second.sampler.name
+        assert first.sampler.title != second.sampler.title
         judge = hub("brain_judge", data.splits["train"], data.splits["test"])
         samples = data.splits["train"].images[:100]
         print(judge.score(samples, judge.nearest(samples))["samples"])
@@ -216,7 +217,9 @@ def test_what_cant_be_used_is_a_value_error_of_one_line(model, slices, tmp_path)
     codes, unit = model.encode(slices), slices / 255
     shutil.copy(WEIGHTS, tmp_path)
     alone = TrainedModel.load(tmp_path / "vqvae.pth", device="cpu")
-    pixelcnn = TrainedModel.load(WEIGHTS, WEIGHTS.with_name("pixelcnn.pth"), "cpu")
+    pixelcnn, baseline = (
+        TrainedModel.load(WEIGHTS, WEIGHTS.with_name(f"{name}.pth"), "cpu") for name in ("pixelcnn", "report_gan")
+    )
     nothing = [grid[:0] for grid in codes]
     cases = [  # what is done, what the line says
         (lambda: model.encode(slices[0]), "[N, H, W], not uint8 [256, 256]"),
@@ -245,6 +248,7 @@ def test_what_cant_be_used_is_a_value_error_of_one_line(model, slices, tmp_path)
         (lambda: model.sample([0], level=32), "knows slice levels 0 to 31"),
         (lambda: model.sample([0], level=-1), "knows slice levels 0 to 31"),
         (lambda: model.sample([0], level=1.5), "knows slice levels 0 to 31"),
+        (lambda: baseline.sample([0], level=3), "was trained without slice levels"),
         (lambda: model.sample([0], temperature=0.5), "a DCGAN has no temperature"),
         (lambda: pixelcnn.sample([0], temperature=0), "the temperature must be at least 0.01"),
         (lambda: pixelcnn.sample([0], temperature=float("nan")), "the temperature must be at least 0.01"),
