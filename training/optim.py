@@ -1,4 +1,7 @@
-"""How do the weights move? Muon: orthogonalised momentum for weight matrices, Adam for biases and gains."""
+"""How do the weights move? By Muon, or Adam; and an average follows them, which samples."""
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +13,8 @@ class Muon(torch.optim.Optimizer):
     A convolution's weight [out, in, kh, kw] counts as the matrix [out, in * kh * kw]. Every singular value of an
     update is brought near 1, so directions with small gradients learn as fast as those with large ones. Scaled by
     0.2 sqrt(max(rows, columns)) (Liu et al. 2025, eq. 4) the update's root mean square is that of an Adam update,
-    and one learning rate serves both.
+    and one learning rate serves both. Biases and gains, which are no matrices, move by Adam, and so does everything
+    in a parameter group with "matrices": "adam".
     """
 
     def __init__(
@@ -20,8 +24,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
+        matrices: Literal["muon", "adam"] = "muon",
     ):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "matrices": matrices}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -29,7 +35,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    update = self._muon if parameter.ndim >= 2 else self._adam
+                    by_muon = parameter.ndim >= 2 and group["matrices"] == "muon"
+                    update = self._muon if by_muon else self._adam
                     parameter.sub_(update(parameter, group), alpha=group["lr"])
 
     def _muon(self, parameter: Tensor, group: dict) -> Tensor:
@@ -52,8 +59,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix [M, N] with its singular values brought near 1 (0.7 to 1.2), float32.
+    """The matrix [M, N] with its singular values brought near 1, float32.
 
+    To 0.68 to 1.21, but for those smaller than 1/500 of the matrix's norm, which grow by a factor of 485 at most.
     A quintic Newton-Schulz iteration, with the coefficients of Jordan et al. 2024.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
@@ -65,3 +73,15 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.t()
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.t() if tall else x
+
+
+def moving_average(inertia: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """An exponential moving average for `AveragedModel` that forgets where it began: slower and slower up to `inertia`.
+
+    After n updates the newest weighs 9 / (10 + n), at least 1 - inertia.
+    """
+
+    def average(averaged: Tensor, newest: Tensor, updates: Tensor) -> Tensor:
+        return torch.lerp(averaged, newest, (9 / (10 + updates)).clamp(min=1 - inertia).to(averaged.dtype))
+
+    return average
