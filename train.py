@@ -3,16 +3,17 @@
     python train.py                               VQ-VAE and DCGAN on the OASIS slices, on CUDA if there is any
     python train.py --data demo                   the same on a small synthetic set
     python train.py --resume runs/<run>           go on with a run that was stopped
+    python train.py --config runs/<run>/config.json --seed 1               the same settings again, but for the seed
     python train.py --autoencoder runs/<run>/vqvae.pth --prior pixelcnn    another prior for the same autoencoder
     torchrun --nproc_per_node=4 train.py          on several GPUs
 
 Everything goes to runs/<date>_<time>/ (--out); python predict.py runs/<run>/vqvae.pth scores it.
 """
 
-import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,20 +27,19 @@ from dataset import Batches, Box, DataSet, Slices
 from inference.codec import Codec
 from inference.loading import load_autoencoder
 from modules import AUTOENCODERS, Autoencoder
-from report import page, plots
-from report.results import TRAINING_FIGURES
-from runtime import checkpoint, compute
+from runtime import checkpoint, cli, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
 from scoring.enough import check_enough
 from scoring.metrics import WINDOW, perplexity, ssim, ssim_in_black
-from training import board, options
+from training import board, figures
+from training.dcgan import train_dcgan
 from training.optim import Muon
-from training.priors import PRIORS
-from training.run import NotFiniteError, Run, Stage, create_run_folder, progress, stored_config
+from training.pixelcnn import train_pixelcnn
+from training.run import NotFiniteError, Run, Stage, create_run_folder, progress
+from training.settings import AutoencoderSettings, DataSettings, TrainCommand, TrainSettings, config_of, settle
 
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
-FRAME_SLICES = 8  # in the fixed batch that is redrawn every epoch
 VALIDATION_BATCH = 16  # few, so that SSIM's intermediate results stay in a processor's cache
 WARM_UP = 100  # steps
 CLIP = 2.0  # largest norm of the gradient: one odd batch must not send the latents away from their codebook
@@ -48,20 +48,16 @@ CLIP = 2.0  # largest norm of the gradient: one odd batch must not send the late
 # The autoencoder
 
 
-def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute) -> None:
+def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
     """Train the autoencoder; vqvae.pth is the one with the best validation SSIM."""
     train = data.splits["train"]
     box = dataset.content_box(train.images)
     batches = Batches(train, settings.batch_size, on.device, box, on.rank, on.world_size)
-    arguments = {"codebook_size": settings.codebook_size, "beta": settings.beta, "ema": settings.codebook == "ema"}
-    if settings.model == "rqvae":
-        arguments |= {"depth": settings.depth, "downsample": int(settings.downsample)}
-        arguments |= {"width": settings.width, "blocks": settings.blocks}
-    model = AUTOENCODERS[settings.model](**arguments).to(on.device, memory_format=torch.channels_last)
+    model = make_autoencoder(settings).to(on.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, settings)
     stage = Stage(run, "autoencoder", settings.epochs, {"model": model, "optimizer": optimizer})
-    warm_up = min(WARM_UP, batches.steps // 2)
-    about = {"model": settings.model, "arguments": model.arguments, "data": describe(data, box, settings)}
+    bypassed = min(WARM_UP, batches.steps // 2)  # steps without codebooks
+    data_description = describe_data(data, box, settings)
     if not stage.resumed:
         count = sum(p.numel() for p in model.parameters())
         run.log(f"{settings.model}: {count:,} weights, on the {box.height}x{box.width} pixels that hold content")
@@ -71,20 +67,29 @@ def train_autoencoder(run: Run, data: DataSet, settings: argparse.Namespace, on:
         shuffled = batches.shuffled(settings.seed, epoch, stage.step)
         for images, _ in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
             done = stage.epoch * batches.steps + stage.step
-            model.bypass_quantizers(done < warm_up)
-            if done == warm_up:
+            model.bypass_quantizers(done < bypassed)
+            if done == bypassed:
                 start_codebooks(model, train, box, settings.seed, on)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, done, batches.steps)
+                group["lr"] = learning_rate(settings.lr, done, settings.epochs * batches.steps)
             stage.add(**autoencoder_step(model, optimizer, images, LOSSES[settings.loss], on))
 
         score = validation_ssim(model, data, box, on)
         if stage.is_best(score):
-            content = about | {"kind": "autoencoder", "state": model.state_dict()}
-            run.save("vqvae.pth", content | {"epoch": epoch, "validation_ssim": score})
-        draw_frame(run, model, data, box, epoch, score, on)
+            content = {"kind": "autoencoder", "model": settings.model, "arguments": model.arguments}
+            content |= {"data": data_description, "epoch": epoch, "validation_ssim": score}
+            run.save("vqvae.pth", content | {"state": model.state_dict()})
+        figures.draw_epoch(run, model, data, box, epoch, score, on)
         stage.end_epoch(stage.means() | {"validation_ssim": score} | codebook_use(model))
-    draw_training(run, model, data, about["data"], on)
+    figures.draw_autoencoder(run, Codec(model, data_description, on), data)
+
+
+def make_autoencoder(settings: AutoencoderSettings) -> Autoencoder:
+    """The network that the options ask for; only rqvae's size can be chosen."""
+    arguments = {"codebook_size": settings.codebook_size, "beta": settings.beta, "ema": settings.codebook == "ema"}
+    if settings.model == "rqvae":
+        arguments |= {name: getattr(settings, name) for name in ("depth", "downsample", "width", "blocks")}
+    return AUTOENCODERS[settings.model](**arguments)
 
 
 def autoencoder_step(
@@ -110,21 +115,21 @@ def l1_ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     return F.l1_loss(reconstruction, images) + 0.5 * (1 - ssim(reconstruction, images).mean())
 
 
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": F.mse_loss}
 OPTIMIZERS = {"muon": Muon, "adam": partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True)}
 # Muon makes networks without normalisation restless: their latents grow, and the codebook lags behind.
-BEST = {"vqvae": "adam", "vqvae2": "adam", "rqvae": "muon"}
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": F.mse_loss}
+BEST_OPTIMIZER = {"vqvae": "adam", "vqvae2": "adam", "rqvae": "muon"}
 
 
-def make_optimizer(model: Autoencoder, settings: argparse.Namespace) -> torch.optim.Optimizer:
+def make_optimizer(model: Autoencoder, settings: AutoencoderSettings) -> torch.optim.Optimizer:
     """That of --optimizer, or else what suits the network."""
-    return OPTIMIZERS[settings.optimizer or BEST[settings.model]](model.parameters(), settings.lr)
+    return OPTIMIZERS[settings.optimizer or BEST_OPTIMIZER[settings.model]](model.parameters(), settings.lr)
 
 
-def learning_rate(settings: argparse.Namespace, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, and over the whole training half a cosine down to 2 % of --lr."""
-    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / (settings.epochs * steps_per_epoch)))
-    return settings.lr * fall * min(1.0, (step + 1) / WARM_UP)
+def learning_rate(peak: float, step: int, total: int) -> float:
+    """Of step `step` of `total`: linear warm-up, and over the whole training half a cosine from `peak` to 2 % of it."""
+    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
+    return peak * fall * min(1.0, (step + 1) / WARM_UP)
 
 
 def start_codebooks(model: Autoencoder, slices: Slices, box: Box, seed: int, on: Compute) -> None:
@@ -166,40 +171,7 @@ def codebook_use(model: Autoencoder) -> dict[str, float]:
     return use
 
 
-@torch.no_grad()
-def draw_frame(run: Run, model: Autoencoder, data: DataSet, box: Box, epoch: int, score: float, on: Compute) -> None:
-    """The fixed validation slices and their reconstructions as epoch_<n>.png, a frame of progress.gif."""
-    if not run.main:
-        return
-    slices = data.splits["validate"]
-    chosen = torch.linspace(0, len(slices) - 1, FRAME_SLICES).long().numpy()
-    originals = slices.images[chosen]
-    images = torch.from_numpy(originals)[:, None].to(on.device).float() / 255
-    with on.autocast():
-        reconstruction = model(box.crop(images))[0].float().clamp(0, 1)
-    drawn = box.paste(reconstruction, originals.shape[1:])[:, 0].cpu().numpy()
-    plots.epoch_frame(
-        originals, drawn, epoch, score, run.folder / f"epoch_{epoch:03d}.png", title=f"{data.title}, validation split"
-    )
-
-
-def draw_training(run: Run, model: Autoencoder, data: DataSet, about: dict, on: Compute) -> None:
-    """The curves of all epochs, the frames as an animation, and what one validation slice becomes."""
-    if not run.main:
-        return
-    plots.training_curves(run.rows_of("autoencoder"), run.folder / "training.png", data.title)
-    plots.animate(sorted(run.folder.glob("epoch_*.png")), run.folder / "progress.gif", 0.5)
-    middle = len(data.splits["validate"]) // 2
-    codec = Codec(model, about, on)
-    image = data.splits["validate"].images[middle : middle + 1]
-    codes = codec.encode(image)
-    grids = [grid[0].cpu().numpy() for grid in codes]
-    title = f"{data.title}, {data.splits['validate'].names[middle]}, the pixels that are coded"
-    coded, decoded = (codec.box.crop(pictures[0]) for pictures in (image, codec.decode(codes)))
-    plots.code_map(coded, grids, decoded, run.folder / "codes.png", title)
-
-
-def describe(data: DataSet, box: Box, settings: argparse.Namespace) -> dict:
+def describe_data(data: DataSet, box: Box, settings: DataSettings) -> dict:
     """What a checkpoint says of its data: plain values only."""
     train = data.splits["train"]
     return {
@@ -210,7 +182,7 @@ def describe(data: DataSet, box: Box, settings: argparse.Namespace) -> dict:
         "size": list(train.images.shape[1:]),
         "box": list(box),
         "levels": int(train.levels.max()) + 1,
-        "axis": int(settings.axis),
+        "axis": settings.axis,
         "slices": settings.slices,
     }
 
@@ -219,56 +191,23 @@ def describe(data: DataSet, box: Box, settings: argparse.Namespace) -> dict:
 # The whole run
 
 
-def load_data(settings: argparse.Namespace) -> DataSet:
-    """The training and validation splits that the options name."""
-    return dataset.load(
-        settings.data,
-        splits=("train", "validate"),
-        allow_overlap=settings.allow_overlap,
-        limit_people=settings.limit_people,
-        axis=int(settings.axis),
-        slices=settings.slices,
-    )
-
-
-def describe_step(data: DataSet, settings: argparse.Namespace, epoch: int, step: int) -> str:
-    """Learning rate and slices of one step of the autoencoder's training."""
-    names = data.splits["train"].names
-    batch = min(settings.batch_size, len(names))
-    rate = learning_rate(settings, (epoch - 1) * (len(names) // batch) + step, len(names) // batch)
-    chosen = dataset.shuffled_shares(len(names), batch, settings.seed, epoch)[step]
-    return f"learning rate {rate:.2e}, slices {', '.join(names[i] for i in chosen)}"
-
-
-def train(run: Run, data: DataSet, settings: argparse.Namespace, on: Compute) -> None:
+def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
     """The autoencoder, unless that is done, and then the prior."""
     if settings.autoencoder:
         compute.from_first(lambda: adopt(run, settings.autoencoder))
-    elif run.reached("autoencoder"):
-        train_autoencoder(run, data, settings, on)
+    elif not run.is_past("autoencoder"):
+        with advice_when_memory_is_full("--batch-size", settings.batch_size):
+            train_autoencoder(run, data, settings, on)
     if settings.prior != "none":
-        autoencoder, about = load_autoencoder(run.folder / "vqvae.pth")
-        PRIORS[settings.prior](run, data, settings, on, Codec(autoencoder, about["data"], on), about)
-    if run.main:
-        report_training(run, data, settings)
+        path = run.folder / "vqvae.pth"
+        autoencoder, description = load_autoencoder(path)
+        with advice_when_memory_is_full(f"--autoencoder {path} --prior-batch-size", settings.prior_batch_size):
+            codec = Codec(autoencoder, description["data"], on)
+            PRIORS[settings.prior](run, data, settings, codec, description)
+    figures.write_report(run, data, settings)
 
 
-def report_training(run: Run, data: DataSet, settings: argparse.Namespace) -> None:
-    """report.html: curves, the fixed slices through training, and each stage's last epoch; scores are predict.py's."""
-    files = TRAINING_FIGURES | {"code_map": "codes.png"}
-    figures = {name: path for name, file in files.items() if (path := run.folder / file).is_file()}
-    last = {f"{row['stage']}, last epoch": {k: v for k, v in row.items() if k != "stage"} for row in run.rows}
-    title = f"{data.title}, training and validation splits"
-    page.write_report(run.folder, title, last, [], figures, options.plain(settings))
-
-
-def check_autoencoder(settings: argparse.Namespace, data: DataSet) -> None:
-    """Raises InputError when --autoencoder is none, or of other data, or there is no prior to train for it."""
-    if settings.prior == "none":
-        raise InputError("--autoencoder with --prior none leaves nothing to train")
-    _, about = load_autoencoder(settings.autoencoder)
-    if about["data"]["fingerprint"] != data.fingerprint:
-        raise InputError(f"{settings.autoencoder} was trained on {about['data']['title']}, other data than {data.root}")
+PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_pixelcnn}
 
 
 def adopt(run: Run, autoencoder: Path) -> None:
@@ -277,40 +216,38 @@ def adopt(run: Run, autoencoder: Path) -> None:
         run.save("vqvae.pth", checkpoint.load(autoencoder, "autoencoder"))
 
 
+@contextmanager
+def advice_when_memory_is_full(option: str, batch_size: int) -> Iterator[None]:
+    """Raises InputError, with half the batch for `option`, when the block needs more memory than a GPU has."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise InputError(f"the GPU's memory is full: start again with {option} {max(batch_size // 2, 1)}") from error
+
+
 # ----------------------------------------------------------------------------------------------------
 # The command line
 
 
 @exit_on_input_error
 def main() -> int:
-    given, resume = options.parse(__doc__)
-    stored = stored_config(resume) if resume else None
-    settings = options.settle(given, stored)
+    command = cli.parse(TrainCommand, __doc__)
+    settings, fingerprint = settle(command)
     if settings.tensorboard:
         board.require()
     on = compute.choose(settings.device, settings.precision)
     data = load_data(settings)
-    config = options.plain(settings) | {"data_fingerprint": data.fingerprint}
-    if stored and stored["data_fingerprint"] != data.fingerprint:
-        raise InputError(f"{data.root} is not the data that {resume} was started with; give that with --data")
-
-    if settings.prior == "dcgan":
-        check_enough(data.splits["train"], data.splits["validate"])
-    if settings.autoencoder and not resume:
-        check_autoencoder(settings, data)
+    check_data(data, settings, command.resume, fingerprint)
+    config = config_of(settings, data)
 
     torch.manual_seed(settings.seed)
-    folder = resume or compute.from_first(lambda: create_run_folder(settings.out, config))
+    folder = command.resume or compute.from_first(lambda: create_run_folder(settings.out, config))
     try:
         run = Run(folder, settings.save_minutes, settings.time_limit, settings.tensorboard)
-        if run.state and run.state["stage"] not in ("autoencoder", settings.prior):
-            raise InputError(f"last.pth in {folder} is not of the run that config.json tells of; start anew")
-        trained = settings.autoencoder or run.reached("autoencoder")
-        if not trained and len(run.rows_of("autoencoder")) < settings.epochs:
-            raise InputError(f"the prior of {folder} has been begun on its autoencoder; for more --epochs start anew")
-        if resume:
+        check_state(run, settings)
+        if command.resume:
             run.write_config(config)
-        run.log(f"{'going on with' if resume else 'writing to'} {run.folder}, {on.describe()}")
+        run.log(f"{'going on with' if command.resume else 'writing to'} {run.folder}, {on.describe()}")
         run.log(f"{data.title}: {', '.join(f'{len(part):,} {name}' for name, part in data.splits.items())} slices")
         train(run, data, settings, on)
     except NotFiniteError as error:
@@ -320,10 +257,51 @@ def main() -> int:
     except OSError as error:  # of the log and the figures
         reason = error.strerror or error
         raise InputError(f"can't write to {folder}: {reason}; mend that, and go on with --resume {folder}") from error
-    except torch.cuda.OutOfMemoryError as error:
-        half = max(settings.batch_size // 2, 1)
-        raise InputError(f"the GPU's memory is full: start again with --batch-size {half}") from error
     return 0
+
+
+def load_data(settings: DataSettings) -> DataSet:
+    """The training and validation splits that the options name."""
+    return dataset.load(
+        settings.data,
+        splits=("train", "validate"),
+        allow_overlap=settings.allow_overlap,
+        limit_people=settings.limit_people,
+        axis=settings.axis,
+        slices=settings.slices,
+    )
+
+
+def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, fingerprint: str | None) -> None:
+    """Raises InputError when training can't go on, or a prior can't be trained, with these slices."""
+    if resumed and data.fingerprint != fingerprint:
+        raise InputError(f"{data.root} is not the data that {resumed} was started with; give that with --data")
+    if settings.prior == "dcgan":
+        check_enough(data.splits["train"], data.splits["validate"])
+    if settings.autoencoder and not resumed:
+        trained_on = load_autoencoder(settings.autoencoder)[1]["data"]
+        if trained_on["fingerprint"] != data.fingerprint:
+            title = trained_on["title"]
+            raise InputError(f"{settings.autoencoder} was trained on {title}, other data than {data.root}")
+
+
+def check_state(run: Run, settings: TrainSettings) -> None:
+    """Raises InputError when the state of a run to go on with doesn't fit its settings."""
+    if run.state and run.state["stage"] not in ("autoencoder", settings.prior):
+        raise InputError(f"last.pth in {run.folder} is not of the run that config.json tells of; start anew")
+    trained = len(run.rows_of("autoencoder"))
+    if run.is_past("autoencoder") and not settings.autoencoder and trained < settings.epochs:
+        raise InputError(f"the prior of {run.folder} has been begun on its autoencoder; for more --epochs start anew")
+
+
+def describe_step(data: DataSet, settings: TrainSettings, epoch: int, step: int) -> str:
+    """Learning rate and slices of one step of the autoencoder's training."""
+    names = data.splits["train"].names
+    batch = min(settings.batch_size, len(names))
+    steps = len(names) // batch
+    rate = learning_rate(settings.lr, (epoch - 1) * steps + step, settings.epochs * steps)
+    chosen = dataset.shuffled_shares(len(names), batch, settings.seed, epoch)[step]
+    return f"learning rate {rate:.2e}, slices {', '.join(names[i] for i in chosen)}"
 
 
 if __name__ == "__main__":

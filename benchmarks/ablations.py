@@ -22,9 +22,9 @@ from benchmarks import tables
 from benchmarks.trained import run_folder
 from inference.codec import Codec
 from inference.loading import load_autoencoder
-from runtime import compute
+from runtime import cli, compute
 from runtime.errors import Parser, exit_on_input_error, number
-from training import options
+from training.settings import TrainSettings
 
 TIMED_STEPS = 10
 ROWS = {  # name -> the options that differ from train.py's defaults
@@ -38,26 +38,26 @@ ROWS = {  # name -> the options that differ from train.py's defaults
     "half the width": ["--width", "32"],
     "one residual block, not two": ["--blocks", "1"],
     "three residual blocks": ["--blocks", "3"],
-    "same bytes: quarter of the size, 2 codes a place": ["--downsample", "4", "--depth", "2"],
+    "same bytes: quarter of the size, 2 codes per position": ["--downsample", "4", "--depth", "2"],
     "4,356 bytes: quarter of the size, 2 of 2,048": ["--downsample", "4", "--depth", "2", "--codebook-size", "2048"],
-    "1,089 bytes: 2 codes of 2,048 a place": ["--depth", "2", "--codebook-size", "2048"],
-    "1,040 bytes: 3 codes of 128 a place": ["--depth", "3", "--codebook-size", "128"],
-    "sixteenth of the size, 16 codes a place": ["--downsample", "16", "--depth", "16"],
-    "report's `vqvae`": ["--model", "vqvae"],
+    "1,089 bytes: 2 codes of 2,048 per position": ["--depth", "2", "--codebook-size", "2048"],
+    "1,040 bytes: 3 codes of 128 per position": ["--depth", "3", "--codebook-size", "128"],
+    "sixteenth of the size, 16 codes per position": ["--downsample", "16", "--depth", "16"],
+    "course baseline `vqvae`": ["--model", "vqvae"],
     "`vqvae2`": ["--model", "vqvae2"],
 }
 
 
 def measure(run: Path, changed: list[str], on: compute.Compute) -> dict:
     """A row of the table."""
-    settings = options.settle(options.parse("", changed)[0], None)
-    model, about = load_autoencoder(run / "vqvae.pth")
-    codec = Codec(model, about["data"], on)
+    settings = cli.parse(TrainSettings, "", changed)
+    model, description = load_autoencoder(run / "vqvae.pth")
+    codec = Codec(model, description["data"], on)
     with open(run / "metrics.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     used = [int(last[key]) for key in last if key.startswith("codes_used") and last[key]]
     return {
-        "validation_ssim": about["validation_ssim"],
+        "validation_ssim": description["validation_ssim"],
         "bytes": codec.bytes_per_image(),
         "codes_used": f"{sum(used)} of {sum(model.codebook_sizes)}",
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -65,7 +65,7 @@ def measure(run: Path, changed: list[str], on: compute.Compute) -> dict:
     }
 
 
-def images_per_second(model: torch.nn.Module, settings: argparse.Namespace, codec: Codec, on: compute.Compute) -> float:
+def images_per_second(model: torch.nn.Module, settings: TrainSettings, codec: Codec, on: compute.Compute) -> float:
     """Of training steps alone, on random pictures of the box's size."""
     model.train().to(memory_format=torch.channels_last)
     optimizer = train.make_optimizer(model, settings)
@@ -112,8 +112,8 @@ def main() -> int:
         run = run_folder(folder, [*shared, *changed])
         rows[name] = measure(run, changed, on)
         print(f"{name}: validation SSIM {rows[name]['validation_ssim']:.4f}", flush=True)
-    _, about = load_autoencoder(run / "vqvae.pth")
-    title = f"{about['data']['title']}, {settings.epochs} epochs, seed {settings.seed}, {on.describe()}"
+    _, description = load_autoencoder(run / "vqvae.pth")
+    title = f"{description['data']['title']}, {settings.epochs} epochs, seed {settings.seed}, {on.describe()}"
     text = f"{title}\n\n{table(rows)}"
     tables.save(settings.out, "ablations", text, {"title": title, "rows": rows})
     print(text)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 import dataset
 import train
@@ -21,9 +20,11 @@ from benchmarks.measure import Way
 from dataset import Batches, Box, DataSet
 from inference.codec import Codec
 from modules import DCGAN, VQVAE, Autoencoder
-from networks.pixelcnn import PixelCNN
 from runtime.compute import Compute
-from training import options, priors
+from training import dcgan
+from training.codes import CodeBatches
+from training.pixelcnn import LEARNING_RATE, PixelCNNLearner
+from training.settings import TrainSettings
 
 SAMPLING_BATCH = 32  # sampling.py's
 
@@ -61,12 +62,12 @@ class Bench:
         train.start_codebooks(model, self.data.splits["train"], self.box, 0, self.on)
         return model
 
-    def codes(self) -> tuple[Codec, priors.CodeBatches]:
+    def codes(self) -> tuple[Codec, CodeBatches]:
         """An autoencoder, and the training slices as its codes."""
         slices = self.data.splits["train"]
         codec = Codec(self.autoencoder(), {"box": self.box, "size": slices.images.shape[1:]}, self.on)
         levels = int(slices.levels.max()) + 1
-        return codec, priors.CodeBatches(codec, self.data, "train", levels, self.args.batch_size, self.on)
+        return codec, CodeBatches(codec, slices, levels, self.args.batch_size, self.on)
 
 
 def by_default(run: Callable[[], object]) -> Callable[[], None]:
@@ -162,19 +163,22 @@ def validation(bench: Bench) -> dict[str, dict[str, Way]]:
 
 
 def gan(bench: Bench) -> dict[str, dict[str, Way]]:
-    """Training steps of the report's GAN, ours from codes; ours with the default loss and networks; and sampling."""
+    """Training steps of the course baseline's GAN, ours from codes; of our default, the refiner; and sampling."""
     whole = bench.pictures(None)
     report = plain.PlainVQVAE().to(bench.device).eval()
     networks, adams = plain.make_gan(bench.device)
     codec, codes = bench.codes()
     number, samples = sum(map(len, whole)), bench.args.samples
-    steps = {loss: _our_gan(bench, codec, codes, loss) for loss in ("bce", "r3gan")}
+    rate = dcgan.LEARNING_RATE
+    learners = {name: dcgan.DCGANLearner(codes, codec.autoencoder, name, rate) for name in dcgan.RECIPES}
+
+    def steps(learner: dcgan.DCGANLearner) -> None:
+        for batch in _code_batches(codes, bench.args.steps):
+            learner.step(*batch, gamma=TrainSettings().gan_gamma)
 
     def sample(prior: DCGAN) -> None:
-        prior.eval()
         with torch.inference_mode(), bench.on.autocast():
             codec.decode(prior.sample(range(samples)))
-        prior.train()
 
     def plain_sample() -> Tensor:
         networks[0].eval()
@@ -185,40 +189,18 @@ def gan(bench: Bench) -> dict[str, dict[str, Way]]:
     return {
         "DCGAN step": {
             "plain": Way(by_default(lambda: [plain.gan_step(report, networks, adams, b) for b in whole]), number),
-            "ours": Way(steps["bce"][0], number),
+            "ours": Way(lambda: steps(learners["baseline"]), number),
         },
-        "DCGAN step, r3gan": {"ours": Way(steps["r3gan"][0], number)},
+        "DCGAN step, refiner": {"ours": Way(lambda: steps(learners["refiner"]), number)},
         "DCGAN sampling": {
             "plain": Way(by_default(plain_sample), samples),
-            "ours": Way(lambda: sample(steps["bce"][1]), samples),
+            "ours": Way(lambda: sample(learners["baseline"].sampler), samples),
         },
-        "DCGAN sampling, r3gan": {"ours": Way(lambda: sample(steps["r3gan"][1]), samples)},
+        "DCGAN sampling, refiner": {"ours": Way(lambda: sample(learners["refiner"].sampler), samples)},
     }
 
 
-def _our_gan(bench: Bench, codec: Codec, codes: priors.CodeBatches, loss: str) -> tuple[Callable, DCGAN]:
-    """A round of training steps as in priors.train_dcgan, and the prior that they train."""
-    settings = argparse.Namespace(**options.DEFAULTS | {"gan_loss": loss})
-    autoencoder = codec.autoencoder
-    latents = codes.latents(autoencoder)
-    prior = DCGAN(autoencoder, latents.shape[2:], latents.shape[1], codes.unknown, priors.NETWORKS[loss])
-    prior = prior.to(bench.device, memory_format=torch.channels_last).train()
-    prior.fit(latents, codes.levels)
-    discriminator = prior.make_discriminator().to(bench.device, memory_format=torch.channels_last)
-    betas, inertia = priors.GAN[loss]
-    average = AveragedModel(prior.generator, avg_fn=priors.moving_average(inertia))
-    learners = [torch.optim.Adam(net.parameters(), 2e-4, betas, fused=True) for net in (discriminator, prior.generator)]
-
-    def steps() -> None:
-        for grids, levels in _code_batches(codes, bench.args.steps):
-            real = prior.normalise(autoencoder.embed(grids))
-            priors.gan_step(prior.generator, discriminator, learners, real, levels, settings, bench.on)
-            average.update_parameters(prior.generator)
-
-    return steps, prior
-
-
-def _code_batches(codes: priors.CodeBatches, steps: int) -> Iterator:
+def _code_batches(codes: CodeBatches, steps: int) -> Iterator:
     """The first `steps` batches of codes and levels, of as many epochs as that takes."""
     epochs = (codes.shuffled(0, epoch, 0) for epoch in itertools.count(1))
     return itertools.islice(itertools.chain.from_iterable(epochs), steps)
@@ -230,14 +212,7 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
     whole = [torch.randint(plain.CODES, (codes.batch_size, *plain.GRID), device=bench.device)] * bench.args.steps
     masked = plain.MaskedPixelCNN().to(bench.device)
     masked_adam = torch.optim.Adam(masked.parameters(), 1e-3)
-    grids = codec.grid_shapes()
-    prior = PixelCNN(grids, codec.autoencoder.codebook_sizes, codes.unknown)
-    prior = prior.to(bench.device, memory_format=torch.channels_last)
-    average = AveragedModel(prior, avg_fn=priors.moving_average(0.995))
-    adam = torch.optim.AdamW(prior.parameters(), 1e-3, (0.9, 0.99), fused=True)
-
-    def step(grids: list[Tensor], levels: Tensor) -> None:
-        priors.pixelcnn_step(prior, average, adam, grids, levels, bench.on)
+    learner = PixelCNNLearner(codes, codec.autoencoder.codebook_sizes, LEARNING_RATE)
 
     def plain_steps() -> None:
         masked.train()
@@ -245,10 +220,9 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
             plain.pixelcnn_step(masked, masked_adam, grids)
 
     def sample() -> None:
-        average.eval()
         for seeds in torch.arange(bench.args.samples).split(SAMPLING_BATCH):
             with torch.inference_mode(), bench.on.autocast():
-                average.module.sample(seeds.tolist())
+                learner.sampler.sample(seeds.tolist())
 
     def plain_sample() -> None:
         plain.pixelcnn_sample(masked, bench.args.samples, plain.GRID, bench.args.codes, bench.device)
@@ -259,7 +233,7 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
     return {
         "PixelCNN step": {
             "plain": Way(by_default(plain_steps), number),
-            "ours": Way(lambda: [step(*batch) for batch in _code_batches(codes, bench.args.steps)], number),
+            "ours": Way(lambda: [learner.step(*batch) for batch in _code_batches(codes, bench.args.steps)], number),
         },
         "PixelCNN sampling": {"plain": Way(by_default(plain_sample), samples * share), "ours": Way(sample, samples)},
     }

@@ -2,7 +2,7 @@
 
     class PredictSettings(Settings):
         '''What to sample'''
-        samples: int = Field(64, ge=0, description="how many")
+        samples: int = option(64, "how many", ge=0, le=100_000)
 
     settings = cli.parse(PredictSettings, __doc__)           # --samples 16
 
@@ -10,14 +10,16 @@ A class is a group in `--help`, titled with its docstring; a command's settings 
 """
 
 import argparse
+import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import CliSettingsSource
 
-from runtime.errors import InputError
+from runtime.errors import InputError, Parser
 
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 COMPLAINTS = {  # type of pydantic's error -> what we say of the value
@@ -25,31 +27,23 @@ COMPLAINTS = {  # type of pydantic's error -> what we say of the value
     "less_than_equal": "must be at most {le}, not {input}",
     "finite_number": "must be a finite number, not {input}",
     "int_parsing": "must be a whole number, not {input}",
+    "int_parsing_size": "must be a smaller number, not {input}",
     "int_from_float": "must be a whole number, not {input}",
     "int_type": "must be a whole number, not {input}",
     "float_parsing": "must be a number, not {input}",
     "float_type": "must be a number, not {input}",
+    "bool_type": "must be true or false, not {input}",
+    "string_type": "must be a text, not {input}",
     "literal_error": "must be {expected}, not {input}",
     "extra_forbidden": "is no setting of this version",
     "missing": "is missing",
 }
 
 
-class Settings(BaseSettings):
-    """Settings of a command: nothing but what is given to it, no environment variables."""
+class Settings(BaseModel):
+    """Settings of a command: what is given to it, the defaults, and nothing else, such as environment variables."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        cli_kebab_case=True,
-        cli_implicit_flags="toggle",
-        cli_hide_none_type=True,
-    )
-
-    @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, **others):
-        return (init_settings,)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -63,10 +57,13 @@ class Settings(BaseSettings):
     def checked(cls, values: Mapping[str, Any], where: str = "") -> Self:
         """The settings with these values, the others' defaults.
 
-        Raises InputError that names each option (or, with `where`, each field of that file) and what it must be.
+        The values are texts from a command line; or, with `where`, what the JSON file of that name holds, which can
+        tell 1 from "1" and true. Raises InputError that names each option, or field of the file, and what it must be.
         """
         try:
-            return cls(**values)
+            if where:
+                return cls.model_validate_json(json.dumps(values), strict=True)
+            return cls.model_validate(values)
         except ValidationError as error:
             raise InputError("; ".join(_complaints(error, where))) from error
 
@@ -90,7 +87,10 @@ def given(kind: type[Settings], description: str, arguments: list[str] | None = 
 
     Raises InputError when an option is unknown or lacks its value. `--help` prints and exits.
     """
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if lacking := [argument for argument in arguments if argument.startswith("--") and argument.endswith("=--")]:
+        raise InputError(f"{lacking[0]} gives no value")  # argparse takes "--" away, and an empty list for the value
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     groups: dict[str, argparse._ArgumentGroup] = {}
 
     def add(target: argparse.ArgumentParser, *names: str, **how) -> None:
@@ -106,20 +106,14 @@ def given(kind: type[Settings], description: str, arguments: list[str] | None = 
             how["nargs"] = "+"
         groups[title].add_argument(*names, **how)
 
-    CliSettingsSource(kind, root_parser=parser, add_argument_method=add)  # its own reading would split "a,b.png"
-    return vars(parser.parse_args(arguments))
+    how = {"cli_kebab_case": True, "cli_implicit_flags": "toggle", "cli_hide_none_type": True}
+    CliSettingsSource(kind, **how, root_parser=parser, add_argument_method=add)
+    return vars(parser.parse_args(arguments))  # not by the source, to which "null" is None and "a,b.png" two files
 
 
 def parse(kind: type[Kind], description: str, arguments: list[str] | None = None) -> Kind:
     """The settings of a command line. Raises InputError, one line for whatever is wrong."""
     return kind.checked(given(kind, description, arguments))
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, too."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _group_of(kind: type[Settings], name: str) -> str:
@@ -146,4 +140,13 @@ def _complaints(error: ValidationError, where: str) -> Iterable[str]:
             yield f"{where}: {one['ctx']['error']}" if where else str(one["ctx"]["error"])
         else:
             text = COMPLAINTS.get(one["type"], "{msg}, not {input}")
-            yield f"{name} " + text.format_map({"msg": one["msg"], "input": one["input"], **one.get("ctx", {})})
+            known = {
+                key: f"{bound:g}" if isinstance(bound, float) else bound for key, bound in one.get("ctx", {}).items()
+            }
+            yield f"{name} " + text.format(msg=one["msg"], input=_shown(one["input"]), **known)
+
+
+def _shown(value: Any) -> str:
+    """A value in a complaint: all of it, unless it is long, and visible when it is empty."""
+    text = str(value) or "''"
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,4 +1,5 @@
-import argparse
+"""How do the priors learn? Losses and steps in closed form, and the batches of codes that they learn from."""
+
 import math
 
 import numpy as np
@@ -14,8 +15,18 @@ from networks.pixelcnn import PixelCNN
 from networks.refiner import Critic
 from runtime.compute import Compute
 from runtime.errors import InputError
-from training import priors
-from training.priors import CodeBatches, bce_losses, descend, gan_step, gradient_penalty, r3gan_losses
+from training.codes import CodeBatches
+from training.dcgan import (
+    RECIPES,
+    DCGANLearner,
+    bce_losses,
+    descend,
+    diverged,
+    gan_step,
+    gradient_penalty,
+    r3gan_losses,
+)
+from training.pixelcnn import PixelCNNLearner, held_out_bits
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 
@@ -92,9 +103,9 @@ def test_gan_step_in_closed_form(loss, gamma):
     generator, discriminator = Scale(), Scale()
     learners = [torch.optim.SGD(net.parameters(), 0.1) for net in (discriminator, generator)]
     real = 2 + torch.randn(6, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    settings = argparse.Namespace(gan_loss=loss, gan_gamma=3.0)
     torch.manual_seed(5)
-    logged = gan_step(generator, discriminator, learners, real, torch.zeros(6, dtype=torch.long), settings, CPU)
+    levels = torch.zeros(6, dtype=torch.long)
+    logged = gan_step(generator, discriminator, learners, real, levels, CPU, loss, gamma=3.0)
     torch.manual_seed(5)
     noise = torch.randn(2, 6, 4)
     real_mean, fake_mean = real.mean((1, 2, 3)), 0.5 * noise[0].mean(1)
@@ -134,8 +145,7 @@ def test_processes_draw_noise_of_their_own():
         nets = Look(), Scale()
         learners = [torch.optim.SGD(net.parameters(), 0.1) for net in nets]
         on = Compute(torch.device("cpu"), False, rank, 2)
-        settings = argparse.Namespace(gan_loss="bce", gan_gamma=0.0)
-        gan_step(*nets, learners, torch.ones(3, 4, 1, 1), torch.zeros(3, dtype=torch.long), settings, on)
+        gan_step(*nets, learners, torch.ones(3, 4, 1, 1), torch.zeros(3, dtype=torch.long), on, "bce", gamma=0.0)
     torch.manual_seed(5)
     whole = torch.randn(2, 6, 4)
     assert torch.equal(torch.cat([seen[0], seen[2]]), whole[0])
@@ -146,7 +156,7 @@ def test_processes_draw_noise_of_their_own():
 
 
 def test_every_slice_once_an_epoch_with_its_own_codes(codec, data):
-    batches = CodeBatches(codec, data, "train", 16, 16, CPU)
+    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
     everything = codec.encode(data.splits["train"].images)
     assert batches.steps == 4
     seen = torch.cat([codes[0] for codes, _ in batches.shuffled(0, 1, 0)])
@@ -156,7 +166,7 @@ def test_every_slice_once_an_epoch_with_its_own_codes(codec, data):
 
 
 def test_order_depends_on_seed_and_epoch_alone_and_starts_anywhere(codec, data):
-    batches = CodeBatches(codec, data, "train", 16, 16, CPU)
+    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
     whole = [levels for _, levels in batches.shuffled(3, 2, 0)]
     torch.manual_seed(99)
     late = [levels for _, levels in batches.shuffled(3, 2, 2)]
@@ -166,7 +176,7 @@ def test_order_depends_on_seed_and_epoch_alone_and_starts_anywhere(codec, data):
 
 
 def test_codes_and_levels_of_the_slices_asked_for(codec, data):
-    batches = CodeBatches(codec, data, "train", 16, 16, CPU)
+    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
     codes, levels = batches.at(torch.tensor([5, 20]))
     assert levels.tolist() == [5, 4]
     assert torch.equal(codes[0], codec.encode(data.splits["train"].images[[5, 20]])[0].long())
@@ -177,31 +187,31 @@ def test_codes_and_levels_of_the_slices_asked_for(codec, data):
 def test_unknown_levels_have_a_number_of_their_own(codec, data):
     part = data.splits["validate"]
     part.levels[:3] = [-1, 99, 7]
-    batches = CodeBatches(codec, data, "validate", 16, 16, CPU)
+    batches = CodeBatches(codec, data.splits["validate"], 16, 16, CPU)
     assert batches.levels[:3].tolist() == [16, 16, 7]
 
 
 def test_two_processes_share_a_batch(codec, data):
-    parts = [CodeBatches(codec, data, "train", 16, 16, Compute(CPU.device, False, rank, 2)) for rank in (0, 1)]
-    whole = CodeBatches(codec, data, "train", 16, 16, CPU)
+    parts = [CodeBatches(codec, data.splits["train"], 16, 16, Compute(CPU.device, False, rank, 2)) for rank in (0, 1)]
+    whole = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
     assert [part.steps for part in parts] == [4, 4]
     shared = zip(*[part.shuffled(0, 1, 0) for part in parts], whole.shuffled(0, 1, 0), strict=True)
     for (a, levels_a), (b, levels_b), (both, levels) in shared:
         assert torch.equal(torch.cat([a[0], b[0]]), both[0])
         assert torch.equal(torch.cat([levels_a, levels_b]), levels)
     with pytest.raises(InputError, match="can't be shared equally"):
-        CodeBatches(codec, data, "train", 16, 16, Compute(CPU.device, False, 0, 3))
+        CodeBatches(codec, data.splits["train"], 16, 16, Compute(CPU.device, False, 0, 3))
 
 
 def test_held_out_bits_count_every_slice_once(codec, data):
     torch.manual_seed(0)
     prior = PixelCNN([(8, 8)], [16], 16, width=8, layers=2).eval()
-    one = CodeBatches(codec, data, "validate", 16, 16, CPU)
-    uneven = CodeBatches(codec, data, "validate", 16, 5, CPU)
+    one = CodeBatches(codec, data.splits["validate"], 16, 16, CPU)
+    uneven = CodeBatches(codec, data.splits["validate"], 16, 5, CPU)
     codes, levels = one.at(torch.arange(one.size))
     expected = prior(codes, levels).mean().item()
-    assert priors.held_out_bits(prior, one, CPU) == pytest.approx(expected, rel=1e-5)
-    assert priors.held_out_bits(prior, uneven, CPU) == pytest.approx(expected, rel=1e-5)
+    assert held_out_bits(prior, one) == pytest.approx(expected, rel=1e-5)
+    assert held_out_bits(prior, uneven) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_fused_step_is_the_plain_step():
@@ -222,15 +232,47 @@ def test_a_fused_step_is_the_plain_step():
 def test_a_gan_that_runs_away_is_noticed():
     near = {"epoch": 1, "frechet_pca": 0.4, "frechet_randconv": 0.1, "frechet_folds": 2.0}
     far = {"epoch": 2, "frechet_pca": 4.1, "frechet_randconv": 1.0, "frechet_folds": 20.0}
-    assert not priors.diverged([])
-    assert not priors.diverged([near])
-    assert priors.diverged([near, far])
-    assert not priors.diverged([near, far, near])
+    assert not diverged([])
+    assert not diverged([near])
+    assert diverged([near, far])
+    assert not diverged([near, far, near])
 
 
-def test_moving_average_follows_fast_at_first_and_slowly_later():
-    average = priors.moving_average(0.99)
-    old, new = torch.zeros(1), torch.ones(1)
-    for updates, weight in ((0, 0.9), (8, 0.5), (10_000, 0.01)):
-        torch.testing.assert_close(average(old, new, torch.tensor(updates)), torch.tensor([weight]))
-    torch.testing.assert_close(priors.moving_average(0.0)(old, new, torch.tensor(5)), new)
+# ------------------------------------------------------------------------------------------- what learns
+
+
+@pytest.mark.parametrize("network", RECIPES)
+def test_the_gan_that_samples_follows_the_one_that_learns(network, codec, data):
+    """After a step its weights are the average's, its statistics those of the network that learns."""
+    torch.manual_seed(0)
+    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
+    learner = DCGANLearner(batches, codec.autoencoder, network, 2e-4)
+    before = [weight.clone() for weight in learner.sampler.parameters()]
+    for codes, levels in batches.shuffled(0, 1):
+        learner.step(codes, levels, gamma=1.0)
+    assert learner.sampler is not learner.prior
+    assert not learner.sampler.training
+    for buffer, newest in zip(learner.sampler.buffers(), learner.prior.buffers(), strict=True):
+        assert torch.equal(buffer, newest)
+    triples = list(zip(before, learner.sampler.parameters(), learner.prior.parameters(), strict=True))
+    assert any(not torch.equal(old, new) for old, _, new in triples)
+    if network == "baseline":  # sampled as it is
+        assert all(torch.equal(average, new) for _, average, new in triples)
+    else:
+        assert any(not torch.equal(average, new) for _, average, new in triples)
+    sampled = learner.sampler.sample([1, 2])
+    assert [grid.shape for grid in sampled] == [grid[:2].shape for grid in batches.codes]
+
+
+def test_one_step_lowers_the_bits_of_its_own_batch(codec, data):
+    torch.manual_seed(0)
+    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
+    learner = PixelCNNLearner(batches, codec.autoencoder.codebook_sizes, 1e-3)
+    codes, levels = batches.at(torch.arange(16))
+    first = learner.step(codes, levels).item()
+    assert first == pytest.approx(math.log2(16), rel=0.2)  # of 16 codes, as likely one as another
+    for _ in range(5):
+        last = learner.step(codes, levels).item()
+    assert last < first - 0.1
+    shares = torch.bincount(batches.levels, minlength=17) / 64
+    assert torch.equal(learner.sampler.level_share, shares)

@@ -14,7 +14,7 @@ import train
 from inference.loading import load_autoencoder
 from runtime import checkpoint
 from runtime.errors import InputError
-from training import priors, run
+from training import pixelcnn, run
 
 STEPS = tiny.STEPS
 TRAINED = 2 * STEPS  # steps of an autoencoder's whole training
@@ -24,7 +24,7 @@ MODELS = [
     {"model": "vqvae2"},
     {"model": "rqvae"},
     {"prior": "dcgan"},
-    {"prior": "dcgan", "gan_loss": "bce"},
+    {"prior": "dcgan", "gan": "baseline"},
     {"prior": "pixelcnn"},
 ]
 
@@ -219,8 +219,8 @@ def test_resuming_a_finished_run_changes_nothing(whole, trainer):
 
 
 def test_early_stop_holds_after_a_resume(trainer, monkeypatch):
-    monkeypatch.setattr(priors, "PATIENCE", 0)
-    monkeypatch.setattr(priors, "held_out_bits", lambda *args: 1.0)  # never better than the first epoch
+    monkeypatch.setattr(pixelcnn, "PATIENCE", 0)
+    monkeypatch.setattr(pixelcnn, "held_out_bits", lambda *args: 1.0)  # never better than the first epoch
     _, folder = trainer(prior="pixelcnn", prior_epochs=9)
     assert [row["stage"] for row in rows(folder)].count("pixelcnn") == 1
     assert trainer.resume(folder) == 0

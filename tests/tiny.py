@@ -4,6 +4,7 @@ import inspect
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import train
 from dataset import DataSet, Slices
 from networks.pixelcnn import PixelCNN
 from report import plots
-from training import options, priors, run
+from training import dcgan, pixelcnn, run
 
 SIZE = 32
 OPTIONS = {
@@ -53,23 +54,14 @@ def data_set() -> DataSet:
     return DataSet("made-up blobs", Path("blobs"), True, splits, "f" * 64)
 
 
-def settings(**given):
-    """The settings of a tiny training, as train.py parses them."""
-    chosen = OPTIONS | {name.replace("_", "-"): value for name, value in given.items()}
-    return options.settle(options.parse("", [f"--{name}={value}" for name, value in chosen.items()])[0], None)
-
-
 class Trainer:
     """Runs train.py's `main` in this process, on `data_set`, without figures."""
 
     def __init__(self, out: Path, monkeypatch: pytest.MonkeyPatch):
         self.out, self.patch, self.runs = out, monkeypatch, []
         monkeypatch.setattr(train, "load_data", lambda settings: data_set())
-        monkeypatch.setattr(priors, "SAMPLES", 100)
-        small = {"width": 16, "layers": 3}
-        parameters = inspect.signature(PixelCNN.__init__).parameters.values()
-        defaults = [small.get(p.name, p.default) for p in parameters if p.default is not p.empty]
-        monkeypatch.setattr(PixelCNN.__init__, "__defaults__", tuple(defaults))
+        monkeypatch.setattr(dcgan, "SAMPLES", 100)
+        monkeypatch.setattr(pixelcnn, "PixelCNN", partial(PixelCNN, width=16, layers=3))
         for name, function in inspect.getmembers(plots, inspect.isfunction):
             if function.__module__ == plots.__name__ and not name.startswith("_"):
                 monkeypatch.setattr(plots, name, lambda *args, **kwargs: None)

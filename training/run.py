@@ -81,9 +81,9 @@ class Run:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-    def reached(self, stage: str) -> bool:
-        """Whether training is to start at or before this stage: it is not over yet."""
-        return self.state is None or self.state["stage"] == stage
+    def is_past(self, stage: str) -> bool:
+        """Whether this stage is over: the run was saved in another one, which came after it."""
+        return self.state is not None and self.state["stage"] != stage
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         """Write a checkpoint into the run folder, by the first process only."""
@@ -143,17 +143,6 @@ def create_run_folder(out: Path, config: dict[str, Any]) -> Path:
     except OSError as error:
         raise InputError(f"can't make a run folder in {out}: {error.strerror}; choose another --out") from error
     raise InputError(f"can't find a free name for a run folder in {out}; choose another --out")
-
-
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The settings that a run was started with; raises InputError when `folder` is no run's."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no run folder of train.py: no readable config.json in it") from error
-    if not isinstance(config, dict) or "data_fingerprint" not in config:
-        raise InputError(f"{folder / 'config.json'} is not one that train.py wrote; give another run's folder")
-    return config
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

@@ -1,0 +1,45 @@
+"""What do the priors learn from? The codes of the training slices, which the autoencoder makes once."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dataset import Slices, shuffled_shares
+from inference.codec import Codec
+from modules import Autoencoder
+from networks.prior import Codes
+from runtime.compute import Compute
+from runtime.errors import InputError
+
+
+class CodeBatches:
+    """A split's codes and slice levels, resident on the device; level `levels` is that of slices without one."""
+
+    def __init__(self, codec: Codec, slices: Slices, levels: int, batch_size: int, on: Compute):
+        if batch_size % on.world_size:
+            raise InputError(f"--prior-batch-size {batch_size} can't be shared equally by {on.world_size} processes")
+        self.codes = codec.encode(slices.images)
+        self.unknown = levels
+        known = torch.from_numpy(slices.levels).to(on.device)
+        self.levels = torch.where((known < 0) | (known > levels), levels, known)
+        self.size, self.on = len(slices), on
+        self.batch_size = min(batch_size, self.size // on.world_size * on.world_size)
+        self.steps = self.size // self.batch_size
+        self.codes_per_image = sum(grid[0].numel() for grid in self.codes)
+
+    def at(self, indices: Tensor) -> tuple[Codes, Tensor]:
+        """Codes, each grid int64 [b, h, w], and levels int64 [b]."""
+        indices = indices.to(self.on.device)
+        return [grid[indices].long() for grid in self.codes], self.levels[indices]
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Codes, Tensor]]:
+        """An epoch's batches from step `start` on; the same for the same arguments."""
+        order = shuffled_shares(self.size, self.batch_size, seed, epoch, self.on.rank, self.on.world_size)
+        for indices in order[start:]:
+            yield self.at(indices)
+
+    def latents(self, autoencoder: Autoencoder) -> Tensor:
+        """What `autoencoder` makes of all codes, float32 [N, C, h, w]."""
+        parts = torch.arange(self.size).split(256)
+        return torch.cat([autoencoder.embed(self.at(indices)[0]) for indices in parts])

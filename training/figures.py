@@ -1,0 +1,58 @@
+"""What does a run show of itself? The same slices after every epoch, then curves, codes, and a page of all of it."""
+
+import torch
+
+from dataset import Box, DataSet
+from inference.codec import Codec
+from modules import Autoencoder
+from report import page, plots
+from report.results import TRAINING_FIGURES
+from runtime.compute import Compute
+from training.run import Run
+from training.settings import TrainSettings
+
+SLICES = 8  # in the fixed batch that is redrawn every epoch
+
+
+@torch.no_grad()
+def draw_epoch(run: Run, model: Autoencoder, data: DataSet, box: Box, epoch: int, score: float, on: Compute) -> None:
+    """The fixed validation slices and their reconstructions as epoch_<n>.png, a frame of progress.gif."""
+    if not run.main:
+        return
+    slices = data.splits["validate"]
+    chosen = torch.linspace(0, len(slices) - 1, SLICES).long().numpy()
+    originals = slices.images[chosen]
+    images = torch.from_numpy(originals)[:, None].to(on.device).float() / 255
+    with on.autocast():
+        reconstruction = model(box.crop(images))[0].float().clamp(0, 1)
+    drawn = box.paste(reconstruction, originals.shape[1:])[:, 0].cpu().numpy()
+    plots.epoch_frame(
+        originals, drawn, epoch, score, run.folder / f"epoch_{epoch:03d}.png", title=f"{data.title}, validation split"
+    )
+
+
+def draw_autoencoder(run: Run, codec: Codec, data: DataSet) -> None:
+    """The curves of all epochs, the frames as an animation, and what one validation slice becomes."""
+    if not run.main:
+        return
+    plots.training_curves(run.rows_of("autoencoder"), run.folder / "training.png", data.title)
+    plots.animate(sorted(run.folder.glob("epoch_*.png")), run.folder / "progress.gif", 0.5)
+    slices = data.splits["validate"]
+    middle = len(slices) // 2
+    image = slices.images[middle : middle + 1]
+    codes = codec.encode(image)
+    grids = [grid[0].cpu().numpy() for grid in codes]
+    coded, decoded = (codec.box.crop(pictures[0]) for pictures in (image, codec.decode(codes)))
+    title = f"{data.title}, {slices.names[middle]}, the pixels that are coded"
+    plots.code_map(coded, grids, decoded, run.folder / "codes.png", title)
+
+
+def write_report(run: Run, data: DataSet, settings: TrainSettings) -> None:
+    """report.html: curves, the fixed slices through training, and each stage's last epoch; scores are predict.py's."""
+    if not run.main:
+        return
+    files = TRAINING_FIGURES | {"code_map": "codes.png"}
+    figures = {name: path for name, file in files.items() if (path := run.folder / file).is_file()}
+    last = {f"{row['stage']}, last epoch": {k: v for k, v in row.items() if k != "stage"} for row in run.rows}
+    title = f"{data.title}, training and validation splits"
+    page.write_report(run.folder, title, last, [], figures, settings.model_dump(mode="json"))
