@@ -69,6 +69,7 @@ OPTIONS = """
     --epochs=0 --epochs=-1 --epochs=1e9 --epochs= --batch-size=0 --batch-size=x --lr=-1 --lr=nan --lr=inf --beta=-0.1
     --codebook-size=1 --codebook-size=99999 --model=unet --prior=flow --loss=l2 --seed=-1 --device=tpu --precision=fp8
     --time-limit=-1 --save-minutes=-1 --limit-people=0 --slices=a:b --axis=7 --what --resume=nowhere
+    --config=nowhere --downsample=5 --gan=bce --prior-lr=-- --null --epochs=null
 """
 
 
@@ -329,6 +330,8 @@ def bad_runs(run: Path, other: Path, rng: random.Random) -> Iterator[Case]:
         "a list for a config": lambda folder: (folder / "config.json").write_text("[]"),
         "text for a number": config(epochs="many"),
         "no such model": config(model="unet"),
+        "no such setting": config(flow=1),
+        "a number for a word": config(model=3),
         "other data": config(data_fingerprint="0" * 64),
         "data gone": config(data="nowhere"),
         "states cut in half": all_states(last[: len(last) // 2]),

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from modules import VQVAE, Discriminator, Generator
 from runtime.errors import Parser, exit_on_input_error, number
 
-GRID, CODES, DIM = (64, 64), 512, 64  # the report's: 256x256 slices, 64x64 codes of 512, each a vector of 64
+GRID, CODES, DIM = (64, 64), 512, 64  # the course baseline's: 256x256 slices, 64x64 codes of 512, each a vector of 64
 
 
 @contextmanager
@@ -106,7 +106,7 @@ class OneHotQuantizer(nn.Module):
 
 
 class PlainVQVAE(VQVAE):
-    """The report's layers around the plain quantiser."""
+    """The course baseline's layers around the plain quantiser."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def gan_step(
     generator, discriminator = networks
     criterion = nn.BCELoss()
     ones, zeros = torch.ones(len(images), device=images.device), torch.zeros(len(images), device=images.device)
-    no_level = torch.zeros(len(images), dtype=torch.long, device=images.device)  # the report's knows no levels
+    no_level = torch.zeros(len(images), dtype=torch.long, device=images.device)  # the course baseline's knows no levels
     with torch.no_grad():
         real = autoencoder.quantizers[0](autoencoder.encoder(images))[0]
 

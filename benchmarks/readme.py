@@ -37,7 +37,7 @@ PRETRAINED = RESOURCES / "pretrained"
 DEFAULT = PRETRAINED / "vqvae.pth"  # whose codes all priors speak
 PAGES = (ROOT / "README.md", PRETRAINED / "README.md")
 SAMPLES = 1000
-BYTES = (4608, 1782, 1152)  # 64x64 codes of 512, the report's network here, 32x32 codes of 512
+BYTES = (4608, 1782, 1152)  # 64x64 codes of 512, the course baseline's network here, 32x32 codes of 512
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ PRIORS = {
     "dcgan_1": Trained("DCGAN, seed 1", "--prior-epochs 9 --seed 1", 9),
     "dcgan_2": Trained("DCGAN, seed 2", "--prior-epochs 9 --seed 2", 9),
     "pixelcnn": Trained("PixelCNN", "--prior pixelcnn --prior-epochs 8", 8, "pixelcnn.pth"),
-    "report_gan": Trained("the report's GAN", "--gan-loss bce --prior-epochs 4", 4, "report_gan.pth"),
+    "report_gan": Trained("the report's GAN", "--gan baseline --prior-epochs 4", 4, "report_gan.pth"),
 }
 FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
     ("rqvae", "worst.png"): "reconstructions.png",

@@ -37,7 +37,6 @@ from reading.listing import SPLITS, scan
 from runtime import compute
 from runtime.compute import Compute
 from runtime.errors import InputError, Parser, exit_on_input_error, number
-from training import options
 
 GROWTH = (1000, 2000, 4000, 8000)  # training slices
 QUICK = {"images": 8, "batch_size": 2, "steps": 1, "rounds": 1, "samples": 2, "codes": 1}
@@ -84,7 +83,7 @@ def measure_whole(bench: Bench) -> dict[str, dict]:
     args, ways = bench.args, {"plain": [], "ours": []}
     shared = ["--data", bench.data.root, "--batch-size", args.batch_size, "--device", bench.device.type]
     shared += ["--epochs", args.epochs]
-    ours = ["--model", "vqvae", "--gan-loss", "bce", "--out", bench.folder / "runs", "--precision", args.precision]
+    ours = ["--model", "vqvae", "--gan", "baseline", "--out", bench.folder / "runs", "--precision", args.precision]
     ours += ["--prior-epochs", args.prior_epochs] if args.prior_epochs else ["--prior", "none"]
     commands = {
         "plain": ["benchmarks/plain.py", *shared, "--prior-epochs", args.prior_epochs, "--workers", args.workers],
@@ -108,7 +107,7 @@ def measure_whole(bench: Bench) -> dict[str, dict]:
 
 
 def growth(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> list[dict]:
-    """Seconds of an epoch of the report's VQ-VAE (validation and saving included) and peak memory, set by set."""
+    """Seconds of an epoch of the course baseline's VQ-VAE, validation and saving included; peak memory; by set."""
     rows = []
     for images in GROWTH if not args.quick else (QUICK["images"], 2 * QUICK["images"]):
         home = folder / f"{images}"
@@ -329,7 +328,7 @@ def main() -> int:
     side, copied = (256, 2**22) if args.quick else (8192 if on.device.type == "cuda" else 2048, 2**30)
     machine = measure.machine_rates(on.device, on.bf16, side, copied)
     about = {"data": f"{title} ({own:,} slices, repeated)", "machine": describe_machine(on, machine)}
-    about["settings"] = options.plain(args)
+    about["settings"] = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     print(headline(about["data"], about["machine"]), flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:

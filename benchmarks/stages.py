@@ -57,7 +57,7 @@ class Bench:
         return plain.loader(self.paths(split), self.args.batch_size, self.device, self.args.workers, shuffle)
 
     def autoencoder(self) -> Autoencoder:
-        """The report's, its codebook set from the data."""
+        """The course baseline's, its codebook set from the data."""
         model = VQVAE().to(self.device, memory_format=torch.channels_last)
         train.start_codebooks(model, self.data.splits["train"], self.box, 0, self.on)
         return model
@@ -130,7 +130,7 @@ def batches(bench: Bench) -> dict[str, dict[str, Way]]:
 
 
 def autoencoder_steps(bench: Bench) -> dict[str, dict[str, Way]]:
-    """Training steps of the report's VQ-VAE on batches that wait on the device."""
+    """Training steps of the course baseline's VQ-VAE on batches that wait on the device."""
     whole, cropped = bench.pictures(None), bench.pictures(bench.box)
     report = plain.PlainVQVAE().to(bench.device).train()
     report_adam = torch.optim.Adam(report.parameters(), 1e-3)

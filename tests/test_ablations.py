@@ -6,13 +6,14 @@ import pytest
 from conftest import run_script
 
 from benchmarks.ablations import ROWS, table
-from training import options
+from runtime import cli
+from training.settings import TrainSettings
 
 
 @pytest.mark.parametrize("changed", ROWS.values())
 def test_train_takes_the_options_of_every_row(changed):
-    settings = options.plain(options.settle(options.parse("", changed)[0], None))
-    different = {name for name, value in settings.items() if value != options.DEFAULTS[name] and name != "out"}
+    settings, defaults = cli.parse(TrainSettings, "", changed), TrainSettings()
+    different = {name for name, value in settings if value != getattr(defaults, name)}
     assert different == {flag[2:].replace("-", "_") for flag in changed[::2]}
 
 

@@ -453,7 +453,7 @@ def test_mean_over_the_epoch_is_over_all_steps(tmp_path):
 def test_saves_within_an_epoch_when_it_is_time(tmp_path, monkeypatch):
     folder = run.create_run_folder(tmp_path, {})
     here = run.Run(folder, 10, None)
-    clock = [time.monotonic()]
+    clock = [0.0]  # small numbers, which a minute is added to without rounding
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     here.saved_at = clock[0]
     stage, saves = run.Stage(here, "autoencoder", 1, {}), []

@@ -23,9 +23,9 @@ STAGES = {
     "VQ-VAE step",
     "validation with SSIM",
     "DCGAN step",
-    "DCGAN step, r3gan",
+    "DCGAN step, refiner",
     "DCGAN sampling",
-    "DCGAN sampling, r3gan",
+    "DCGAN sampling, refiner",
     "PixelCNN step",
     "PixelCNN sampling",
     "whole training, 1 + 0 epochs",
@@ -63,7 +63,7 @@ def test_every_stage_is_measured(pictures, tmp_path, monkeypatch, capsys):
     result = run(pictures, tmp_path / "speed.json", monkeypatch)
     assert set(result["stages"]) == STAGES
     for title, ways in result["stages"].items():
-        assert set(ways) == {"ours"} | ({"plain"} if "r3gan" not in title else set())
+        assert set(ways) == {"ours"} | ({"plain"} if "refiner" not in title else set())
         for way in ways.values():
             assert all(map(positive, way["seconds"]))
             assert way["images_per_second_min"] <= way["images_per_second"] <= way["images_per_second_max"]

@@ -75,8 +75,9 @@ class Trainer:
         monkeypatch.setattr(train, "Run", KnownRun)
 
     def __call__(self, *arguments: str, **given) -> tuple[int, Path]:
-        """Exit status and run folder of `train.py ARGUMENTS --NAME=VALUE ...` with the tiny options."""
-        chosen = given if "--resume" in arguments else OPTIONS | {"out": self.out} | given
+        """Exit status and run folder of `train.py ARGUMENTS --NAME=VALUE ...`, with the tiny options in a new run."""
+        alone = {"--resume", "--config"} & set(arguments)
+        chosen = given if alone else OPTIONS | {"out": self.out} | given
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
         self.patch.setattr(sys, "argv", ["train.py", *arguments, *flags])
         handlers = {number: signal.getsignal(number) for number in run.SIGNALS}
