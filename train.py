@@ -204,7 +204,7 @@ def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None
         with advice_when_memory_is_full(f"--autoencoder {path} --prior-batch-size", settings.prior_batch_size):
             codec = Codec(autoencoder, description["data"], on)
             PRIORS[settings.prior](run, data, settings, codec, description)
-    figures.write_report(run, data, settings)
+    figures.draw_report(run, data, settings)
 
 
 PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_pixelcnn}

@@ -7,11 +7,11 @@ already is not trained again, so that the command goes on where it was stopped. 
 goes to --out.
 """
 
-import argparse
 import csv
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,7 +23,8 @@ from benchmarks.trained import run_folder
 from inference.codec import Codec
 from inference.loading import load_autoencoder
 from runtime import cli, compute
-from runtime.errors import Parser, exit_on_input_error, number
+from runtime.cli import Settings, option
+from runtime.errors import exit_on_input_error
 from training.settings import TrainSettings
 
 TIMED_STEPS = 10
@@ -48,7 +49,18 @@ ROWS = {  # name -> the options that differ from train.py's defaults
 }
 
 
-def measure(run: Path, changed: list[str], on: compute.Compute) -> dict:
+class AblationSettings(Settings):
+    """what to train"""
+
+    data: str | None = option(None, "data set, or 'demo' (default: the usual places)", "DIR")
+    epochs: int = option(1, "of each training", ge=1, le=1000)
+    seed: int = option(0, "of each training", ge=0, le=2**31)
+    rows: int = option(len(ROWS), "the first N rows only", ge=1, le=len(ROWS))
+    out: Path = option(Path("runs/ablations"), "folder of the runs and the table", "DIR")
+    device: Literal[*compute.DEVICES] = option("auto", "where to compute")
+
+
+def measured_row(run: Path, changed: list[str], on: compute.Compute) -> dict:
     """A row of the table."""
     settings = cli.parse(TrainSettings, "", changed)
     model, description = load_autoencoder(run / "vqvae.pth")
@@ -79,7 +91,7 @@ def images_per_second(model: torch.nn.Module, settings: TrainSettings, codec: Co
     return settings.batch_size / sorted(times[1:])[TIMED_STEPS // 2]
 
 
-def table(rows: dict[str, dict]) -> str:
+def ablation_table(rows: dict[str, dict]) -> str:
     """For a README."""
     heads = ["changed", "validation SSIM", "bytes", "codes used", "weights", "images/s"]
     cells = []
@@ -89,20 +101,9 @@ def table(rows: dict[str, dict]) -> str:
     return tables.markdown(heads, cells)
 
 
-def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="data set, or 'demo' (default: the usual places)")
-    parser.add_argument("--epochs", type=number(int, 1), default=1, help="of each training (default: 1)")
-    parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="(default: 0)")
-    parser.add_argument("--rows", type=number(int, 1, len(ROWS)), default=len(ROWS), help="the first N only")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="(default: runs/ablations)")
-    parser.add_argument("--device", choices=compute.DEVICES, default="auto", help="(default: auto)")
-    return parser.parse_args()
-
-
 @exit_on_input_error
 def main() -> int:
-    settings = parse()
+    settings = cli.parse(AblationSettings, __doc__)
     on = compute.choose(settings.device)
     shared = ["--prior", "none", "--epochs", str(settings.epochs), "--seed", str(settings.seed)]
     shared += ["--device", settings.device, *(["--data", settings.data] if settings.data else [])]
@@ -110,11 +111,11 @@ def main() -> int:
     for i, (name, changed) in enumerate(list(ROWS.items())[: settings.rows]):
         folder = settings.out / f"{i:02d}_epochs{settings.epochs}_seed{settings.seed}"
         run = run_folder(folder, [*shared, *changed])
-        rows[name] = measure(run, changed, on)
+        rows[name] = measured_row(run, changed, on)
         print(f"{name}: validation SSIM {rows[name]['validation_ssim']:.4f}", flush=True)
     _, description = load_autoencoder(run / "vqvae.pth")
     title = f"{description['data']['title']}, {settings.epochs} epochs, seed {settings.seed}, {on.describe()}"
-    text = f"{title}\n\n{table(rows)}"
+    text = f"{title}\n\n{ablation_table(rows)}"
     tables.save(settings.out, "ablations", text, {"title": title, "rows": rows})
     print(text)
     return 0

@@ -10,7 +10,6 @@ part of the repository are looked for in --runs, and keep the numbers that they 
 not there. A test compares the tables with results.json.
 """
 
-import argparse
 import json
 import platform
 import re
@@ -28,8 +27,9 @@ from benchmarks import ablations
 from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
 from inference.loading import load_autoencoder
-from runtime import compute
-from runtime.errors import InputError, Parser, exit_on_input_error
+from runtime import cli, compute
+from runtime.cli import Settings, option
+from runtime.errors import InputError, exit_on_input_error
 from runtime.files import atomic
 
 RESOURCES = ROOT / "resources"
@@ -88,7 +88,15 @@ FIGURES_OF_RUNS = {  # file of train.py for a model whose run is in --runs -> fi
 # Measuring
 
 
-def find(name: str, settings: argparse.Namespace) -> Path | None:
+class ReadmeSettings(Settings):
+    """what to measure"""
+
+    data: str | None = option(None, "data set that the models were trained on; without it, tables only", "DIR")
+    train: bool = option(False, "train what isn't in the repository or in --runs")
+    runs: Path = option(Path("runs/results"), "folder of those trainings", "DIR")
+
+
+def find(name: str, settings: ReadmeSettings) -> Path | None:
     """Where a model's checkpoint lies, None where it isn't there; with --train it is made."""
     trained = (AUTOENCODERS | PRIORS)[name]
     if trained.file:
@@ -143,7 +151,7 @@ def named_checkpoints(found: dict[str, Path | None], folder: Path) -> list[Path]
     return paths
 
 
-def measure(settings: argparse.Namespace, work: Path, results: dict) -> dict:
+def measure(settings: ReadmeSettings, work: Path, results: dict) -> dict:
     """All numbers; what isn't there stays as it is in `results`."""
     found = {name: find(name, settings) for name in AUTOENCODERS | PRIORS}
     for name, path in found.items():
@@ -260,7 +268,7 @@ BLOCKS = {
     "priors, folds": lambda results: prior_table(results, "folds"),
     "variety": variety_table,
     "bits": bits_sentence,
-    "ablations": lambda results: ablations.table(results["ablations"]["rows"]),
+    "ablations": lambda results: ablations.ablation_table(results["ablations"]["rows"]),
 }
 
 
@@ -282,17 +290,9 @@ def filled(page: str, results: dict) -> str:
 # The command line
 
 
-def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="data set that the models were trained on; without, tables only")
-    parser.add_argument("--train", action="store_true", help="train what isn't in the repository or in --runs")
-    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="(default: runs/results)")
-    return parser.parse_args()
-
-
 @exit_on_input_error
 def main() -> int:
-    settings = parse()
+    settings = cli.parse(ReadmeSettings, __doc__)
     stored = RESOURCES / "results.json"
     results = json.loads(stored.read_text()) if stored.is_file() else {}
     if settings.data:

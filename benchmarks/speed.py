@@ -11,7 +11,6 @@ On two cores without a GPU all stages take about 6 minutes, --growth 2, --second
 The plain way is benchmarks/plain.py. benchmarks/README.md says what each stage measures.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -29,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import dataset
 from benchmarks import measure
 from benchmarks.measure import Ledger, Machine, Measured, Way
-from benchmarks.stages import STAGES, Bench
+from benchmarks.stages import STAGES, Bench, SpeedSettings
 from benchmarks.tables import markdown
 from dataset import PUBLISHED
 from reading import demo
 from reading.listing import SPLITS, scan
-from runtime import compute
+from runtime import cli, compute
 from runtime.compute import Compute
-from runtime.errors import InputError, Parser, exit_on_input_error, number
+from runtime.errors import InputError, exit_on_input_error
 
 GROWTH = (1000, 2000, 4000, 8000)  # training slices
 QUICK = {"images": 8, "batch_size": 2, "steps": 1, "rounds": 1, "samples": 2, "codes": 1}
@@ -106,7 +105,7 @@ def measure_whole(bench: Bench) -> dict[str, dict]:
 # ------------------------------------------------------------------------------------------- other questions
 
 
-def growth(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> list[dict]:
+def growth(args: SpeedSettings, source: Path, folder: Path, on: Compute) -> list[dict]:
     """Seconds of an epoch of the course baseline's VQ-VAE, validation and saving included; peak memory; by set."""
     rows = []
     for images in GROWTH if not args.quick else (QUICK["images"], 2 * QUICK["images"]):
@@ -127,7 +126,7 @@ def growth(args: argparse.Namespace, source: Path, folder: Path, on: Compute) ->
     return rows
 
 
-def second_start(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> dict:
+def second_start(args: SpeedSettings, source: Path, folder: Path, on: Compute) -> dict:
     """From the start of train.py, default autoencoder, to the end of its first step, with the cache already there."""
     counts = published_shares(PUBLISHED["train"][0] if not args.quick else QUICK["images"])
     root = measure.repeated_set(source, folder / "slices", counts)
@@ -147,7 +146,7 @@ def second_start(args: argparse.Namespace, source: Path, folder: Path, on: Compu
     }
 
 
-def both_precisions(args: argparse.Namespace, source: Path, folder: Path, on: Compute) -> list[dict]:
+def both_precisions(args: SpeedSettings, source: Path, folder: Path, on: Compute) -> list[dict]:
     """SSIM after train.py's autoencoder has seen the same slices in bf16 and in fp32, and the time: a seed a round."""
     if not on.bf16:
         raise InputError("--both-precisions: there is no bf16 arithmetic here, or --precision fp32 was given")
@@ -277,50 +276,23 @@ def headline(data: str, about: dict) -> str:
     return "; ".join([*machine, *rates, copy, f"load {about['load_average']:.2g} when it began"]) + "."
 
 
-def stages_of(args: argparse.Namespace, source: Path, folder: Path, on: Compute, machine: Machine) -> dict[str, dict]:
+def stages_of(args: SpeedSettings, source: Path, folder: Path, on: Compute, machine: Machine) -> dict[str, dict]:
     """The measurements of all the stages asked for."""
     root = measure.repeated_set(source, folder / "slices", published_shares(args.images))
     data = dataset.load(str(root), ("train", "validate"))
     bench = Bench(args, folder, data, dataset.content_box(data.splits["train"].images), on)
     results = {}
-    for name in args.stages:
+    for name in args.stages or (*STAGES, "whole"):
         results |= measure_whole(bench) if name == "whole" else measure_stage(bench, name, machine)
     return results
 
 
-def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = (*STAGES, "whole")
-    parser.add_argument("--data", help="folder of PNG slices, or 'demo'; else $OASIS_DIR, then the usual places")
-    parser.add_argument("--stages", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
-    kinds = {
-        "images": (384, "training slices, repeated to that number; as many to validate on as the published set has"),
-        "batch-size": (32, "slices a step"),
-        "steps": (1, "training steps a round"),
-        "rounds": (5, "of each way, in turn; with --both-precisions, seeds"),
-        "samples": (32, "drawn together from a prior"),
-        "codes": (2, "that the plain way samples of each grid; the time of all follows"),
-        "epochs": (1, "of the autoencoder, in the whole training and with --both-precisions"),
-    }
-    for name, (default, text) in kinds.items():
-        parser.add_argument(f"--{name}", type=number(int, 1), default=default, help=f"{text} (default: {default})")
-    parser.add_argument("--prior-epochs", type=number(int, 0), default=0, help="of the DCGAN there (default: 0)")
-    parser.add_argument("--workers", type=number(int, 0), default=0, help="of the plain way's loader (default: 0)")
-    parser.add_argument("--device", choices=compute.DEVICES, default="auto")
-    parser.add_argument("--precision", choices=compute.PRECISIONS, default="auto", help="of this repository's way")
-    parser.add_argument("--out", type=Path, default=Path("speed.json"), help="file for the figures (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
-    other = parser.add_mutually_exclusive_group()
-    other.add_argument("--growth", action="store_true", help="measure that instead of the stages")
-    other.add_argument("--second-start", action="store_true", help="measure that instead of the stages")
-    other.add_argument("--both-precisions", action="store_true", help="measure that instead of the stages")
-    args = parser.parse_args()
-    return argparse.Namespace(**vars(args) | QUICK) if args.quick else args
-
-
 @exit_on_input_error
 def main() -> int:
-    args = parse()
+    args = cli.parse(SpeedSettings, __doc__)
+    if args.growth + args.second_start + args.both_precisions > 1:
+        raise InputError("--growth, --second-start and --both-precisions: give one of them")
+    args = args.model_copy(update=QUICK) if args.quick else args
     on = compute.choose(args.device, args.precision)
     source = dataset.find(args.data)
     title = "synthetic demo set" if demo.is_demo(source) else source.resolve().name
@@ -328,7 +300,7 @@ def main() -> int:
     side, copied = (256, 2**22) if args.quick else (8192 if on.device.type == "cuda" else 2048, 2**30)
     machine = measure.machine_rates(on.device, on.bf16, side, copied)
     about = {"data": f"{title} ({own:,} slices, repeated)", "machine": describe_machine(on, machine)}
-    about["settings"] = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    about["settings"] = args.model_dump(mode="json")
     print(headline(about["data"], about["machine"]), flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:

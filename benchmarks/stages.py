@@ -1,6 +1,5 @@
 """What is measured? The stages of training and sampling, each the plain way and this repository's."""
 
-import argparse
 import contextlib
 import io
 import itertools
@@ -9,8 +8,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
+from pydantic_settings import CliVariadicArg
 from torch import Tensor
 
 import dataset
@@ -20,20 +21,46 @@ from benchmarks.measure import Way
 from dataset import Batches, Box, DataSet
 from inference.codec import Codec
 from modules import DCGAN, VQVAE, Autoencoder
+from runtime import compute
+from runtime.cli import Settings, option
 from runtime.compute import Compute
 from training import dcgan
 from training.codes import CodeBatches
 from training.pixelcnn import LEARNING_RATE, PixelCNNLearner
 from training.settings import TrainSettings
 
+Stage = Literal["decoding", "batches", "autoencoder", "validation", "gan", "pixelcnn", "whole"]
 SAMPLING_BATCH = 32  # sampling.py's
+
+
+class SpeedSettings(Settings):
+    """what to measure"""
+
+    data: str | None = option(None, "folder of PNG slices, or 'demo'; else $OASIS_DIR, then the usual places", "DIR")
+    stages: CliVariadicArg[list[Stage]] = option([], f"of {', '.join(get_args(Stage))} (default: all)", "STAGE")
+    images: int = option(384, "training slices, repeated to that number; the rest in proportion", ge=1, le=1_000_000)
+    batch_size: int = option(32, "slices a step", ge=1, le=1_000_000)
+    steps: int = option(1, "training steps a round", ge=1, le=1_000_000)
+    rounds: int = option(5, "of each way, in turn; with --both-precisions, seeds", ge=1, le=1000)
+    samples: int = option(32, "drawn together from a prior", ge=1, le=100_000)
+    codes: int = option(2, "that the plain way samples of each grid; the time of all follows", ge=1, le=4096)
+    epochs: int = option(1, "of the autoencoder, in the whole training and with --both-precisions", ge=1, le=1000)
+    prior_epochs: int = option(0, "of the DCGAN in the whole training", ge=0, le=1000)
+    workers: int = option(0, "of the plain way's loader", ge=0, le=256)
+    device: Literal[*compute.DEVICES] = option("auto", "where to compute")
+    precision: Literal[*compute.PRECISIONS] = option("auto", "of this repository's way")
+    out: Path = option(Path("speed.json"), "file for the figures", "FILE")
+    quick: bool = option(False, "tiny sizes, one round")
+    growth: bool = option(False, "measure that instead of the stages")
+    second_start: bool = option(False, "measure that instead of the stages")
+    both_precisions: bool = option(False, "measure that instead of the stages")
 
 
 @dataclass(frozen=True)
 class Bench:
     """What all stages work on."""
 
-    args: argparse.Namespace
+    args: SpeedSettings
     folder: Path  # for everything temporary
     data: DataSet
     box: Box

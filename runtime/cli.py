@@ -102,12 +102,12 @@ def given(kind: type[Settings], description: str, arguments: list[str] | None = 
             how["metavar"] = _metavar(field, how["metavar"])
         if field.default is False or field.default in (None, []):
             how["help"] = field.description
-        if how.get("nargs") == "*":
+        if how.get("nargs") == "*":  # a list: of one value at least, where it is given
             how["nargs"] = "+"
         groups[title].add_argument(*names, **how)
 
-    how = {"cli_kebab_case": True, "cli_implicit_flags": "toggle", "cli_hide_none_type": True}
-    CliSettingsSource(kind, **how, root_parser=parser, add_argument_method=add)
+    spelling = {"cli_kebab_case": True, "cli_implicit_flags": "toggle", "cli_hide_none_type": True}
+    CliSettingsSource(kind, **spelling, root_parser=parser, add_argument_method=add)
     return vars(parser.parse_args(arguments))  # not by the source, to which "null" is None and "a,b.png" two files
 
 
@@ -134,15 +134,13 @@ def _metavar(field: Any, theirs: str) -> str:
 def _complaints(error: ValidationError, where: str) -> Iterable[str]:
     """A line for each thing that pydantic found wrong."""
     for one in error.errors():
-        path = ".".join(map(str, one["loc"]))
-        name = f"{where}: {path}" if where else flag(path)
+        known = {key: f"{value:g}" if isinstance(value, float) else value for key, value in one.get("ctx", {}).items()}
+        field = ".".join(map(str, one["loc"]))
+        name = f"{where}: {field}" if where else flag(field.partition(".")[0])  # without the index in a list
         if one["type"] == "value_error":  # of a validator of ours, which says it all
-            yield f"{where}: {one['ctx']['error']}" if where else str(one["ctx"]["error"])
+            yield f"{where}: {known['error']}" if where else str(known["error"])
         else:
             text = COMPLAINTS.get(one["type"], "{msg}, not {input}")
-            known = {
-                key: f"{bound:g}" if isinstance(bound, float) else bound for key, bound in one.get("ctx", {}).items()
-            }
             yield f"{name} " + text.format(msg=one["msg"], input=_shown(one["input"]), **known)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import run_script
 
-from benchmarks.ablations import ROWS, table
+from benchmarks.ablations import ROWS, ablation_table
 from runtime import cli
 from training.settings import TrainSettings
 
@@ -26,6 +26,6 @@ def test_whole_command_and_going_on(tiny_data, tiny_cache, tmp_path):
     row = written["rows"]["default"]
     assert 0 < row["validation_ssim"] < 1
     assert row["images_per_second"] > 0
-    assert table(written["rows"]) in (tmp_path / "ablations.md").read_text()
+    assert ablation_table(written["rows"]) in (tmp_path / "ablations.md").read_text()
     assert run_script(*command, cache=tiny_cache).returncode == 0  # nothing is trained again
     assert list(tmp_path.glob("00_*/*/vqvae.pth")) == runs

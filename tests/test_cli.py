@@ -9,10 +9,12 @@ from typing import Literal
 
 import pytest
 from pydantic import field_validator
+from pydantic_settings import CliVariadicArg
 
 from runtime import cli
 from runtime.cli import Settings, option
 from runtime.errors import InputError
+from training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = "9" * 400
@@ -73,7 +75,10 @@ def test_help_has_groups_names_of_values_and_defaults(tmp_path):
         "--limit-people N ",
     ):
         assert shown in text
-    assert "--epochs N passes over the training slices (default: 12)" in text
+    for name, field in TrainSettings.model_fields.items():
+        if field.default is not None and field.default is not False:
+            told = f"{field.description} (default: {field.default})"
+            assert "".join(told.split()) in "".join(text.split()), name  # argparse breaks lines at hyphens, too
     assert "None" not in text
     assert "null" not in text
 
@@ -95,6 +100,7 @@ class Sizes(Settings):
     levels: int = option(3, "how many", ge=1, le=9)
     share: float | None = option(None, "how much (default: all)", ge=0, le=1)
     side: Literal[4, 8] | None = option(None, "how long", "SIDE")
+    parts: CliVariadicArg[list[int]] = option([], "of what", "PART")
 
 
 class Words(Settings):
@@ -122,6 +128,7 @@ def test_a_command_line_becomes_typed_values():
         levels=5, share=0.5, side=8, word="null", place=Path("a b/c"), loud=True
     )
     assert cli.parse(Speech, "", []) == Speech()
+    assert cli.parse(Speech, "", ["--parts", "1", "2", "--loud"]) == Speech(parts=[1, 2], loud=True)
     assert cli.parse(Speech, "", ["--levels=2", "--levels=4"]).levels == 4  # the last one counts
     assert cli.parse(Speech, "", ["--side=4"]).model_fields_set == {"side"}
 
@@ -166,6 +173,15 @@ def test_a_required_value_that_is_missing():
 
     with pytest.raises(InputError, match="--name is missing"):
         Needy.checked({})
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [(["--parts"], "expected at least one argument"), (["--parts", "1", "x"], "--parts must be a whole number, not x")],
+)
+def test_a_list_has_a_value_at_least_and_a_wrong_one_names_the_option(given, complaint):
+    with pytest.raises(InputError, match=complaint):
+        cli.parse(Speech, "", given)
 
 
 def test_a_validators_own_words_are_the_complaint():

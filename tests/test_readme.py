@@ -1,6 +1,5 @@
 """The README says what was measured, the pretrained models are what it says they are, and every command is one."""
 
-import argparse
 import json
 import re
 import shlex
@@ -47,7 +46,7 @@ def test_columns_of_numbers_stand_to_the_right():
 
 
 def test_checkpoints_are_taken_from_the_repository_or_from_finished_runs(tmp_path):
-    settings = argparse.Namespace(data="DIR", runs=tmp_path, train=False)
+    settings = readme.ReadmeSettings(data="DIR", runs=tmp_path)
     assert readme.find("rqvae", settings) == readme.DEFAULT
     (tmp_path / "vqvae2/20260101_000000").mkdir(parents=True)
     assert readme.find("vqvae2", settings) is None

@@ -70,7 +70,7 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
         row = stage.means()
         if run.main:
             prior = learner.sampler
-            row |= judge_samples(prior.sample(range(SAMPLES)), batches, codec, judge)
+            row |= score_samples(prior.sample(range(SAMPLES)), batches, codec, judge)
             if stage.is_best(-distance(row)):
                 content = {"kind": "prior", "model": "dcgan", "arguments": prior.arguments, "epoch": epoch, **row}
                 content |= {"autoencoder": description["identity"], "state": checkpoint.halved(prior.state_dict())}
@@ -196,7 +196,7 @@ def descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) 
 # A verdict
 
 
-def judge_samples(samples: Codes, batches: CodeBatches, codec: Codec, judge: "Judge") -> dict[str, float]:
+def score_samples(samples: Codes, batches: CodeBatches, codec: Codec, judge: "Judge") -> dict[str, float]:
     """Frechet distances from validation people, and the mean distance of the code histograms from training's."""
     from scoring.judge import code_histogram_distance
 

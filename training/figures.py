@@ -47,7 +47,7 @@ def draw_autoencoder(run: Run, codec: Codec, data: DataSet) -> None:
     plots.code_map(coded, grids, decoded, run.folder / "codes.png", title)
 
 
-def write_report(run: Run, data: DataSet, settings: TrainSettings) -> None:
+def draw_report(run: Run, data: DataSet, settings: TrainSettings) -> None:
     """report.html: curves, the fixed slices through training, and each stage's last epoch; scores are predict.py's."""
     if not run.main:
         return
