@@ -185,7 +185,7 @@ def gan_sample(autoencoder: PlainVQVAE, generator: Generator, n: int, device: to
 
 
 class MaskedConv2d(nn.Conv2d):
-    """3x3 convolution that sees only the places before its own in raster order; with `own`, that one too."""
+    """3x3 convolution that sees only the positions before its own in raster order; with `own`, that one too."""
 
     def __init__(self, n_in: int, n_out: int, own: bool):
         super().__init__(n_in, n_out, 3, padding=1)
@@ -230,12 +230,12 @@ def pixelcnn_step(prior: MaskedPixelCNN, optimizer: torch.optim.Optimizer, codes
 
 
 @torch.no_grad()
-def pixelcnn_sample(prior: MaskedPixelCNN, n: int, grid: tuple[int, int], places: int, device: torch.device) -> Tensor:
-    """The first `places` codes of n grids [n, h, w], a whole forward pass for each place."""
+def pixelcnn_sample(prior: MaskedPixelCNN, n: int, grid: tuple[int, int], drawn: int, device: torch.device) -> Tensor:
+    """The first `drawn` codes of n grids [n, h, w], a whole forward pass for each."""
     prior.eval()
     codes = torch.zeros(n, *grid, dtype=torch.long, device=device)
-    for place in range(places):
-        row, column = divmod(place, grid[1])
+    for position in range(drawn):
+        row, column = divmod(position, grid[1])
         probabilities = F.softmax(prior(codes)[:, :, row, column], dim=1)
         codes[:, row, column] = torch.multinomial(probabilities, 1)[:, 0]
     return codes

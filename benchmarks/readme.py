@@ -55,8 +55,8 @@ AUTOENCODERS = {
     "rqvae_4356": Trained(
         "`rqvae`, finer grid", "--downsample 4 --depth 2 --codebook-size 2048 --epochs 16", 16, "best/vqvae.pth"
     ),
-    "rqvae_1089": Trained("`rqvae`, 2 codes a place", "--depth 2 --codebook-size 2048 --epochs 8", 8),
-    "vqvae": Trained("`vqvae`, the report's", "--model vqvae --epochs 6", 6, "report/vqvae.pth"),
+    "rqvae_1089": Trained("`rqvae`, 2 codes per position", "--depth 2 --codebook-size 2048 --epochs 8", 8),
+    "vqvae": Trained("`vqvae`, the course baseline", "--model vqvae --epochs 6", 6, "report/vqvae.pth"),
     "vqvae2": Trained("`vqvae2`", "--model vqvae2 --epochs 6", 6),
 }
 PRIORS = {
@@ -64,7 +64,7 @@ PRIORS = {
     "dcgan_1": Trained("DCGAN, seed 1", "--prior-epochs 9 --seed 1", 9),
     "dcgan_2": Trained("DCGAN, seed 2", "--prior-epochs 9 --seed 2", 9),
     "pixelcnn": Trained("PixelCNN", "--prior pixelcnn --prior-epochs 8", 8, "pixelcnn.pth"),
-    "report_gan": Trained("the report's GAN", "--gan baseline --prior-epochs 4", 4, "report_gan.pth"),
+    "report_gan": Trained("the course baseline's GAN", "--gan baseline --prior-epochs 4", 4, "report_gan.pth"),
 }
 FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
     ("rqvae", "worst.png"): "reconstructions.png",
@@ -120,12 +120,12 @@ def scored(path: Path, data: str, out: Path) -> dict:
         "codes": sum(one["codebook_size"] for one in codes),
         "parameters": sum(p.numel() for p in model.parameters()),
         "epoch": about["epoch"],
-        "order_0_bits": sum(torch.tensor(one["perplexity"]).log2().item() * places(one["grid"]) for one in codes),
+        "order_0_bits": sum(torch.tensor(one["perplexity"]).log2().item() * positions(one["grid"]) for one in codes),
     }
 
 
-def places(grid: str) -> int:
-    """Places of a grid that is written as "18x22"."""
+def positions(grid: str) -> int:
+    """Positions of a grid that is written as "18x22"."""
     height, width = map(int, grid.split("x"))
     return height * width
 
