@@ -75,7 +75,10 @@ def find(data: str | None) -> Path:
         return demo.ensure(cache.cache_root())
     if data is None:
         return _find_usual()
-    folder = Path(data).expanduser()
+    try:
+        folder = Path(data).expanduser()
+    except RuntimeError:
+        raise InputError(f"{data}: there is no such user") from None
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: give the folder that holds keras_png_slices_train, or --data demo")
     found = [folder] if holds_splits(folder) else []
@@ -85,7 +88,7 @@ def find(data: str | None) -> Path:
         raise InputError(f"{folder} holds no data set: looked in it and one folder down for {layouts}")
     if len(found) > 1:
         raise InputError(f"{folder} holds several data sets: choose one of {', '.join(map(str, found))}")
-    return found[0]
+    return found[0].absolute()  # it is stored, and has to be found from another directory, too
 
 
 def _list(data: str | None) -> Listing:
@@ -129,6 +132,8 @@ def load(
         raise InputError(f"the limit of people must be at least 1, not {limit_people}")
     _check_cut(axis, slices)
     listing = _list(data)
+    if broken := listing.links_to_nothing():
+        raise InputError(decoding.some(broken))
     for split in splits:
         if not listing.files.get(split):
             state = "is empty" if split in listing.folders else "is missing"
@@ -373,7 +378,7 @@ def check(folder: str, axis: int = 2, slices: str | None = None) -> list[str]:
     _check_cut(axis, slices)
     listing = _list(folder)
     print(f"{listing.root}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
-    problems = listing.overlap()
+    problems = listing.overlap() + listing.links_to_nothing()
     for split in SPLITS:
         files = listing.files.get(split, [])
         if not files:

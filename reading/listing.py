@@ -21,6 +21,11 @@ class Listing:
     files: dict[str, list[str]]  # by split, in natural order of person and name
     is_nifti: bool  # NIfTI files, all of them; else pictures
     key: str  # SHA-256 of the files' names, sizes and times
+    broken: list[Path]  # links to nothing that have a data file's name
+
+    def links_to_nothing(self) -> list[str]:
+        """A line for each."""
+        return [f"{path} is a link to nothing (fetch the file, with git annex get say)" for path in self.broken]
 
     def overlap(self) -> list[str]:
         """A line for each person who is in more than one split."""
@@ -44,14 +49,16 @@ def scan(root: Path) -> Listing:
         raise InputError(f"{root} holds two layouts, {names}: move one of them elsewhere")
     folders = {split: root / layouts[0].format(split) for split in SPLITS}
     folders = {split: folder for split, folder in folders.items() if folder.is_dir()}
-    files, kinds, digest = {}, set(), hashlib.sha256()
+    files, kinds, digest, broken = {}, set(), hashlib.sha256(), []
     for split, folder in folders.items():
         with os.scandir(folder) as entries:
-            found = {entry.name: entry.stat() for entry in entries if is_data(entry.name) and entry.is_file()}
+            entries = [entry for entry in entries if is_data(entry.name)]
+        found = {entry.name: entry.stat() for entry in entries if entry.is_file()}
+        broken += [folder / entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path)]
         kinds |= {is_nifti(name) for name in found}
         files[split] = sorted(found, key=lambda name: natural(f"{person_of(name)} {name}"))
         stats = [(name, found[name].st_size, found[name].st_mtime_ns) for name in files[split]]
         digest.update(repr((split, stats)).encode())
     if len(kinds) > 1:
         raise InputError(f"{root} holds both pictures and NIfTI files: keep one kind")
-    return Listing(root, folders, files, kinds == {True}, digest.hexdigest())
+    return Listing(root, folders, files, kinds == {True}, digest.hexdigest(), sorted(broken))

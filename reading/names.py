@@ -4,6 +4,7 @@ import re
 
 PICTURES = (".png", ".jpg", ".jpeg")
 NIFTI = (".nii", ".nii.gz")
+DIGITS = {"case_": 3, "sub-": 2}  # of a person's number; OASIS has 4
 
 
 def is_nifti(name: str) -> bool:
@@ -25,10 +26,13 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 def person_of(name: str) -> str:
     """The person in a file name: `case_001_slice_3.nii.png` -> `case_001`.
 
-    BIDS (`sub-07_...`) and OASIS (`OAS1_0061_MR2...` -> `OAS1_0061`) names are known too. Any other file
-    is its own person, up to its `_slice_` part.
+    BIDS (`sub-07_...`) and OASIS (`OAS1_0061_MR2...` -> `OAS1_0061`) names are known too; `case_1`, `sub-7` and
+    `OAS1_61` are the same people. Any other file is its own person, up to its `_slice_` part.
     """
-    known = re.match(r"case_[0-9]+|sub-[A-Za-z0-9]+|OAS[0-9]_[0-9]+", name)
+    if numbered := re.match(r"(case_|OAS[0-9]_|sub-(?=[0-9]+(?![A-Za-z0-9])))([0-9]+)", name):
+        prefix, number = numbered.groups()
+        return prefix + number.lstrip("0").rjust(DIGITS.get(prefix, 4), "0")
+    known = re.match(r"sub-[A-Za-z0-9]+", name)
     return known.group() if known else re.split(r"_slice_|\.", name, maxsplit=1)[0]
 
 

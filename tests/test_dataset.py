@@ -2,6 +2,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -96,6 +97,13 @@ def test_slices_stay_uint8_and_memory_mapped(tmp_path):
         ("OAS1_0061_MR2_slice_100.png", "OAS1_0061", 100),
         ("sub-07_ses-1_T1w.nii.gz", "sub-07", -1),
         ("brain.png", "brain", -1),
+        ("case_1_slice_2.png", "case_001", 2),
+        ("case_0001.nii", "case_001", -1),
+        ("case_1234_slice_2.png", "case_1234", 2),
+        ("OAS1_61_slice_2.png", "OAS1_0061", 2),
+        ("sub-7_T1w.nii", "sub-07", -1),
+        ("sub-007.nii", "sub-07", -1),
+        ("sub-07a.nii", "sub-07a", -1),  # a label of its own
     ],
 )
 def test_person_and_level_from_name(name, person, level):
@@ -117,7 +125,7 @@ def test_usual_places(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"OASIS_DIR.*\./keras_png_slices_data.*--data demo"):
         dataset.load(None)
     write_set(tmp_path / "data/keras_png_slices_data")
-    assert dataset.load(None).root == Path("data/keras_png_slices_data")
+    assert dataset.load(None).root == tmp_path / "data/keras_png_slices_data"  # found from anywhere later
     monkeypatch.setenv("OASIS_DIR", str(write_set(tmp_path / "mine")))
     assert dataset.load(None).title == "mine"
 
@@ -125,6 +133,8 @@ def test_usual_places(tmp_path, monkeypatch):
 def test_folders_without_one_data_set(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         dataset.load(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="no such user"):
+        dataset.load("~nobody-of-this-name/x")
     with pytest.raises(InputError, match="holds no data set"):
         dataset.load(str(tmp_path))
     write_set(tmp_path / "a")
@@ -161,6 +171,34 @@ def test_a_person_in_two_splits_is_an_error_that_names_the_person(tmp_path):
         with pytest.raises(InputError, match="case_002 is in train and test"):
             dataset.load(str(root), splits)
     assert len(dataset.load(str(root), allow_overlap=True).splits["test"]) == 4
+
+
+@pytest.mark.parametrize(("one", "two"), [("case_004", "case_4"), ("OAS1_0061", "OAS1_61"), ("sub-07", "sub-007")])
+def test_zeros_before_a_number_make_no_other_person(tmp_path, one, two):
+    root = write_set(tmp_path / "set")
+    Image.fromarray(picture(0)).save(root / f"keras_png_slices_train/{one}_slice_1.png")
+    Image.fromarray(picture(0)).save(root / f"keras_png_slices_test/{two}_slice_2.png")
+    with pytest.raises(InputError, match=f"{one} is in train and test"):
+        dataset.load(str(root))
+
+
+def test_links_to_nothing_are_named(tmp_path, monkeypatch, capsys):
+    """A set under git-annex whose files were never fetched is full of them."""
+    root = write_set(tmp_path / "set")
+    link = root / "keras_png_slices_train/case_002_slice_1.nii.png"
+    link.rename(tmp_path / "elsewhere.png")
+    link.symlink_to(tmp_path / "elsewhere.png")
+    assert len(dataset.load(str(root)).splits["train"]) == 6
+    (tmp_path / "elsewhere.png").unlink()
+    with pytest.raises(InputError, match=r"case_002_slice_1\.nii\.png is a link to nothing"):
+        dataset.load(str(root), ("test",))
+    assert run(monkeypatch, "check", str(root)) == 1
+    assert "1 problems" in capsys.readouterr().out
+    shutil.rmtree(root / "keras_png_slices_train")
+    (root / "keras_png_slices_train").mkdir()
+    link.symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(InputError, match="is a link to nothing"):  # not "is empty"
+        dataset.load(str(root))
 
 
 def test_limit_people(tmp_path):
