@@ -8,13 +8,14 @@ with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{tr
 `case_NNN_week_W_slice_S.nii.gz`, or plain `{train,validate,test}` with either kind, or with 3-D NIfTI volumes.
 """
 
+import math
 import os
 import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reading import cache, decoding, demo, images, nifti
+from reading import cache, decoding, demo, images, inputs, nifti
 from reading.listing import LAYOUTS, SPLITS, Listing, holds_splits, scan
 from reading.names import is_nifti, person_of
 from runtime.errors import InputError, Parser, exit_on_input_error
@@ -40,8 +41,9 @@ class Slices:
     names: list[str]  # one a slice: the file's; of a volume's slices, the volume's with the level added
     people: list[str]  # "case_001"
     levels: np.ndarray  # int64 [N], slice index from the name, or along a volume's axis; -1 without one
-    paths: list[Path]  # the file that each slice came from
-    ranges: np.ndarray | None = None  # float64 [N, 2], the NIfTI intensities that 0 and 255 stand for
+    paths: list[Path]  # the file that each slice came from; of a DICOM series, its folder
+    ranges: np.ndarray | None = None  # float64 [N, 2], the volume's intensities that 0 and 255 stand for
+    notes: list[str] = field(default_factory=list)  # what was done to which file that its owner has to know
 
     def __len__(self) -> int:
         return len(self.names)
@@ -50,8 +52,8 @@ class Slices:
         """The slices of the first `number` people; a view, not a copy."""
         keep = set(list(dict.fromkeys(self.people))[:number])
         n = sum(person in keep for person in self.people)  # slices are in order of people, so these come first
-        columns = {field: column[:n] for field, column in vars(self).items() if column is not None}
-        return replace(self, **columns)
+        columns = {name: column[:n] for name, column in vars(self).items() if column is not None}
+        return replace(self, **columns | {"notes": self.notes})
 
 
 @dataclass(frozen=True)
@@ -151,30 +153,32 @@ def load(
     return DataSet(title, listing.root, demo.is_demo(listing.root), loaded, index["fingerprint"])
 
 
-def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None) -> Slices:
-    """Decode just these pictures, or just these NIfTI files, into memory. Raises InputError naming each bad one."""
+def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, spacing: float | None = None) -> Slices:
+    """Decode just these pictures (PNG, JPEG, TIFF, BMP, WebP), or just these volumes (NIfTI, DICOM), into memory.
+
+    A folder stands for the files in it; one of DICOM files is a series, that is, one volume. Slices of any height and
+    width up to 1024 keep their own pixels, each in the middle of a black canvas: the smallest that holds all of
+    them, its sides multiples of 16. `axis` and `slices` say how volumes are cut, as in `load`; `spacing` (mm, from
+    0.1 to 20) resamples them to cubes first. What was done to a file besides is in the `notes` of the result.
+    Raises InputError naming each bad file.
+    """
     _check_cut(axis, slices)
-    if missing := [f"no file {path}" for path in paths if not path.is_file()]:
-        raise InputError(decoding.some(missing))
-    if len({is_nifti(path.name) for path in paths}) != 1:
-        raise InputError("give pictures or NIfTI files to read, not both, and at least one")
-    problems = decoding.Problems()
-    with ThreadPoolExecutor(decoding.THREADS) as pool:
-        units = [u for p in paths for u in decoding.plan(p.parent, [p.name], axis, slices, pool, problems)]
-        canvas = decoding.canvas_of(units)
-        decoded = list(pool.map(lambda unit: decoding.decode(unit, canvas, axis, slices), units))
-    problems += [problem for problem in decoded if isinstance(problem, str)]
-    problems.check()
-    _warn_of_sizes([part._asdict() for part in decoded], canvas)
-    names = [name for unit in units for name in unit.names]
-    spans = [part.span for part in decoded for _ in part.pictures]
+    least, most = nifti.SPACINGS
+    if spacing is not None and not (math.isfinite(spacing) and least <= spacing <= most):
+        raise InputError(f"the spacing must be from {least:g} to {most:g} mm, not {spacing:g}")
+    if not paths:
+        raise InputError("give at least one file to read")
+    parts = inputs.read(paths, axis, slices, spacing)
+    canvas = images.whole_blocks(tuple(np.max([part.pictures.shape[1:] for part in parts], axis=0).tolist()))
+    names = [name for part in parts for name in part.names]
     return Slices(
-        images=np.concatenate([part.pictures for part in decoded]),
+        images=np.stack([images.fit(picture, canvas) for part in parts for picture in part.pictures]),
         names=names,
         people=[person_of(name) for name in names],
-        levels=np.array([level for unit in units for level in unit.levels], np.int64),
-        paths=[unit.paths[0] for unit in units for _ in unit.names],
-        ranges=None if spans[0] is None else np.array(spans),
+        levels=np.array([level for part in parts for level in part.levels], np.int64),
+        paths=[part.path for part in parts for _ in part.names],
+        ranges=None if parts[0].span is None else np.array([part.span for part in parts for _ in part.names]),
+        notes=[note for part in parts for note in part.notes],
     )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reading import images, nifti
+from reading.intensity import robust_range, scale_to_uint8
 from reading.names import is_nifti, level_of, volume_of
 from runtime.errors import InputError
 
@@ -83,8 +84,7 @@ def canvas_of(units: list[Unit]) -> tuple[int, int]:
     counts = Counter(shape for unit in units for shape in unit.shapes)
     if not counts:
         return images.CANVAS
-    height, width = counts.most_common(1)[0][0]
-    return -(-height // 16) * 16, -(-width // 16) * 16
+    return images.whole_blocks(counts.most_common(1)[0][0])
 
 
 def decode(unit: Unit, canvas: tuple[int, int], axis: int, slices: str | None) -> Decoded | str:
@@ -97,8 +97,8 @@ def decode(unit: Unit, canvas: tuple[int, int], axis: int, slices: str | None) -
         except (ValueError, OSError) as problem:
             return f"{path} {problem}"
     if is_nifti(unit.paths[0].name):
-        span = nifti.robust_range(parts)
-        parts = [nifti.scale_to_uint8(part, *span) for part in parts]
+        span = robust_range(parts)
+        parts = [scale_to_uint8(part, *span) for part in parts]
     pictures = [picture for part in parts for picture in part]
     resized = sum(p.shape[0] > canvas[0] or p.shape[1] > canvas[1] for p in pictures)
     padded = sum(p.shape != canvas for p in pictures) - resized

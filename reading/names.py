@@ -43,8 +43,8 @@ def level_of(name: str) -> int:
 
 
 def stem(name: str) -> str:
-    """A file's name without `.nii` or `.nii.gz`."""
-    return re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
+    """A NIfTI or DICOM file's name without `.nii`, `.nii.gz` or `.dcm`."""
+    return re.sub(r"\.(nii(\.gz)?|dcm|dicom|ima)$", "", name, flags=re.IGNORECASE)
 
 
 def volume_of(name: str) -> str:

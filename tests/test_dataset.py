@@ -297,6 +297,16 @@ def test_one_error_names_every_bad_file_and_nothing_is_cached(tmp_path):
     assert cached_folders() == []
 
 
+def test_pixels_that_differ_from_their_checksum_are_refused(tmp_path):
+    """The picture can be decoded as it is: only the sum of its bytes tells that one was changed."""
+    Image.fromarray(picture(0)).save(tmp_path / "x.png", compress_level=0)
+    content = bytearray((tmp_path / "x.png").read_bytes())
+    content[-4 - 12 - 4 - 100] ^= 1  # before the sums of the pixels and of their chunk, and the last chunk
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match="can't be read as PNG"):
+        images.read(tmp_path / "x.png")
+
+
 @same_each_run
 @given(st.binary(max_size=400), st.integers(0, 1000))
 def test_damaged_bytes_raise_only_value_error(tmp_path_factory, junk, at):
@@ -304,10 +314,11 @@ def test_damaged_bytes_raise_only_value_error(tmp_path_factory, junk, at):
     Image.fromarray(picture(0, (16, 16))).save(path)
     content = path.read_bytes()
     path.write_bytes(content[:at] + junk + content[at + len(junk) :])
-    with contextlib.suppress(ValueError):
-        pixels, _ = images.read(path)
-        assert pixels.dtype == np.uint8
-        assert pixels.ndim == 2
+    for read in (images.read, images.read_any):
+        with contextlib.suppress(ValueError):
+            pixels, _ = read(path)
+            assert pixels.dtype == np.uint8
+            assert pixels.ndim == 2
 
 
 # ------------------------------------------------------------------------------------------- the cache

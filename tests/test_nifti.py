@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import dataset
 from reading import nifti
+from reading.intensity import robust_range, scale_to_uint8
 from reading.names import volume_of
 from runtime.errors import InputError
 
@@ -109,15 +110,15 @@ def test_flat_slices_are_black_and_come_back_flat(tmp_path, value):
 def test_nearly_empty_volumes_use_their_extremes():
     voxels = np.zeros((100, 100), np.float32)
     voxels[3, 4] = 9
-    assert nifti.robust_range([voxels]) == (0, 9)
+    assert robust_range([voxels]) == (0, 9)
 
 
 def test_voxels_that_are_no_numbers_are_left_out_and_black():
     voxels = np.array([[np.nan, np.inf, -np.inf, 0, 10, 5]], np.float32)
-    low, high = nifti.robust_range([voxels])
+    low, high = robust_range([voxels])
     assert 0 <= low < high <= 10
-    np.testing.assert_array_equal(nifti.scale_to_uint8(voxels, 0, 10), [[0, 255, 0, 0, 255, 128]])
-    assert nifti.robust_range([np.full((2, 2), np.nan)]) == (0, 0)
+    np.testing.assert_array_equal(scale_to_uint8(voxels, 0, 10), [[0, 255, 0, 0, 255, 128]])
+    assert robust_range([np.full((2, 2), np.nan)]) == (0, 0)
 
 
 # ------------------------------------------------------------------------------------------- volumes
@@ -220,8 +221,8 @@ def test_chosen_slices_lie_where_they_were_in_space(tmp_path, axes, chosen):
 def test_slices_come_back_at_their_own_size_and_range(tmp_path):
     sources = [save(tmp_path / f"case_00{i}_slice_0.nii.gz", volume(i, (32, 16))) for i in (1, 2, 3)]
     sources.append(save(tmp_path / "case_004_slice_0.nii.gz", volume(4, (24, 16, 1))))
-    with pytest.warns(UserWarning, match="1 slices were padded"):
-        slices = dataset.read_files(sources)
+    slices = dataset.read_files(sources)
+    assert slices.images.shape == (4, 32, 16)  # the smallest canvas that holds all
     written = nifti.write_all(tmp_path / "out", slices.paths, slices.images / 255, slices.ranges)
     for source, path, (low, high) in zip(sources, written, slices.ranges, strict=True):
         before, after = nib.load(source), nib.load(path)
@@ -285,6 +286,21 @@ def test_damaged_bytes_raise_only_value_error(tmp_path_factory, junk, at):
         slices = nifti.read(path, 2, None)
         assert slices.dtype == np.float32
         assert slices.ndim == 3
+
+
+def test_check_reports_a_packed_volume_with_a_changed_voxel(tmp_path):
+    for split, person in (("train", 1), ("validate", 2), ("test", 3)):
+        save(tmp_path / split / f"case_00{person}.nii.gz", volume(person))
+    assert dataset.check(str(tmp_path)) == []
+    path = tmp_path / "test/case_003.nii.gz"
+    voxels = bytearray(gzip.decompress(path.read_bytes()))
+    voxels[-100] ^= 1
+    changed = gzip.compress(bytes(voxels), compresslevel=0)
+    path.write_bytes(changed[:-8] + path.read_bytes()[-8:])  # sum and length of what it was
+    [problem] = dataset.check(str(tmp_path))
+    assert problem == f"{path} can't be read as NIfTI (BadGzipFile)"
+    with pytest.raises(InputError, match=r"case_003\.nii\.gz can't be read as NIfTI"):
+        dataset.load(str(tmp_path))
 
 
 def test_check_reports_nifti(tmp_path, capsys):
