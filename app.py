@@ -22,6 +22,7 @@ from pydantic_settings import CliPositionalArg
 import dataset
 from inference.codec import to_uint8
 from inference.model import TrainedModel
+from inference.reconstruction import reconstruct
 from inference.sampling import WALK
 from predict import Computing
 from report import plots
@@ -29,7 +30,6 @@ from report.style import BLUE, INK, MUTED
 from runtime import cli
 from runtime.cli import option
 from runtime.errors import InputError, exit_on_input_error
-from scoring.metrics import reconstruction_scores
 from scoring.scores import SCORES
 
 gr = import_module("gradio") if find_spec("gradio") else None
@@ -57,29 +57,29 @@ class Playground:
         self.model = model
 
     def reconstruct(self, file: str) -> tuple[Image.Image, Image.Image, str]:
-        """Of a picture, a NIfTI slice, or the middle of a volume: reconstruction and error, codes, table of scores.
+        """Of a picture, or the middle slice of a volume: reconstruction and error, codes, scores and notes.
 
-        Raises InputError when the file is none of these, or of a size that the autoencoder doesn't take.
+        Raises InputError when the file is none of these.
         """
         path = Path(file)
         try:
             slices = dataset.read_files([path], **self.model.cut())
         except InputError as error:  # the folder that the upload went to is nobody's business
             raise InputError(str(error).replace(f"{path.parent}/", "")) from error
-        self.model.check_size(slices.images, path.name)
         middle = len(slices) // 2
         name, images = slices.names[middle], slices.images[middle : middle + 1]
-        codes = self.model.encode(images)
-        decoded = self.model.decode(codes)
-        scores = {key: values[0] for key, values in reconstruction_scores(images, decoded).items()}
-        label = [f"SSIM {scores['ssim']:.4f}"]
-        pictures = drawn(plots.reconstructions, images, decoded, label, title=name)
-        box = self.model.codec.box
+        frame = slices.frames[middle]
+        made = reconstruct(self.model, images, frames=[frame])
+        scores = {key: values[0] for key, values in made.scores.items()}
+        own = images[:, *frame], made.pictures[:, *frame]
+        pictures = drawn(plots.reconstructions, *own, [f"SSIM {scores['ssim']:.4f}"], title=name)
+        codes, box = made.codes_of(0)
         which = f"{name}, the {box.height}x{box.width} pixels that are coded"
-        maps = drawn(
-            plots.code_map, box.crop(images[0]), [grid[0] for grid in codes], box.crop(decoded[0]), title=which
-        )
-        return pictures, maps, score_table(scores, self.model.codec.bytes_per_image())
+        maps = drawn(plots.code_map, box.crop(images[0]), codes, box.crop(made.pictures[0]), title=which)
+        notes = [html.escape(note, quote=False) for note in slices.notes]
+        if len(made.unlike(self.model.description["validation_ssim"])):
+            notes.append("Reconstructed far worse than any like the training slices: is this a brain?")
+        return pictures, maps, "\n\n".join([score_table(scores, made.bytes_per_image), *notes])
 
     def sample(self, seed: float, samples: float, level: str, temperature: float | None = None) -> Image.Image:
         """A figure of samples, of seeds from `seed` on; each depends on its seed only. Raises InputError."""
@@ -174,8 +174,7 @@ def page(play: Playground) -> "gr.Blocks":
         with gr.Tab("Reconstruct"):
             with gr.Row():
                 with gr.Column(scale=2):
-                    height, width = play.model.codec.size
-                    file = gr.File(label=f"a slice, PNG, JPEG or NIfTI, for {height}x{width} pixels", elem_id="file")
+                    file = gr.File(label="a slice or a volume: PNG, JPEG, TIFF, NIfTI, DICOM", elem_id="file")
                     scores = gr.Markdown(elem_id="scores")
                 with gr.Column(scale=3):
                     pictures = figure("pictures", "original, reconstruction, error")

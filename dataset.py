@@ -43,6 +43,7 @@ class Slices:
     levels: np.ndarray  # int64 [N], slice index from the name, or along a volume's axis; -1 without one
     paths: list[Path]  # the file that each slice came from; of a DICOM series, its folder
     ranges: np.ndarray | None = None  # float64 [N, 2], the volume's intensities that 0 and 255 stand for
+    frames: list[tuple[slice, slice]] | None = None  # of files read one by one: where each lies on the canvas
     notes: list[str] = field(default_factory=list)  # what was done to which file that its owner has to know
 
     def __len__(self) -> int:
@@ -171,13 +172,15 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, s
     parts = inputs.read(paths, axis, slices, spacing)
     canvas = images.whole_blocks(tuple(np.max([part.pictures.shape[1:] for part in parts], axis=0).tolist()))
     names = [name for part in parts for name in part.names]
+    pictures = [picture for part in parts for picture in part.pictures]
     return Slices(
-        images=np.stack([images.fit(picture, canvas) for part in parts for picture in part.pictures]),
+        images=np.stack([images.fit(picture, canvas) for picture in pictures]),
         names=names,
         people=[person_of(name) for name in names],
         levels=np.array([level for part in parts for level in part.levels], np.int64),
         paths=[part.path for part in parts for _ in part.names],
         ranges=None if parts[0].span is None else np.array([part.span for part in parts for _ in part.names]),
+        frames=[images.placement(picture.shape, canvas)[1] for picture in pictures],
         notes=[note for part in parts for note in part.notes],
     )
 
@@ -211,6 +214,9 @@ def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slic
 # ------------------------------------------------------------------------------------------- the content box
 
 
+SIDE = 16  # pixels, of which the sides of what a network sees are multiples: it halves them up to four times
+
+
 class Box(NamedTuple):
     """A rectangle of a picture. Convolving the black margins around the head is a choice, not a need."""
 
@@ -223,11 +229,10 @@ class Box(NamedTuple):
         """[..., H, W] -> [..., height, width], a view."""
         return pictures[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def around(self, other: "Box", margin: int, shape: tuple[int, int]) -> "Box":
-        """The smallest box that holds this one, another, and `margin` pixels more where a picture [H, W] has them."""
-        top, left = (max(min(a, b) - margin, 0) for a, b in zip(self[:2], other[:2], strict=True))
-        bottom = min(max(self.top + self.height, other.top + other.height) + margin, shape[0])
-        right = min(max(self.left + self.width, other.left + other.width) + margin, shape[1])
+    def around(self, margin: int, shape: tuple[int, int]) -> "Box":
+        """This box and `margin` pixels more on each side, where a picture [H, W] has them."""
+        top, left = max(self.top - margin, 0), max(self.left - margin, 0)
+        bottom, right = min(self.top + self.height + margin, shape[0]), min(self.left + self.width + margin, shape[1])
         return Box(top, left, bottom - top, right - left)
 
     def inside(self, outer: "Box") -> "Box":
@@ -243,25 +248,27 @@ class Box(NamedTuple):
         return canvas
 
 
-def content_box(pictures: np.ndarray, multiple: int = 16) -> Box:
-    """The smallest box, sides a multiple of 16, that holds every non-zero pixel of [N, H, W].
+def content_box(pictures: np.ndarray, least: Box | None = None) -> Box:
+    """The smallest box, sides multiples of 16, that holds every non-zero pixel of [N, H, W], and `least`.
 
-    A side whose multiple would exceed the picture's is taken whole, so pictures whose margins aren't black give
-    the whole picture; so do pictures with no content at all.
+    A side whose multiple would exceed the picture's is taken whole, so pictures whose margins aren't black give the
+    whole picture; pictures with no content at all give `least`, or else the smallest box there is.
     """
-    highest = np.zeros(pictures.shape[1:], pictures.dtype)
+    filled = np.zeros(pictures.shape[1:], bool)
     for start in range(0, len(pictures), 64):  # in pieces that stay in the processor's cache
-        np.maximum(highest, pictures[start : start + 64].max(axis=0), out=highest)
-    if not highest.any():
-        return Box(0, 0, *highest.shape)
+        filled |= pictures[start : start + 64].any(axis=0)
+    if least is not None:
+        least.crop(filled)[...] = True
 
     def side(filled: np.ndarray) -> tuple[int, int]:
+        if not filled.any():
+            return 0, min(SIDE, len(filled))
         first, last = np.flatnonzero(filled)[[0, -1]]
-        length = min(-(-(last + 1 - first) // multiple) * multiple, len(filled))
+        length = min(-(-(last + 1 - first) // SIDE) * SIDE, len(filled))
         middle = (first + last + 1 - length) // 2
         return int(np.clip(middle, 0, len(filled) - length)), int(length)
 
-    (top, height), (left, width) = side(highest.any(axis=1)), side(highest.any(axis=0))
+    (top, height), (left, width) = side(filled.any(axis=1)), side(filled.any(axis=0))
     return Box(top, left, height, width)
 
 

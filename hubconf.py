@@ -58,8 +58,8 @@ def brain_vqvae(weights: str | None = None, prior: str | None = None, device: st
     """A trained autoencoder of brain slices, and the prior that samples novel ones.
 
         model = torch.hub.load(CLONE, "brain_vqvae", source="local")
-        codes = model.encode(slices)                        slices: uint8 or float in [0, 1], [N, 256, 256]
-        pictures = model.decode(codes)                      float32 in [0, 1]
+        codes = model.encode(slices)                        slices: uint8 or float in [0, 1], [N, H, W]
+        pictures = model.decode(codes)                      float32 in [0, 1]; codes[:2] gives them from fewer codes
         novel = model.sample(seeds=range(16), level=12)     model.sample_codes for the codes alone
         steps = model.walk(seeds=(0, 1))                    24 pictures on the way
 

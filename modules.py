@@ -38,19 +38,25 @@ class Autoencoder(nn.Module, ABC):
         quantizers: one for each code grid, coarse to fine.
         downsample: image pixels, in height and in width, per position of the finest grid.
         factor: what the images' height and width must be multiples of.
+        depth: codes per position, of which the last ones may be left out: a decoder gets by with fewer (`decode`).
     """
 
     quantizers: nn.ModuleList
     downsample: int
     factor: int
+    depth: int = 1
 
     def __init__(self, **arguments: Any):
         super().__init__()
         self.arguments = arguments
 
     @abstractmethod
-    def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
-        """images [B, 1, H, W] in [0, 1] -> reconstruction [B, 1, H, W] (not clamped), codes, latent loss (a scalar)."""
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
+        """images [B, 1, H, W] in [0, 1] -> reconstruction [B, 1, H, W] (not clamped), codes, latent loss (a scalar).
+
+        `kept` int64 [B] in [1, depth]: from how many of its codes per position, coarse to fine, each is reconstructed;
+        None for all.
+        """
 
     @abstractmethod
     def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -65,16 +71,17 @@ class Autoencoder(nn.Module, ABC):
         """z [B, C, h, w] -> the codes whose `embed` is nearest to it, greedily from grid to grid."""
 
     @abstractmethod
-    def decode_latents(self, z_q: Tensor) -> Tensor:
-        """z_q [B, C, h, w] -> images [B, 1, H, W] (not clamped)."""
+    def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
+        """z_q [B, C, h, w], embedded from the first `kept` (int64 [B], None for all) codes -> images (not clamped)."""
 
     def encode(self, images: Tensor) -> Codes:
         """images [B, 1, H, W] in [0, 1] -> code grids int64 [B, h, w], coarse to fine."""
         return self(images)[1]
 
     def decode(self, codes: Codes) -> Tensor:
-        """Code grids -> images [B, 1, H, W], float32 in [0, 1]."""
-        return self.decode_latents(self.embed(codes)).float().clamp(0, 1)
+        """Code grids -> images [B, 1, H, W], float32 in [0, 1]. Where there is `depth`, its first grids will do."""
+        kept = torch.full((len(codes[0]),), min(len(codes), self.depth), device=codes[0].device)
+        return self.decode_latents(self.embed(codes), kept).float().clamp(0, 1)
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -128,7 +135,7 @@ class VQVAE(Autoencoder):
             nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),  # [B, 1, H, W]
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
         z_q, codes, loss = self.quantizers[0](self.encoder(images))
         return self.decoder(z_q), [codes], loss
 
@@ -141,7 +148,7 @@ class VQVAE(Autoencoder):
     def snap(self, z: Tensor) -> Codes:
         return [nearest_grid(self.quantizers[0], z)]
 
-    def decode_latents(self, z_q: Tensor) -> Tensor:
+    def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
         return self.decoder(z_q)
 
 
@@ -199,7 +206,7 @@ class VQVAE2(Autoencoder):
             nn.ConvTranspose2d(width // 2, 1, 4, stride=2, padding=1),  # [B, 1, H, W]
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
         features = self.encoder_bottom(images)
         top, top_codes, top_loss = self.quantizers[0](self.to_top(self.encoder_top(features)))
         bottom = self.to_bottom(torch.cat([self.decoder_top(top), features], dim=1))
@@ -223,7 +230,7 @@ class VQVAE2(Autoencoder):
             nearest_grid(self.quantizers[1], bottom),
         ]
 
-    def decode_latents(self, z_q: Tensor) -> Tensor:
+    def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
         top, bottom = z_q.split(self.dim, dim=1)
         return self._decode(F.avg_pool2d(top, 2), bottom)
 
@@ -235,6 +242,9 @@ class RQVAE(Autoencoder):
     apart. Few positions with many codes each suit a prior, which has to see far less of a grid at once. Pixels are
     folded into channels at once, four by four, so that the width works on small grids only; a `downsample` of 8 or
     16 halves the grid once or twice more, at twice the width.
+
+    The first codes of each position are a picture, too, at a lower rate: the decoder is told how many there are, and
+    trained with fewer at times (quantiser dropout, Zeghidour et al. 2021, section III.C).
     """
 
     def __init__(
@@ -258,6 +268,7 @@ class RQVAE(Autoencoder):
             blocks=blocks,
             dim=dim,
         )
+        self.depth = depth
         self.factor = self.downsample = downsample
         widths = [width, 2 * width, 2 * width][: downsample.bit_length() - 2]  # at 1/4, 1/8, 1/16 of the size
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]
@@ -266,28 +277,32 @@ class RQVAE(Autoencoder):
         encoder += [Residual(widths[-1]) for _ in range(blocks)]
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], dim, 1))
         self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta, ema=ema) for _ in range(depth)])
-        decoder: list[nn.Module] = [nn.Conv2d(dim, widths[-1], 3, padding=1)]
-        decoder += [Residual(widths[-1]) for _ in range(blocks)]
+        self.from_latents = nn.Conv2d(dim, widths[-1], 3, padding=1)
+        self.told = nn.Embedding(depth, widths[-1])  # how many codes the latents were made of
+        nn.init.zeros_(self.told.weight)
+        decoder: list[nn.Module] = [Residual(widths[-1]) for _ in range(blocks)]
         for n_in, n_out in pairwise(widths[::-1]):
             decoder += [nn.Conv2d(n_in, 4 * n_out, 3, padding=1), nn.PixelShuffle(2), Residual(n_out)]
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 16, 3, padding=1), nn.PixelShuffle(4))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Codes, Tensor]:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
         z = self.encoder(images).float()  # [B, dim, H / downsample, W / downsample]
-        rest, codes, losses = z, [], []
+        rest, rests, codes, losses = z, [], [], []
         for quantizer in self.quantizers:
             quantised, grid, loss = quantizer(rest)
             rest = rest - quantised.detach()
+            rests.append(rest)
             codes.append(grid)
             losses.append(loss)
-        z_q = z - rest.detach()  # the value of all code vectors' sum, the gradient of z
-        return self.decoder(z_q), codes, torch.stack(losses).mean()
+        left_out = rest if kept is None else torch.stack(rests)[kept - 1, torch.arange(len(z), device=z.device)]
+        z_q = z - left_out.detach()  # the value of the kept code vectors' sum, the gradient of z
+        return self.decode_latents(z_q, kept), codes, torch.stack(losses).mean()
 
     def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        return [(height // self.downsample, width // self.downsample)] * len(self.quantizers)
+        return [(height // self.downsample, width // self.downsample)] * self.depth
 
     def embed(self, codes: Codes) -> Tensor:
-        return sum(quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=True))
+        return sum(quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=False))
 
     def snap(self, z: Tensor) -> Codes:
         codes = []
@@ -296,8 +311,9 @@ class RQVAE(Autoencoder):
             z = z - quantizer.embed(codes[-1])
         return codes
 
-    def decode_latents(self, z_q: Tensor) -> Tensor:
-        return self.decoder(z_q)
+    def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
+        told = self.told.weight[-1:] if kept is None else self.told(kept - 1)
+        return self.decoder(self.from_latents(z_q) + told[:, :, None, None])
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -381,7 +397,7 @@ class DCGAN(Prior):
 
     `network` "baseline" is the course baseline's pair, which knows no slice levels; each channel is mapped to [-1, 1].
     "refiner" is `Refiner` and `Critic`; the channels are rotated to their principal axes and scaled to deviation 1.
-    `width` and `components` are the refiner's.
+    `codes`: how many grids of codes are drawn, coarse to fine. `width` and `components` are the refiner's.
     """
 
     def __init__(
@@ -390,13 +406,14 @@ class DCGAN(Prior):
         grid: tuple[int, int],
         channels: int,
         levels: int,
+        codes: int,
         network: str = "refiner",
         width: int = 96,
         components: int = COMPONENTS,
     ):
-        arguments = {"grid": list(grid), "channels": channels, "levels": levels, "network": network}
+        arguments = {"grid": list(grid), "channels": channels, "levels": levels, "codes": codes, "network": network}
         super().__init__(levels, arguments | {"width": width, "components": components})
-        self.grid, self.channels, self.network = tuple(grid), channels, network
+        self.grid, self.channels, self.codes, self.network = tuple(grid), channels, codes, network
         self.title = {"refiner": "GAN-refined Gaussian", "baseline": "course baseline's DCGAN"}[network]
         if network == "refiner":
             self.generator = Refiner(self.grid, channels, levels, width, components)
@@ -443,7 +460,7 @@ class DCGAN(Prior):
         """z [B, z_dim], levels int64 [B] -> codes. In eval mode only: batch norm would mix the samples."""
         made = self.generator(z, levels).float() * self.scale
         with torch.autocast(z.device.type, enabled=False):
-            return self.spoken[0].snap(torch.einsum("bdhw,cd->bchw", made, self.axes) + self.mean)
+            return self.spoken[0].snap(torch.einsum("bdhw,cd->bchw", made, self.axes) + self.mean)[: self.codes]
 
     def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
         if levels is None:

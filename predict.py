@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from pydantic import model_validator
 from pydantic_settings import CliPositionalArg, CliVariadicArg
-from tqdm import tqdm
 
 import dataset
 from dataset import DataSet, Slices
 from inference.codec import to_uint8
 from inference.model import TrainedModel
+from inference.reconstruction import Reconstruction, reconstruct
 from inference.sampling import LEAST_TEMPERATURE, Sampler
-from networks.prior import Codes
 from reading import nifti
 from reading.names import stem
 from report import plots
@@ -33,10 +32,9 @@ from runtime.cli import Settings, option
 from runtime.errors import InputError, exit_on_input_error
 from scoring import judge
 from scoring.enough import MIN_SAMPLES
-from scoring.metrics import code_counts, code_usage, reconstruction_scores, summarise
-from scoring.scores import SCORES, score_table
+from scoring.metrics import code_counts, code_usage, summarise
+from scoring.scores import score_table
 
-CHUNK = 128  # slices whose reconstructions are in memory as floats at a time
 COLUMNS = 6  # slices in a figure of reconstructions
 SHOWN = 64  # samples in a figure
 
@@ -44,15 +42,17 @@ SHOWN = 64  # samples in a figure
 # Settings
 
 
-class Reconstruction(Settings):
+class ReconstructionSettings(Settings):
     """What to reconstruct"""
 
     checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run; it knows its model and its data")
     data: str | None = option(None, "data set, or 'demo' (default: the checkpoint's own)", "DIR")
     split: Literal["train", "validate", "test"] = option("test", "which part of the data set")
-    input: CliVariadicArg[list[Path]] = option([], "just these pictures or NIfTI files", "FILE")
+    input: CliVariadicArg[list[Path]] = option([], "just these: pictures, NIfTI, DICOM, or folders of them", "FILE")
+    spacing: float | None = option(None, "of --input's volumes: resample to voxels of so many mm", ge=0.1, le=20)
     axis: Literal[0, 1, 2] | None = option(None, "how volumes are cut (default: as in training)")
     slices: str | None = option(None, "of volumes, those to take (default: as in training)", "START:STOP")
+    codes: int | None = option(None, "decode the first N codes per position only (default: all)", ge=1, le=16)
     allow_overlap: bool = option(False, "go on when a person is in two splits")
     save_nifti: bool = option(False, "write reconstructions as NIfTI, as the input's were")
 
@@ -61,6 +61,7 @@ class Sampling(Settings):
     """What to sample"""
 
     prior: str | None = option(None, "prior's .pth, or 'none' (default: the DCGAN beside, else the PixelCNN)", "PATH")
+    samples_only: bool = option(False, "reconstruct nothing: no data set is needed")
     samples: int = option(64, "how many", ge=0)
     seed: int = option(0, "of the first", ge=0, le=2**31)
     slice: int | None = option(None, "axial slice level (default: any)", ge=0)
@@ -76,7 +77,7 @@ class Computing(Settings):
     precision: Literal["auto", "fp32", "bf16"] = option("fp32", "fp32 for exact scores")
 
 
-class PredictSettings(Computing, Sampling, Reconstruction):  # --help shows them from the last to the first
+class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help shows them from the last to the first
     """Where it goes"""
 
     out: Path | None = option(None, "folder (default: predict/ beside the checkpoint)", "DIR")
@@ -89,6 +90,10 @@ class PredictSettings(Computing, Sampling, Reconstruction):  # --help shows them
     def _fit_together(self) -> Self:
         if self.input and self.data:
             raise InputError("give --data or --input, not both")
+        if self.spacing and not self.input:
+            raise InputError("--spacing is about --input: give files, or leave it out")
+        if self.samples_only and (self.input or not self.samples):
+            raise InputError("--samples-only leaves nothing to do with --input or --samples 0: leave one out")
         return self
 
 
@@ -99,7 +104,11 @@ def open_model(settings: PredictSettings) -> tuple[TrainedModel, Sampler | None]
     """
     prior = settings.prior if settings.samples and not settings.input else "none"
     model = TrainedModel.load(settings.checkpoint, prior, settings.device, settings.precision)
+    if settings.codes and settings.codes > (depth := model.codec.autoencoder.depth):
+        raise InputError(f"--codes {settings.codes}: {settings.checkpoint} has {depth} per position")
     if model.sampler is None:
+        if settings.samples_only:
+            raise InputError(f"--samples-only: there is no prior beside {settings.checkpoint}; give one with --prior")
         for name in ("slice", "temperature", "features", "ceiling"):
             if getattr(settings, name) is not None:
                 raise InputError(f"--{name} is about samples: give a --prior, and neither --input nor --samples 0")
@@ -114,11 +123,11 @@ def open_model(settings: PredictSettings) -> tuple[TrainedModel, Sampler | None]
 def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str, ...]) -> DataSet:
     """Splits of the data set given, else of the one that the checkpoint was trained on; or the files of --input.
 
-    Raises InputError when it isn't there, or its pictures aren't of the size that the autoencoder takes.
+    Raises InputError when it isn't there or can't be read.
     """
     trained_on, cut = model.description["data"], model.cut(settings.axis, settings.slices)
     if settings.input:
-        files = dataset.read_files(settings.input, **cut)
+        files = dataset.read_files(settings.input, **cut, spacing=settings.spacing)
         names = list(dict.fromkeys(path.name for path in files.paths))
         title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other files"
         data = DataSet(title, settings.input[0].parent, False, dict.fromkeys(splits, files), "")
@@ -129,7 +138,6 @@ def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str,
                 raise InputError(f"{root}, which this checkpoint was trained on, isn't here: give --data")
             root = "demo"
         data = dataset.load(root, splits, settings.allow_overlap, **cut)
-    model.check_size(data.splits[splits[0]].images, data.title)
     return data
 
 
@@ -137,47 +145,49 @@ def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str,
 # Reconstructions
 
 
-def reconstruct(results: Results, model: TrainedModel, slices: Slices) -> tuple[Codes, np.ndarray, list[dict]]:
-    """Code grids [N, h, w], reconstructions uint8 [N, H, W], and for each slice its name and scores."""
-    codes, pictures, scores, beyond = [], np.empty_like(slices.images), [], 0
-    with tqdm(total=len(slices), desc="reconstructing", unit=" slices", disable=None) as bar:
-        for start in range(0, len(slices), CHUNK):
-            images = slices.images[start : start + CHUNK]
-            codes.append(model.encode(images))
-            decoded = model.decode(codes[-1])
-            pictures[start : start + CHUNK] = to_uint8(decoded)
-            scores.append(reconstruction_scores(images, decoded))
-            beyond += model.codec.cut_off(images)
-            bar.update(len(images))
-    if beyond:
-        size = f"{model.codec.box.height}x{model.codec.box.width}"
-        results.note(f"{beyond} slices reach beyond the {size} pixels that held the training slices, and are cut there")
-    codes = [torch.from_numpy(np.concatenate(grids)) for grids in zip(*codes, strict=True)]
-    scores = {name: np.concatenate([part[name] for part in scores]) for name in SCORES}
-    usage = code_usage(codes, model.codec.autoencoder.codebook_sizes)
-    usage = [{"grid": f"{h}x{w}"} | one for (h, w), one in zip(model.codec.grid_shapes(), usage, strict=True)]
-    results.metrics |= summarise(scores) | {"bytes_per_image": model.codec.bytes_per_image(), "codes": usage}
-    rows = [dict(zip(scores, row, strict=True)) for row in np.stack(list(scores.values()), axis=1).tolist()]
-    return codes, pictures, [{"name": name} | row for name, row in zip(slices.names, rows, strict=True)]
+def score(results: Results, model: TrainedModel, slices: Slices, made: Reconstruction) -> list[dict]:
+    """Put the scores into the results; returns each slice's name and scores."""
+    results.metrics |= summarise(made.scores) | {"bytes_per_image": made.bytes_per_image}
+    counted = zip(made.flat_codes(), model.codec.autoencoder.codebook_sizes, strict=False)
+    usage = zip(made.grid_sizes(), (code_usage([codes], [size])[0] for codes, size in counted), strict=True)
+    results.metrics["codes"] = [{"grid": grid} | one for grid, one in usage]
+    if len(unlike := made.unlike(model.description["validation_ssim"])):
+        some = ", ".join(slices.names[i] for i in unlike[:3])
+        more = f" and {len(unlike) - 3} more" if len(unlike) > 3 else ""
+        results.note(f"{some}{more}: reconstructed far worse than any like the training slices; is this a brain?")
+    columns = np.stack(list(made.scores.values()), axis=1).tolist()
+    rows = [dict(zip(made.scores, row, strict=True)) for row in columns]
+    return [{"name": name} | row for name, row in zip(slices.names, rows, strict=True)]
+
+
+def entropy_coded_bytes(model: TrainedModel, made: Reconstruction, slices: Slices) -> float:
+    """Mean bytes of a slice's codes after an entropy coder that has the prior."""
+    bits = [
+        len(rows)
+        * model.sampler.bits([torch.from_numpy(grid) for grid in codes], torch.from_numpy(slices.levels[rows]))
+        for rows, codes in made.groups
+    ]
+    return sum(bits) / len(slices) / 8
 
 
 def draw_reconstructions(
-    results: Results, model: TrainedModel, slices: Slices, codes: Codes, pictures: np.ndarray, rows: list[dict]
+    results: Results, model: TrainedModel, slices: Slices, made: Reconstruction, rows: list[dict]
 ) -> None:
     """Distribution of the SSIM, worst and best slices, map of the median one's codes, use of the codes."""
-    title, box = results.title, model.codec.box
+    title = results.title
     ranked = sorted(range(len(rows)), key=lambda i: rows[i]["ssim"])
     results.draw("ssim_distribution", plots.ssim_distribution, [row["ssim"] for row in rows], title=title)
     for name, chosen in (("worst", ranked[:COLUMNS]), ("best", ranked[: -COLUMNS - 1 : -1])):
         labels = [f"{rows[i]['name']} SSIM {rows[i]['ssim']:.4f}" for i in chosen]
         which = f"{title}, {'lowest' if name == 'worst' else 'highest'} SSIM first"
-        results.draw(name, plots.reconstructions, slices.images[chosen], pictures[chosen], labels, title=which)
+        results.draw(name, plots.reconstructions, slices.images[chosen], made.pictures[chosen], labels, title=which)
     median = ranked[len(ranked) // 2]
-    image, decoded = box.crop(slices.images[median]), box.crop(pictures[median])
+    codes, box = made.codes_of(median)
+    image, decoded = (box.crop(pictures[median]) for pictures in (slices.images, made.pictures))
     which = f"{title}, {rows[median]['name']}, the {box.height}x{box.width} pixels that are coded"
-    results.draw("code_map", plots.code_map, image, [grid[median].numpy() for grid in codes], decoded, title=which)
+    results.draw("code_map", plots.code_map, image, codes, decoded, title=which)
     sizes = model.codec.autoencoder.codebook_sizes
-    counts = [code_counts(grid, size).numpy() for grid, size in zip(codes, sizes, strict=True)]
+    counts = [code_counts(grid, size).numpy() for grid, size in zip(made.flat_codes(), sizes, strict=False)]
     results.draw("code_usage", plots.code_usage, counts, title=title)
 
 
@@ -187,7 +197,7 @@ def files_to_save(settings: PredictSettings, slices: Slices) -> list[str]:
     Raises InputError when they can't be saved as the options say.
     """
     if settings.save_nifti and slices.ranges is None:
-        raise InputError("--save-nifti: these are pictures, not NIfTI files; leave it out")
+        raise InputError("--save-nifti: these are pictures, not volumes or slices of NIfTI or DICOM; leave it out")
     if settings.save_nifti or not settings.input:
         return []
     files = [f"{Path(stem(name)).stem}.png" for name in slices.names]
@@ -201,7 +211,7 @@ def files_to_save(settings: PredictSettings, slices: Slices) -> list[str]:
 
 
 def sample(
-    results: Results, settings: PredictSettings, model: TrainedModel, ceiling: Sampler | None, slices: Slices
+    results: Results, settings: PredictSettings, model: TrainedModel, ceiling: Sampler | None, slices: Slices | None
 ) -> None:
     """Draw samples, keep them, show them beside the slices that were scored, and judge them if there are enough."""
     seeds = range(settings.seed, settings.seed + settings.samples)
@@ -215,11 +225,13 @@ def sample(
     shown = pictures[:SHOWN]
     which = f"{source}, seeds {seeds[0]} to {seeds[len(shown) - 1]}"
     results.draw("sample_grid", plots.sample_grid, shown, title=which)
-    at_level = np.flatnonzero(slices.levels == settings.slice)
-    candidates = at_level if len(at_level) else np.arange(len(slices))
-    n = min(len(shown), len(candidates))
-    real = slices.images[candidates[np.linspace(0, len(candidates) - 1, n).round().astype(int)]]
-    results.draw("samples_beside_real", plots.samples_beside_real, shown[:n], real, title=f"{which}; {results.title}")
+    if slices and slices.images.shape[1:] == pictures.shape[1:]:
+        at_level = np.flatnonzero(slices.levels == settings.slice)
+        candidates = at_level if len(at_level) else np.arange(len(slices))
+        n = min(len(shown), len(candidates))
+        real = slices.images[candidates[np.linspace(0, len(candidates) - 1, n).round().astype(int)]]
+        beside = f"{which}; {results.title}"
+        results.draw("samples_beside_real", plots.samples_beside_real, shown[:n], real, title=beside)
     if len(seeds) > 1:
         which = f"{source}, from seed {seeds[0]} to seed {seeds[1]}"
         results.draw("walk", plots.walk_gif, model.walk(seeds[:2], settings.slice), title=which)
@@ -230,7 +242,9 @@ def sample(
 
 def data_to_judge_with(results: Results, settings: PredictSettings, model: TrainedModel) -> DataSet | None:
     """The training slices and those that were scored, or None, with a note, where samples aren't to be judged."""
-    if settings.split == "train":
+    if settings.samples_only:
+        results.note("samples alone are not judged: leave out --samples-only")
+    elif settings.split == "train":
         results.note("samples are judged beside people held out from training: use another --split")
     elif settings.slice is not None:
         results.note("samples of one slice level are not judged: leave out --slice")
@@ -260,7 +274,7 @@ def judge_samples(
     judged = judge.Judge(train, held_out, features=features, device=model.codec.on.device)
     near = judged.nearest(pictures)
     verdict = judged.score(pictures, near)
-    grids = zip(codes, model.codec.encode(train.images), model.codec.autoencoder.codebook_sizes, strict=True)
+    grids = zip(codes, model.codec.encode(train.images), model.codec.autoencoder.codebook_sizes, strict=False)
     distances = [judge.code_histogram_distance(torch.from_numpy(a), b.cpu(), size) for a, b, size in grids]
     verdict["code_histogram_distance"] = distances
     if ceiling:
@@ -290,36 +304,57 @@ def describe(settings: PredictSettings, model: TrainedModel) -> dict:
     return made
 
 
+def reconstruct_slices(
+    results: Results, settings: PredictSettings, model: TrainedModel, data: DataSet
+) -> tuple[list[dict], np.ndarray]:
+    """Reconstruct, score and show slices; returns each one's name and scores, and the reconstructions."""
+    slices = data.splits[settings.split]
+    files = files_to_save(settings, slices)
+    print(f"{results.title}: {len(slices):,} slices, {model.codec.on.describe()}")
+    for note in slices.notes:
+        results.note(note)
+    trained_on = model.description["data"]
+    if not settings.input and data.fingerprint != trained_on["fingerprint"]:
+        results.note(f"not the data set that the model was trained on, which was {trained_on['title']}")
+
+    made = reconstruct(model, slices.images, settings.codes, slices.frames)
+    rows = score(results, model, slices, made)
+    if model.sampler and model.sampler.can_code([codes for _, codes in made.groups]):
+        results.metrics["entropy_coded_bytes"] = entropy_coded_bytes(model, made, slices)
+    print(score_table(results.metrics))
+    draw_reconstructions(results, model, slices, made, rows)
+    if settings.save_nifti:
+        where, cut = results.folder / "reconstructions", model.cut(settings.axis, settings.slices)
+        decoded = np.empty(slices.images.shape, np.float32)
+        for indices, codes in made.groups:
+            decoded[indices] = model.decode(codes)
+        nifti.write_all(where, slices.paths, decoded, slices.ranges, **cut, spacing=settings.spacing)
+    elif files:
+        own = [picture[frame] for picture, frame in zip(made.pictures, slices.frames, strict=True)]
+        results.save_pictures("reconstructions", own, files, f"{results.title}, reconstruction")
+    return rows, made.pictures
+
+
 @exit_on_input_error
 def main() -> int:
     settings = cli.parse(PredictSettings, __doc__)
     model, ceiling = open_model(settings)
-    trained_on = model.description["data"]
     with replacing(settings.folder) as folder:
-        data = load_data(settings, model, (settings.split,))
-        slices = data.splits[settings.split]
-        files = files_to_save(settings, slices)
-        results = Results(folder, data.title if settings.input else f"{data.title}, {settings.split} split")
-        results.metrics["synthetic"] = data.synthetic
-        print(f"{results.title}: {len(slices):,} slices, {model.codec.on.describe()}")
-        if not settings.input and data.fingerprint != trained_on["fingerprint"]:
-            results.note(f"not the data set that the model was trained on, which was {trained_on['title']}")
-
-        codes, pictures, rows = reconstruct(results, model, slices)
-        if model.sampler and not model.sampler.is_gan:
-            results.metrics["entropy_coded_bytes"] = model.sampler.bits(codes, torch.from_numpy(slices.levels)) / 8
-        print(score_table(results.metrics))
-        draw_reconstructions(results, model, slices, codes, pictures, rows)
-        if settings.save_nifti:
-            where, cut = results.folder / "reconstructions", model.cut(settings.axis, settings.slices)
-            nifti.write_all(where, slices.paths, model.decode(codes).numpy(), slices.ranges, **cut)
-        elif files:
-            results.save_pictures("reconstructions", pictures, files, f"{results.title}, reconstruction")
+        if settings.samples_only:
+            data, slices, rows, images = None, None, [], None
+            results = Results(folder, f"{settings.checkpoint.name}, samples")
+        else:
+            data = load_data(settings, model, (settings.split,))
+            slices = data.splits[settings.split]
+            results = Results(folder, data.title if settings.input else f"{data.title}, {settings.split} split")
+            results.metrics["synthetic"] = data.synthetic
+            rows, pictures = reconstruct_slices(results, settings, model, data)
+            images = slices.images, pictures
         if model.sampler:
             sample(results, settings, model, ceiling, slices)
         elif not settings.input and settings.samples and settings.prior != "none":
             results.note("no prior beside the checkpoint, so nothing is sampled; give one with --prior")
-        results.write(rows, (slices.images, pictures), describe(settings, model), settings.checkpoint.parent)
+        results.write(rows, images, describe(settings, model), settings.checkpoint.parent)
     print(f"report: {settings.folder / 'report.html'}")
     return 0
 

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dataset
@@ -33,6 +33,7 @@ from runtime.errors import InputError, exit_on_input_error
 from scoring.enough import check_enough
 from scoring.metrics import WINDOW, perplexity, ssim, ssim_in_black
 from training import board, figures
+from training.augment import Draws, augment
 from training.dcgan import train_dcgan
 from training.optim import Muon
 from training.pixelcnn import train_pixelcnn
@@ -42,6 +43,8 @@ from training.settings import AutoencoderSettings, DataSettings, TrainCommand, T
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
 VALIDATION_BATCH = 16  # few, so that SSIM's intermediate results stay in a processor's cache
 WARM_UP = 100  # steps
+DROPPED = 0.5  # share of the images that are reconstructed from fewer codes than all
+FEWER = 0.5  # their weight in the loss
 CLIP = 2.0  # largest norm of the gradient: one odd batch must not send the latents away from their codebook
 
 # ----------------------------------------------------------------------------------------------------
@@ -52,7 +55,8 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
     """Train the autoencoder; vqvae.pth is the one with the best validation SSIM."""
     train = data.splits["train"]
     box = dataset.content_box(train.images)
-    batches = Batches(train, settings.batch_size, on.device, box, on.rank, on.world_size)
+    seen = None if settings.augment == "on" else box  # what is shifted comes from the whole picture
+    batches = Batches(train, settings.batch_size, on.device, seen, on.rank, on.world_size)
     model = make_autoencoder(settings).to(on.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, settings)
     stage = Stage(run, "autoencoder", settings.epochs, {"model": model, "optimizer": optimizer})
@@ -72,7 +76,10 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
                 start_codebooks(model, train, box, settings.seed, on)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings.lr, done, settings.epochs * batches.steps)
-            stage.add(**autoencoder_step(model, optimizer, images, LOSSES[settings.loss], on))
+            draw = draws_of_step(len(images), settings.seed, done, on)
+            images = augment(images, box, draw) if settings.augment == "on" else images
+            kept = draw_kept(model.depth, draw)
+            stage.add(**autoencoder_step(model, optimizer, images, kept, LOSSES[settings.loss], on))
 
         score = validation_ssim(model, data, box, on)
         if stage.is_best(score):
@@ -92,13 +99,38 @@ def make_autoencoder(settings: AutoencoderSettings) -> Autoencoder:
     return AUTOENCODERS[settings.model](**arguments)
 
 
+def draws_of_step(n: int, seed: int, step: int, on: Compute) -> Draws:
+    """The random numbers of one step for n images a process: a function of (seed, step), however often it stopped."""
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step]).integers(2**63)))
+    return Draws(n, generator, on.device, on.rank, on.world_size)
+
+
+def draw_kept(depth: int, draw: Draws) -> Tensor | None:
+    """Quantiser dropout: from how many codes per position each image is reconstructed, int64 [B]; None is all.
+
+    Half of them from all, the others from any number below, 1 and 2 twice as often: those are what priors draw.
+    """
+    if depth == 1:
+        return None
+    fewer = sorted([*range(1, depth), *range(1, min(depth, 3))])
+    chosen = torch.tensor(fewer, device=draw.device)[(draw.uniform(0, len(fewer))).long()]
+    return torch.where(draw.chance(DROPPED), chosen, depth).flatten()
+
+
 def autoencoder_step(
-    model: Autoencoder, optimizer: torch.optim.Optimizer, images: Tensor, loss: Callable[..., Tensor], on: Compute
+    model: Autoencoder,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    kept: Tensor | None,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    on: Compute,
 ) -> dict[str, Tensor]:
-    """One step on images [B, 1, h, w]; what to log."""
+    """One step on images [B, 1, h, w], reconstructed from `kept` codes per position; what to log."""
     with on.autocast():
-        reconstruction, _, latent_loss = model(images)
-    reconstruction_loss = loss(reconstruction.float(), images)
+        reconstruction, _, latent_loss = model(images, kept)
+    losses = loss(reconstruction.float(), images)
+    weights = torch.ones_like(losses) if kept is None else torch.where(kept < model.depth, FEWER, 1.0)
+    reconstruction_loss = (weights * losses).mean()
     optimizer.zero_grad()
     (reconstruction_loss + latent_loss).backward()
     compute.average_gradients(model)
@@ -108,14 +140,19 @@ def autoencoder_step(
 
 
 def l1_ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute error + (1 - SSIM) / 2.
+    """Mean absolute error + (1 - SSIM) / 2 of each image, [B].
 
     Not of the clamped picture: where black may be any negative number, the latents of the background grow for ever.
     """
-    return F.l1_loss(reconstruction, images) + 0.5 * (1 - ssim(reconstruction, images).mean())
+    return (reconstruction - images).abs().mean(dim=(1, 2, 3)) + 0.5 * (1 - ssim(reconstruction, images))
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": F.mse_loss}
+def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error of each image, [B]."""
+    return (reconstruction - images).square().mean(dim=(1, 2, 3))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": squared_error}
 OPTIMIZERS = {"muon": Muon, "adam": partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True)}
 # Muon makes networks without normalisation restless: their latents grow, and the codebook lags behind.
 BEST_OPTIMIZER = {"vqvae": "adam", "vqvae2": "adam", "rqvae": "muon"}
@@ -148,7 +185,8 @@ def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute) ->
     model.eval()
     slices = data.splits["validate"]
     shape = slices.images.shape[1:]
-    seen = box.around(dataset.content_box(slices.images), WINDOW - 1, shape)
+    box = dataset.content_box(slices.images, box)  # as predict.py has it: nothing is cut
+    seen = box.around(WINDOW - 1, shape)
     inner, windows = box.inside(seen), math.prod(side - WINDOW + 1 for side in shape)
     total = torch.zeros((), dtype=torch.float64, device=on.device)
     for images, _ in Batches(slices, VALIDATION_BATCH, on.device, seen, on.rank, on.world_size).in_order():

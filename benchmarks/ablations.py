@@ -85,7 +85,7 @@ def images_per_second(model: torch.nn.Module, settings: TrainSettings, codec: Co
     times = []
     for _ in range(TIMED_STEPS + 1):
         start = time.perf_counter()
-        loss = train.autoencoder_step(model, optimizer, images, train.LOSSES[settings.loss], on)
+        loss = train.autoencoder_step(model, optimizer, images, None, train.LOSSES[settings.loss], on)
         loss["train_reconstruction"].item()  # waits for the device
         times.append(time.perf_counter() - start)
     return settings.batch_size / sorted(times[1:])[TIMED_STEPS // 2]

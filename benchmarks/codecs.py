@@ -121,20 +121,25 @@ def means(images: np.ndarray, pictures: np.ndarray) -> dict[str, float | None]:
     return scores | {"lowest_ssim": summary["ssim"]["min"]}
 
 
-def run_model(path: Path, slices: Slices, on: compute.Compute) -> Coded:
-    """Score the autoencoder at `path`, with the entropy-coded bytes where a pixelcnn.pth is beside it."""
+def run_model(path: Path, slices: Slices, on: compute.Compute) -> list[Coded]:
+    """Score the autoencoder at `path`, and its first 1, 2, 4, ... codes per position where it makes do with these.
+
+    The first is of all codes, with the entropy-coded bytes where a pixelcnn.pth is beside it.
+    """
     autoencoder, about = load_autoencoder(path)
     codec = Codec(autoencoder, about["data"], on)
     codes = codec.encode(slices.images)
-    pictures = codec.decode(codes)
     shapes = [(*shape, len(list(same))) for shape, same in groupby(codec.grid_shapes())]
     grids = " + ".join(f"{h}x{w}x{depth}" if depth > 1 else f"{h}x{w}" for h, w, depth in shapes)
-    name = f"VQ-VAE {path.parent.name}, {grids} codes"
-    row = {"name": name, "budget": codec.bytes_per_image(), "bytes": codec.bytes_per_image(), "too_large": 0}
-    row |= means(slices.images, pictures)
+    made = []
+    for kept in (None, *(2**i for i in range(autoencoder.depth.bit_length()) if 2**i < autoencoder.depth)):
+        pictures, size = codec.decode(codes[:kept]), codec.bytes_per_image(codes.box, kept)
+        row = {"name": f"VQ-VAE {path.parent.name}, {grids} codes", "budget": size, "bytes": size, "too_large": 0}
+        row |= means(slices.images, pictures)
+        made.append(Coded(row, to_uint8(pictures), np.full(len(slices), size)))
     if (prior := path.with_name("pixelcnn.pth")).is_file():
-        row["entropy_coded_bytes"] = Sampler(prior, codec).bits(codes, torch.from_numpy(slices.levels)) / 8
-    return Coded(row, to_uint8(pictures), np.full(len(slices), row["bytes"]))
+        made[0].row["entropy_coded_bytes"] = Sampler(prior, codec).bits(codes, torch.from_numpy(slices.levels)) / 8
+    return made
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -230,9 +235,9 @@ def main() -> int:
 
     rows = []
     for path in settings.checkpoints:
-        model = run_model(path, slices, on)
-        rows.append(model.row)
-        side_by_side(slices.images, model, settings.out / f"side_by_side_{path.parent.name}.png", title)
+        models = run_model(path, slices, on)
+        rows += [model.row for model in models]
+        side_by_side(slices.images, models[0], settings.out / f"side_by_side_{path.parent.name}.png", title)
     for budget in settings.bytes:
         for name in CODECS:
             rows.append(run_codec(name, slices.images, budget).row)

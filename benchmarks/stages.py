@@ -165,7 +165,7 @@ def autoencoder_steps(bench: Bench) -> dict[str, dict[str, Way]]:
     adam = torch.optim.Adam(model.parameters(), 1e-3, betas=(0.9, 0.99), fused=True)
 
     def step(images: Tensor) -> None:
-        train.autoencoder_step(model, adam, images, train.l1_ssim, bench.on)
+        train.autoencoder_step(model, adam, images, None, train.l1_ssim, bench.on)
 
     number = sum(map(len, cropped))
     return {

@@ -1,72 +1,136 @@
-"""How do many slices go through an autoencoder? In batches, cropped to its box and pasted back."""
+"""How do many slices go through an autoencoder? In batches, cropped to what they hold and pasted back."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Self, SupportsIndex
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dataset import Box
+from dataset import Box, content_box
 from modules import Autoencoder
 from networks.prior import Codes
 from runtime.compute import Compute
 
 BATCH = 32
+PIXELS = 32 * 256 * 256  # of a batch: larger slices go in smaller ones
+
+
+class PlacedCodes(list):
+    """Code grids [N, h, w], coarse to fine, that know where they lie: in `box` of pictures of `size` (H, W)."""
+
+    def __init__(self, grids: Iterable, box: Box, size: tuple[int, int]):
+        super().__init__(grids)
+        self.box, self.size = box, size
+
+    def __getitem__(self, which: SupportsIndex | slice):
+        """A grid; or the first few of them, `codes[:2]`, which lie where all do."""
+        chosen = super().__getitem__(which)
+        return PlacedCodes(chosen, self.box, self.size) if isinstance(which, slice) else chosen
+
+    def with_grids(self, grids: Iterable) -> Self:
+        """Other grids in the same place."""
+        return PlacedCodes(grids, self.box, self.size)
 
 
 class Codec:
     """An autoencoder as a compressor of whole pictures: slices [N, H, W] <-> codes <-> pictures [N, H, W].
 
-    The autoencoder sees only `box` of the picture, in which all content of its training slices lies; what is
-    outside comes back black. Codes are int16 grids [N, h, w] on the device. `data` is what a checkpoint says of its
-    training data; its "box" and "size" [H, W] are needed here.
+    What is coded is a box of the picture, and what is outside comes back black. The box holds all content of the
+    slices, whatever their size; that of slices of the training's size holds at least `box`, in which all content of the
+    training slices lies, so that bytes can be compared. `data` is what a checkpoint says of its training data; its
+    "box" and "size" [H, W] are needed here.
     """
 
     def __init__(self, autoencoder: Autoencoder, data: Mapping, on: Compute):
         self.autoencoder = autoencoder.eval().to(on.device, memory_format=torch.channels_last)
         self.box, self.size, self.on = Box(*data["box"]), tuple(data["size"]), on
 
+    def box_of(self, slices: np.ndarray | Tensor) -> Box:
+        """What `encode` codes of slices [N, H, W]: one box for all of them, on the canvas that sides of 16 make."""
+        least = self.box if tuple(slices.shape[1:]) == self.size else None
+        return content_box(_on_canvas(np.asarray(slices.cpu() if isinstance(slices, Tensor) else slices)), least)
+
+    def alike(self, slices: np.ndarray) -> Iterator[np.ndarray]:
+        """The indices, int64 [n], of slices [N, H, W] that have one box, for one box after the other."""
+        boxes: dict[Box, list[int]] = {}
+        for i in range(len(slices)):
+            boxes.setdefault(self.box_of(slices[i : i + 1]), []).append(i)
+        return (np.array(rows) for rows in boxes.values())
+
     @torch.no_grad()  # and not `inference_mode`, whose tensors nobody could train with
-    def encode(self, slices: np.ndarray | Tensor) -> Codes:
-        """uint8 in [0, 255] or float in [0, 1], [N, H, W] -> code grids int16 [N, h, w], coarse to fine."""
-        parts = []
-        for start in range(0, len(slices), BATCH):
-            batch = self.box.crop(slices[start : start + BATCH])
+    def encode(self, slices: np.ndarray | Tensor, box: Box | None = None) -> PlacedCodes:
+        """uint8 in [0, 255] or float in [0, 1], [N, H, W] -> code grids int16 [N, h, w], coarse to fine.
+
+        `box`: where to look, a rectangle with sides of multiples of 16; None for `box_of` these slices.
+        """
+        box, parts = box or self.box_of(slices), []
+        step = max(1, min(BATCH, PIXELS // (box.height * box.width)))
+        for start in range(0, len(slices), step):
+            batch = slices[start : start + step]
             if isinstance(batch, np.ndarray):
                 batch = torch.from_numpy(np.array(batch))  # a copy: slices of a data set are read-only
-            batch = batch[:, None].to(self.on.device)
+            batch = box.crop(_on_canvas(batch))[:, None].to(self.on.device)
             images = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
             with self.on.autocast():
                 grids = self.autoencoder.encode(images)
             parts.append([grid.to(torch.int16) for grid in grids])
-        return [torch.cat(grids) for grids in zip(*parts, strict=True)]
+        grids = [torch.cat(grids) for grids in zip(*parts, strict=True)]
+        return PlacedCodes(grids, box, tuple(slices.shape[1:]))
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> np.ndarray:
-        """Code grids [N, h, w], on any device -> float32 [N, H, W] in [0, 1]."""
-        pictures = np.empty((len(codes[0]), *self.size), np.float32)
-        for start in range(0, len(pictures), BATCH):
-            batch = [grid[start : start + BATCH].to(self.on.device).long() for grid in codes]
+        """Code grids [N, h, w], on any device -> float32 [N, H, W] in [0, 1].
+
+        Of codes that don't say where they lie, those on the training's grid lie in `box`; other grids become pictures
+        of their own size. The first grids alone will do where the autoencoder gets by with fewer codes.
+        """
+        box, size = (codes.box, codes.size) if isinstance(codes, PlacedCodes) else self._place(codes)
+        canvas = _canvas(size)
+        pictures = np.empty((len(codes[0]), *size), np.float32)
+        step = max(1, min(BATCH, PIXELS // (box.height * box.width)))
+        for start in range(0, len(pictures), step):
+            batch = [grid[start : start + step].to(self.on.device).long() for grid in codes]
             with self.on.autocast():
                 decoded = self.autoencoder.decode(batch)
-            pictures[start : start + BATCH] = self.box.paste(decoded, self.size)[:, 0].cpu().numpy()
+            whole = box.paste(decoded, canvas)[:, 0, : size[0], : size[1]]
+            pictures[start : start + step] = whole.cpu().numpy()
         return pictures
 
-    def cut_off(self, slices: np.ndarray) -> int:
-        """How many of the slices [N, H, W] aren't black outside of the box."""
-        everywhere, inside = (np.count_nonzero(part, axis=(1, 2)) for part in (slices, self.box.crop(slices)))
-        return int((everywhere > inside).sum())
+    def _place(self, codes: Codes) -> tuple[Box, tuple[int, int]]:
+        height, width = codes[-1].shape[1:]
+        if (height, width) == self.grid_shapes()[-1]:
+            return self.box, self.size
+        size = height * self.autoencoder.downsample, width * self.autoencoder.downsample
+        return Box(0, 0, *size), size
 
-    def bytes_per_image(self) -> float:
-        """Codes x log2 K / 8, over all grids."""
-        shapes = self.grid_shapes()
-        bits = [h * w * math.log2(k) for (h, w), k in zip(shapes, self.autoencoder.codebook_sizes, strict=True)]
-        return sum(bits) / 8
+    def bytes_per_image(self, box: Box | None = None, kept: int | None = None) -> float:
+        """Codes x log2 K / 8 over all grids, or the first `kept`, of what is in `box` (default the training's)."""
+        shapes, sizes = self.grid_shapes(box), self.autoencoder.codebook_sizes
+        bits = [h * w * math.log2(k) for (h, w), k in zip(shapes, sizes, strict=True)]
+        return sum(bits[:kept]) / 8
 
-    def grid_shapes(self) -> list[tuple[int, int]]:
-        """(h, w) of each code grid."""
-        return self.autoencoder.grid_shapes(self.box.height, self.box.width)
+    def grid_shapes(self, box: Box | None = None) -> list[tuple[int, int]]:
+        """(h, w) of each code grid of what is in `box` (default the training's)."""
+        box = box or self.box
+        return self.autoencoder.grid_shapes(box.height, box.width)
+
+
+def _canvas(size: tuple[int, int]) -> tuple[int, int]:
+    """Sides brought up to multiples of 16, since a network halves them up to four times."""
+    return tuple(-(-side // 16) * 16 for side in size)
+
+
+def _on_canvas(slices: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """Slices [N, H, W], black added at the bottom and on the right up to multiples of 16."""
+    below, beside = (whole - side for whole, side in zip(_canvas(slices.shape[1:]), slices.shape[1:], strict=True))
+    if not below and not beside:
+        return slices
+    if isinstance(slices, Tensor):
+        return F.pad(slices, (0, beside, 0, below))
+    return np.pad(slices, ((0, 0), (0, below), (0, beside)))
 
 
 def to_uint8(pictures: np.ndarray) -> np.ndarray:

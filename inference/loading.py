@@ -57,9 +57,8 @@ def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[
 
 
 def identity(model: Autoencoder) -> str:
-    """SHA-256 of the weights: says which autoencoder's codes a prior speaks."""
+    """SHA-256 of the codebooks: says which autoencoder's codes a prior speaks."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not name.endswith(("usage", "cluster_size", "cluster_sum")):
-            digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    for quantizer in model.quantizers:
+        digest.update(quantizer.codebook.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

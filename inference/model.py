@@ -15,22 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.codec import Codec
+from inference.codec import Codec, PlacedCodes
 from inference.loading import load_autoencoder
 from inference.sampling import LARGEST_SEED, Sampler, find_prior
 from runtime import compute
 from runtime.errors import InputError
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+LARGEST = 1024  # pixels a side
 
 
 class TrainedModel:
     """An autoencoder and, where there is one, a prior over its codes: arrays in, arrays out.
 
-    Slices are [N, H, W], uint8 in [0, 255] or float in [0, 1], of the `size` that the model was trained on; a single
-    one is `slice_[None]`. Codes are a list of integer arrays [N, h, w] with values in [0, K), coarse to fine.
-    Pictures are float32 [N, H, W] in [0, 1]. Slices and codes may be NumPy arrays or PyTorch tensors: what comes of
-    them is of the same kind, and on the same device. Samples and walks come as NumPy arrays.
+    Slices are [N, H, W], uint8 in [0, 255] or float in [0, 1], of any height and width up to 1024; a single one is
+    `slice_[None]`. Codes are a list of integer arrays [N, h, w] with values in [0, K), coarse to fine, that knows where
+    in the slices it lies. Pictures are float32 [N, H, W] in [0, 1]. Slices and codes may be NumPy arrays or PyTorch
+    tensors: what comes of them is of the same kind, and on the same device. Samples and walks come as NumPy arrays.
 
     Whatever can't be used raises InputError, a ValueError whose message is one line.
 
@@ -67,29 +68,45 @@ class TrainedModel:
             raise InputError(f"slices are a NumPy array or a PyTorch tensor [N, H, W], not {_kind(slices)}")
         if not len(slices):
             raise InputError("there is no slice to encode: give at least one")
-        self.check_size(slices, "the array")
+        if max(slices.shape[1:]) > LARGEST or min(slices.shape[1:]) < 1:
+            raise InputError(f"slices have sides of 1 to {LARGEST} pixels, not {_kind(slices)}")
         dtype = str(slices.dtype).removeprefix("torch.")
         if dtype != "uint8" and "float" not in dtype:
             raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {dtype}")
         if dtype != "uint8" and not (slices.min() >= 0 and slices.max() <= 1):  # so that NaN is refused, too
             values = f"{float(slices.min()):g} to {float(slices.max()):g}"
             raise InputError(f"slices of {dtype} must be in [0, 1], these are {values}: scale them, or give uint8")
-        return [_like(slices, grid) for grid in self.codec.encode(slices)]
+        codes = self.codec.encode(slices)
+        return codes.with_grids(_like(slices, grid) for grid in codes)
 
     def decode(self, codes: Sequence[Array]) -> Array:
-        """Codes -> pictures float32 [N, H, W] in [0, 1], black outside of the box that the model codes."""
-        shapes, sizes = self.codec.grid_shapes(), self.codec.autoencoder.codebook_sizes
-        if not isinstance(codes, list | tuple) or len(codes) != len(shapes):
-            raise InputError(f"codes are a list of {len(shapes)} integer arrays [N, h, w], as encode gives it")
-        for grid, (h, w), size in zip(codes, shapes, sizes, strict=True):
-            if not isinstance(grid, np.ndarray | Tensor) or "int" not in str(grid.dtype):
-                raise InputError(f"codes are integer arrays, not {_kind(grid)}")
-            if not len(codes[0]) or tuple(grid.shape) != (len(codes[0]), h, w):
+        """Codes -> pictures float32 [N, H, W] in [0, 1], black outside of the box that was coded.
+
+        Where the autoencoder has several codes per position, the first of them will do: `decode(codes[:2])`. Codes that
+        don't come of `encode` lie on the training's grid, or else become pictures of their grid's own size.
+        """
+        sizes, most = self.codec.autoencoder.codebook_sizes, self.codec.autoencoder.depth
+        numbers = range(1, most + 1) if most > 1 else [len(sizes)]
+        if not isinstance(codes, list | tuple) or len(codes) not in numbers:
+            number = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+            raise InputError(f"codes are a list of {number} integer arrays [N, h, w], as encode gives it")
+        for grid in codes:
+            if not isinstance(grid, np.ndarray | Tensor) or "int" not in str(grid.dtype) or grid.ndim != 3:
+                raise InputError(f"codes are integer arrays [N, h, w], not {_kind(grid)}")
+        shapes = self._grids_like(codes[-1])
+        for grid, (h, w), size in zip(codes, shapes, sizes, strict=False):
+            if not len(grid) or tuple(grid.shape) != (len(codes[0]), h, w):
                 raise InputError(f"codes are [N, {h}, {w}], N the same for all grids and at least 1, not {_kind(grid)}")
             if grid.min() < 0 or grid.max() >= size:
                 raise InputError(f"codes are from 0 to {size - 1}, these from {int(grid.min())} to {int(grid.max())}")
         tensors = [grid if isinstance(grid, Tensor) else torch.from_numpy(np.array(grid)) for grid in codes]
-        return _like(codes[0], torch.from_numpy(self.codec.decode(tensors)))
+        placed = codes.with_grids(tensors) if isinstance(codes, PlacedCodes) else tensors
+        return _like(codes[0], torch.from_numpy(self.codec.decode(placed)))
+
+    def _grids_like(self, finest: Array) -> list[tuple[int, int]]:
+        """(h, w) of each code grid of a picture whose finest is this one."""
+        height, width = (side * self.codec.autoencoder.downsample for side in finest.shape[1:])
+        return self.codec.autoencoder.grid_shapes(height, width)
 
     def sample(self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None) -> np.ndarray:
         """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1]. See `sample_codes`."""
@@ -119,14 +136,6 @@ class TrainedModel:
             "axis": trained_on["axis"] if axis is None else axis,
             "slices": trained_on["slices"] if slices is None else slices,
         }
-
-    def check_size(self, slices: np.ndarray | Tensor, what: str) -> None:
-        """Raises InputError when slices [N, H, W] of `what` aren't of the size that the model takes."""
-        (height, width), (ours, theirs) = self.codec.size, slices.shape[1:]
-        if (ours, theirs) != (height, width):
-            raise InputError(
-                f"{what} has slices of {ours}x{theirs}, this checkpoint takes {height}x{width}: train on it"
-            )
 
     def _ready(
         self, seeds: Sequence[int], level: int | None, temperature: float | None = None, number: int | None = None

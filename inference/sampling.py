@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inference.codec import Codec
+from inference.codec import Codec, PlacedCodes
 from inference.loading import load_prior
 from modules import DCGAN
 from networks.pixelcnn import PixelCNN
@@ -83,25 +83,33 @@ class Sampler:
             angle = t * math.pi / 2
             level = int(draw_levels(seeds[:1], self.prior.level_share)) if level is None else level
             return self.prior.generate(angle.cos() * a + angle.sin() * b, self._levels(level, WALK))
-        a, b = self.codec.autoencoder.embed(self.draw(seeds, level))
-        return self.codec.autoencoder.snap(torch.lerp(a, b, t[..., None, None]))
+        codes = self.draw(seeds, level)
+        a, b = self.codec.autoencoder.embed(codes)
+        return self.codec.autoencoder.snap(torch.lerp(a, b, t[..., None, None]))[: len(codes)]
+
+    def can_code(self, codes: Sequence[PlacedCodes]) -> bool:
+        """Whether `bits` can be told of all these: by a PixelCNN, of whole codes on the training's grid."""
+        whole = len(self.codec.grid_shapes())
+        return not self.is_gan and all(part.box == self.codec.box and len(part) == whole for part in codes)
 
     @torch.no_grad()
     def bits(self, codes: Codes, levels: Tensor) -> float:
         """Mean bits per image of an entropy coder with this PixelCNN, for code grids [N, h, w] and levels [N].
 
-        A level that the prior doesn't know counts as none.
+        Codes that the prior doesn't draw cost what they do without it. A level that it doesn't know counts as none.
         """
         if not isinstance(self.prior, PixelCNN):
             raise ValueError("only a PixelCNN gives the probability of an image")
-        device = self.codec.on.device
-        codes = [grid.to(device) for grid in codes]
+        device, drawn = self.codec.on.device, len(self.prior.arguments["grids"])
+        plain = zip(codes[drawn:], self.codec.autoencoder.codebook_sizes[drawn:], strict=True)
+        rest = sum(grid[0].numel() * math.log2(size) for grid, size in plain)
+        codes = [grid.to(device) for grid in codes[:drawn]]
         levels = torch.where((levels < 0) | (levels > self.prior.levels), self.prior.levels, levels).to(device)
         total = 0.0
         for rows in torch.arange(len(levels), device=device).split(BATCH):
             with self.codec.on.autocast():
                 total += self.prior([grid[rows].long() for grid in codes], levels[rows]).sum().item()
-        return total / len(levels)
+        return total / len(levels) + rest
 
     def _levels(self, level: int | None, n: int) -> Tensor | None:
         return None if level is None else torch.full((n,), level, device=self.codec.on.device)

@@ -1,5 +1,6 @@
 """What are the networks built of? Residual blocks."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,16 +17,33 @@ class ClassicResidual(nn.Module):
         return x + self.conv1(F.relu(self.conv3(F.relu(x))))
 
 
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each position (as ConvNeXt has it, Liu et al. 2022).
+
+    With statistics over positions, as of a GroupNorm, every pixel would depend on the whole canvas: on how much black
+    surrounds a brain, and on how bright the rest is.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> the same shape."""
+        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias).movedim(-1, 1)
+
+
 class Residual(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); the norm is over all of a slice's channels and positions."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with `ChannelNorm`."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(1, channels),
+            ChannelNorm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(1, channels),
+            ChannelNorm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )

@@ -136,7 +136,7 @@ def whole_blocks(shape: tuple[int, int]) -> tuple[int, int]:
     return -(-height // 16) * 16, -(-width // 16) * 16
 
 
-def _placement(shape: tuple[int, int], canvas: tuple[int, int]) -> tuple[tuple[int, int], tuple[slice, slice]]:
+def placement(shape: tuple[int, int], canvas: tuple[int, int]) -> tuple[tuple[int, int], tuple[slice, slice]]:
     """The size that a picture takes on the canvas, and where: centred, shrunk only if it doesn't fit."""
     scale = min(1.0, canvas[0] / shape[0], canvas[1] / shape[1])
     size = tuple(max(1, round(side * scale)) for side in shape)
@@ -148,7 +148,7 @@ def fit(pixels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     """Put a slice, uint8 [h, w], on a black canvas [H, W]: padded, or area-resized when it is larger."""
     if pixels.shape == canvas:
         return pixels
-    size, place = _placement(pixels.shape, canvas)
+    size, place = placement(pixels.shape, canvas)
     if size != pixels.shape:
         pixels = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BOX))
     fitted = np.zeros(canvas, np.uint8)
@@ -158,7 +158,7 @@ def fit(pixels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
 
 def unfit(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Undo `fit`: from the canvas, float32 [H, W], back to the slice's own size [h, w]."""
-    size, place = _placement(shape, pixels.shape)
+    size, place = placement(shape, pixels.shape)
     pixels = np.ascontiguousarray(pixels[place], dtype=np.float32)
     if size == shape:
         return pixels

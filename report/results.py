@@ -12,7 +12,7 @@ predict/
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,8 +84,8 @@ class Results:
         plot(*arguments, path := self.folder / FIGURES[name], title)
         self.figures[name] = path
 
-    def save_pictures(self, name: str, pictures: np.ndarray, files: list[str], title: str) -> None:
-        """Write uint8 [N, H, W] as 8-bit PNG files in the folder `name`; each says in its text what it is."""
+    def save_pictures(self, name: str, pictures: Iterable[np.ndarray], files: list[str], title: str) -> None:
+        """Write N pictures, uint8 [H, W], as 8-bit PNG files in the folder `name`; each says in its text what it is."""
         (self.folder / name).mkdir()
         about = PngInfo()
         about.add_itxt("Description", title)
@@ -94,7 +94,7 @@ class Results:
                 Image.fromarray(picture).save(file, "PNG", pnginfo=about)
 
     def write(
-        self, rows: list[dict], images: tuple[np.ndarray, np.ndarray], settings: Mapping, training: Path | None
+        self, rows: list[dict], images: tuple[np.ndarray, np.ndarray] | None, settings: Mapping, training: Path | None
     ) -> None:
         """Write ssim_scores.csv, metrics.json and report.html.
 

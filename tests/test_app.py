@@ -93,12 +93,18 @@ def test_slice_without_foreground_has_no_foreground_score(play, tmp_path):
 
 def test_bad_files_are_named_without_their_folder(play, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "colour.png")
+    Image.fromarray(np.zeros((2, 1040), np.uint8)).save(tmp_path / "wide.png")
     (tmp_path / "volume.nii.gz").write_bytes(b"")
-    for name in ("text.png", "colour.png", "volume.nii.gz"):
+    for name in ("text.png", "wide.png", "volume.nii.gz"):
         with pytest.raises(InputError, match=name) as told:
             play.reconstruct(str(tmp_path / name))
         assert str(tmp_path) not in str(told.value)
+
+
+def test_what_was_done_to_a_file_is_said_beside_its_scores(play, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "colour.png")
+    *_, text = play.reconstruct(str(tmp_path / "colour.png"))
+    assert "colour.png: colour, converted to grey" in text
 
 
 def test_samples_depend_on_the_seed_alone(play):
@@ -269,10 +275,17 @@ def test_dropped_slice_is_scored_as_by_predict(opened, predicted):
 
 
 def test_bad_file_is_told_on_the_page(opened, tmp_path):
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.zeros((2, 1040), np.uint8)).save(path)
+    drop(opened, path)
+    until(opened, "return document.body.innerText.includes('wide.png has slices of 2x1040')")
+
+
+def test_what_was_done_to_a_file_is_told_on_the_page(opened, tmp_path):
     path = tmp_path / "colour.png"
     Image.fromarray(np.dstack([blob(1, 1), blob(1, 2), blob(1, 3)])).save(path)
     drop(opened, path)
-    until(opened, "return document.body.innerText.includes('colour.png is a colour picture')")
+    until(opened, "return document.body.innerText.includes('colour.png: colour, converted to grey')")
 
 
 def test_samples_change_with_the_seed_and_come_back(opened):

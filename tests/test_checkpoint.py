@@ -26,7 +26,7 @@ def written(tmp_path):
     content = {"kind": "autoencoder", "model": "vqvae", "arguments": arguments, "data": DATA, "epoch": 3}
     checkpoint.save(tmp_path / "vqvae.pth", content | {"validation_ssim": 0.9, "state": model.state_dict()})
     about = {"kind": "prior", "autoencoder": identity(model), "epoch": 1}
-    gan = {"grid": [8, 8], "channels": 64, "levels": 4}
+    gan = {"grid": [8, 8], "channels": 64, "levels": 4, "codes": 1}
     dcgan = DCGAN(model, **gan).eval()
     dcgan.mean.fill_(0.5)
     checkpoint.save(tmp_path / "dcgan.pth", about | {"model": "dcgan", "arguments": gan, "state": dcgan.state_dict()})

@@ -414,7 +414,8 @@ def test_processes_that_start_at_once_build_one_cache(tmp_path):
 
 def test_content_box_in_known_cases():
     pictures = np.zeros((5, 256, 256), np.uint8)
-    assert content_box(pictures) == Box(0, 0, 256, 256)  # nothing to crop to
+    assert content_box(pictures) == Box(0, 0, 16, 16)  # nothing to code
+    assert content_box(pictures, least=Box(48, 32, 80, 96)) == Box(48, 32, 80, 96)
     pictures[1, 40, 100] = pictures[4, 215, 100] = pictures[3, 90, 24] = pictures[2, 90, 231] = 1
     assert content_box(pictures) == Box(40, 24, 176, 208)  # the published slices' content: 56 % of the canvas
     pictures[0, 39, 100] = 1
@@ -422,6 +423,11 @@ def test_content_box_in_known_cases():
     pictures[0, 0, 0] = pictures[0, -1, -1] = 1
     assert content_box(pictures) == Box(0, 0, 256, 256)
     assert content_box(np.ones((1, 20, 40), np.uint8)) == Box(0, 0, 20, 40)
+    inside = np.zeros((1, 256, 256), np.uint8)
+    inside[0, 60, 40] = 1
+    assert content_box(inside, least=Box(48, 32, 80, 96)) == Box(48, 32, 80, 96)
+    inside[0, 40, 40] = 1  # 8 rows more take 16
+    assert content_box(inside, least=Box(48, 32, 80, 96)) == Box(36, 32, 96, 96)
 
 
 @same_each_run

@@ -392,7 +392,7 @@ def gan(network="baseline", name="vqvae") -> tuple[DCGAN, torch.Tensor]:
     model = autoencoder(name)
     real = model.embed(model.encode(pictures(16, 32, 32))).detach()
     torch.manual_seed(3)
-    prior = DCGAN(model, tuple(real.shape[2:]), real.shape[1], levels=4, network=network)
+    prior = DCGAN(model, tuple(real.shape[2:]), real.shape[1], levels=4, codes=len(model.quantizers), network=network)
     prior.fit(real, LEVELS)
     return prior.eval(), real
 
@@ -443,7 +443,7 @@ def test_decoder_sees_code_vectors_only(network, name):
     seen = []
     with torch.no_grad():
         decode = model.decode_latents
-        model.decode_latents = lambda z: seen.append(z) or decode(z)
+        model.decode_latents = lambda z, kept: seen.append(z) or decode(z, kept)
         model.decode(codes)
     assert torch.equal(seen[0], model.embed(codes))
 
@@ -495,7 +495,7 @@ def test_refiner_starts_from_its_draft():
 @pytest.mark.parametrize("network", ["baseline", "refiner"])
 @pytest.mark.parametrize("grid", [(64, 64), (44, 52), (8, 8), (16, 8)])
 def test_gan_fits_any_grid(grid, network):
-    prior = DCGAN(autoencoder("vqvae"), grid, channels=6, levels=3, network=network).eval()
+    prior = DCGAN(autoencoder("vqvae"), grid, channels=6, levels=3, codes=1, network=network).eval()
     fake = prior.generator(prior.noise([0, 1]), torch.tensor([0, 3]))
     assert fake.shape == (2, 6, *grid)
     assert prior.make_discriminator()(fake, torch.tensor([0, 3])).shape == (2,)
@@ -517,3 +517,56 @@ def test_networks_know_neither_files_nor_optimisers():
     source = Path(inspect.getfile(modules)).read_text()
     for word in ("optim", "open(", "print(", ".save(", ".item()"):
         assert word not in source, word
+
+
+# ------------------------------------------------------------------------------------------- fewer codes
+
+
+def rqvae() -> AUTOENCODERS["rqvae"]:
+    model = autoencoder("rqvae", codebook_size=8)
+    torch.nn.init.normal_(model.told.weight)  # away from its zero start, so that it shows
+    return model
+
+
+def test_fewer_codes_per_position_are_a_picture_too():
+    """What training reconstructs from the first codes is what `decode` makes of them."""
+    model, images = rqvae(), pictures(4, 32, 48)
+    codes = model.encode(images)
+    kept = torch.tensor([1, 2, 5, 8])
+    with torch.no_grad():
+        reconstruction = model(images, kept)[0].clamp(0, 1)
+    for i, n in enumerate(kept.tolist()):
+        alone = model.decode([grid[i : i + 1] for grid in codes[:n]])
+        torch.testing.assert_close(alone[0], reconstruction[i], atol=1e-4, rtol=0)  # sums of other batch sizes
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[0], model(images, torch.full((4,), 8))[0])
+
+
+def test_left_out_codes_have_no_say():
+    model, images = rqvae(), pictures(2, 32, 32)
+    codes = model.encode(images)
+    other = [grid if depth < 3 else (grid + 1) % 8 for depth, grid in enumerate(codes)]
+    assert torch.equal(model.decode(codes[:3]), model.decode(other[:3]))
+    assert not torch.equal(model.decode(codes), model.decode(other))
+
+
+def test_the_encoder_learns_from_a_reconstruction_of_few_codes():
+    model, images = rqvae().train(), pictures(2, 32, 32)
+    for quantizer in model.quantizers:
+        quantizer.eval()  # so that the codebooks stay
+    model(images, torch.tensor([1, 2]))[0].sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.encoder[1].parameters())
+
+
+def test_a_pixel_depends_on_its_neighbourhood_only():
+    """No statistics over the canvas: what is far away changes nothing, nor does more black around."""
+    model = rqvae()
+    images = pictures(1, 32, 640)
+    changed = images.clone()
+    changed[..., 400:] = 0
+    with torch.no_grad():
+        before, after = model(images), model(changed)
+    for a, b in zip(before[1], after[1], strict=True):
+        assert torch.equal(a[..., : 240 // 8], b[..., : 240 // 8])
+        assert not torch.equal(a[..., 400 // 8 :], b[..., 400 // 8 :])
+    torch.testing.assert_close(before[0][..., :200], after[0][..., :200])

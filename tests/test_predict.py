@@ -276,11 +276,55 @@ def test_volumes_come_back_where_they_were_in_their_own_intensities(call, tiny_r
         np.testing.assert_allclose(nib.as_closest_canonical(written).get_fdata(), expected, atol=1)
 
 
-def test_slices_beyond_the_box_are_reported(call, tmp_path):
-    Image.fromarray(np.full((256, 256), 90, np.uint8)).save(tmp_path / "bright.png")
-    status, out, _, _ = call("--input", tmp_path / "bright.png")
+def test_slices_of_any_size_are_reconstructed(call, tmp_path):
+    """Their reconstructions have their own size, and black around them is no part of them."""
+    picture = np.pad(np.full((33, 50), 90, np.uint8), ((3, 4), (20, 10)))
+    nib.Nifti1Image(picture, np.eye(4)).to_filename(tmp_path / "small.nii")
+    status, _, _, results = call("--input", tmp_path / "small.nii", "--save-nifti")
     assert status == 0
-    assert "1 slices reach beyond" in out
+    written = nib.load(results / "reconstructions" / "small.nii").get_fdata()
+    assert written.shape == (40, 80)
+    assert not written[:, :4].any()
+    assert read_metrics(results)["bytes_per_image"] == 48 / 4 * 64 / 4 * 6 / 8
+
+
+def test_a_picture_is_scored_and_written_alone_whatever_is_read_with_it(call, tmp_path):
+    """Black that a larger neighbour's canvas adds around it is no part of it."""
+    small, large = blob(1, 3)[100:160, 100:150], blob(2, 5)[40:220, 60:200]
+    for name, picture in (("small.png", small), ("large.png", large)):
+        Image.fromarray(picture).save(tmp_path / name)
+    _, _, _, results = call("--input", tmp_path / "small.png")
+    [alone] = read_scores(results)
+    _, _, _, results = call("--input", tmp_path / "small.png", tmp_path / "large.png")
+    together = {row["name"]: row for row in read_scores(results)}["small.png"]
+    with Image.open(results / "reconstructions" / "small.png") as written:
+        made = np.asarray(written)
+    assert made.shape == small.shape
+    score = structural_similarity(small / 255, made / 255, data_range=1.0)
+    assert float(together["ssim"]) == pytest.approx(score, abs=2e-3)  # the file is rounded to 8 bits
+    assert float(alone["ssim"]) == pytest.approx(float(together["ssim"]), abs=0.05)  # borders of other boxes
+
+
+def test_samples_alone_need_no_data(call, tiny_run, tmp_path):
+    status, _, _, results = call("--samples-only", "--samples", "3", "--data", tmp_path / "nowhere")
+    assert status == 0
+    assert len(list((results / "samples").iterdir())) == 3
+    assert "ssim" not in read_metrics(results)
+    _, _, _, both = call("--samples", "3")
+    for seed in range(3):
+        name = f"samples/seed_{seed:05d}.png"
+        assert (both / name).read_bytes() != b""
+
+
+def test_no_slice_is_cut(call, tmp_path):
+    """What reaches beyond the training's box is coded on a larger grid, and its bytes are that grid's."""
+    Image.fromarray(np.full((256, 256), 90, np.uint8)).save(tmp_path / "bright.png")
+    status, out, _, results = call("--input", tmp_path / "bright.png")
+    assert status == 0
+    assert "64x64 codes" in out
+    assert json.loads((results / "metrics.json").read_text())["bytes_per_image"] == 64 * 64 * 6 / 8
+    with Image.open(results / "reconstructions" / "bright.png") as picture:
+        assert np.asarray(picture)[[0, -1]].min() > 10  # nor is its border black
 
 
 # --------------------------------------------------------------------------------------------- bad input
@@ -308,11 +352,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
         ((model, "--data", tmp_path / "missing"), "no folder"),
         ((model, "--input", tmp_path / "gone.png"), "no file"),
         ((model, "--input", tmp_path / "torn.png"), "torn.png"),
-        ((model, "--input", tmp_path / "small.nii"), "this checkpoint takes 256x256"),
+        ((model, "--samples-only", "--samples", "0"), "leaves nothing to do"),
+        ((model, "--samples-only", "--input", png), "leaves nothing to do"),
+        ((model, "--samples-only", "--prior", "none"), "there is no prior"),
+        ((model, "--codes", "2"), "has 1 per position"),
         ((model, "--input", png, png, "--samples", "1"), "give one of them at a time"),
         ((model, "--input", png, "--data", tiny_data), "not both"),
-        ((model, "--input", png, "--save-nifti"), "not NIfTI files"),
-        ((model, "--data", tiny_data, "--save-nifti"), "not NIfTI files"),
+        ((model, "--input", png, "--save-nifti"), "not volumes"),
+        ((model, "--data", tiny_data, "--save-nifti"), "not volumes"),
         ((model, "--input"), "expected at least one argument"),
         ((model, "--ceiling", tmp_path / "no.pth", "--samples", "100"), "no checkpoint at"),
         ((model, "--input", png, "--slice", "3"), "is about samples"),

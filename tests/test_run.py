@@ -385,7 +385,7 @@ def test_not_a_number_stops_with_step_rate_and_names(trainer, monkeypatch, capsy
 
     def loss(reconstruction, images):
         calls.append(1)
-        return reconstruction.sum() * (float("nan") if len(calls) == 2 else 0)
+        return reconstruction.sum(dim=(1, 2, 3)) * (float("nan") if len(calls) == 2 else 0)
 
     monkeypatch.setitem(train.LOSSES, "l1+ssim", loss)
     assert trainer.resume(folder, epochs=3) == 2
@@ -399,7 +399,9 @@ def test_not_a_number_stops_with_step_rate_and_names(trainer, monkeypatch, capsy
 
 
 def test_nothing_is_kept_of_a_first_epoch_that_diverged(trainer, monkeypatch):
-    monkeypatch.setitem(train.LOSSES, "l1+ssim", lambda reconstruction, images: reconstruction.sum() * float("inf"))
+    monkeypatch.setitem(
+        train.LOSSES, "l1+ssim", lambda reconstruction, images: reconstruction.sum((1, 2, 3)) * float("inf")
+    )
     status, folder = trainer()
     assert status == 2
     assert not list(folder.glob("*.pth"))

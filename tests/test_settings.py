@@ -46,7 +46,7 @@ def choices(settings: type, name: str) -> set:
 
 def test_defaults_are_those_that_the_readme_names():
     settings = settled()
-    assert (settings.epochs, settings.batch_size, settings.lr, settings.beta) == (12, 8, 1e-3, 0.25)
+    assert (settings.epochs, settings.batch_size, settings.lr, settings.beta) == (24, 8, 1e-3, 0.25)
     assert (settings.codebook_size, settings.codebook, settings.prior_epochs) == (512, "ema", 25)
     assert (settings.model, settings.depth, settings.downsample, settings.gan) == ("rqvae", 8, 8, "refiner")
 
@@ -103,14 +103,14 @@ def test_options_win_over_the_config_and_the_config_over_defaults(tmp_path):
     written(tmp_path, model="vqvae2", epochs=5, seed=3)
     settings = settled("--config", tmp_path / "config.json", "--seed=4", "--lr", "0.5")
     assert (settings.model, settings.epochs, settings.seed, settings.lr) == ("vqvae2", 5, 4, 0.5)
-    back_to_default = settled("--config", tmp_path / "config.json", "--epochs=12")
-    assert back_to_default.epochs == 12
+    back_to_default = settled("--config", tmp_path / "config.json", "--epochs=24")
+    assert back_to_default.epochs == 24
 
 
 def test_a_config_may_be_short_and_without_a_run(tmp_path):
     (tmp_path / "mine.json").write_text('{"model": "vqvae", "downsample": 4}')
     settings = settled("--config", tmp_path / "mine.json")
-    assert (settings.model, settings.downsample, settings.epochs) == ("vqvae", 4, 12)
+    assert (settings.model, settings.downsample, settings.epochs) == ("vqvae", 4, 24)
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,11 @@ def test_what_a_resumed_run_may_change(name, tmp_path):
     """Where it runs and how long; nothing that makes the result another."""
     changed = {
         "data": "elsewhere", "limit_people": 3, "allow_overlap": True, "axis": 1, "slices": "1:2", "model": "vqvae",
-        "epochs": 20, "batch_size": 4, "optimizer": "adam", "lr": 0.5, "beta": 1.0, "downsample": 4, "depth": 2,
+        "epochs": 30, "batch_size": 4, "optimizer": "adam", "lr": 0.5, "beta": 1.0, "downsample": 4, "depth": 2,
         "width": 32, "blocks": 1, "codebook_size": 64, "codebook": "gradient", "loss": "mse",
         "autoencoder": "/x.pth", "prior": "pixelcnn", "prior_epochs": 30, "prior_batch_size": 4, "prior_lr": 0.1,
-        "gan": "baseline", "gan_gamma": 1.0, "out": "there", "seed": 5, "device": "cpu", "precision": "fp32",
+        "gan": "baseline", "gan_gamma": 1.0,
+        "augment": "off", "prior_codes": 3, "out": "there", "seed": 5, "device": "cpu", "precision": "fp32",
         "save_minutes": 1.0, "time_limit": 3.0, "tensorboard": True,
     }  # fmt: skip
     flag = cli.flag(name)

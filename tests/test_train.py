@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
 from conftest import blob, run_script
 from PIL import Image
 from skimage.metrics import structural_similarity
@@ -190,10 +189,11 @@ def test_learning_rate_warms_up_and_falls_as_half_a_cosine():
 def test_losses_in_closed_form():
     x, y = torch.rand(2, 3, 1, 24, 24, generator=torch.Generator().manual_seed(0))
     ssims = [structural_similarity(a[0].numpy(), b[0].numpy(), data_range=1.0) for a, b in zip(x, y, strict=True)]
-    expected = (x - y).abs().mean().item() + 0.5 * (1 - float(np.mean(ssims)))
-    assert train.LOSSES["l1+ssim"](x, y).item() == pytest.approx(expected, abs=1e-5)
-    assert train.LOSSES["l1+ssim"](x, x).item() == pytest.approx(0, abs=1e-6)
-    assert train.LOSSES["mse"](x, y).item() == pytest.approx((x - y).square().mean().item())
+    expected = [(a - b).abs().mean().item() + 0.5 * (1 - one) for a, b, one in zip(x, y, ssims, strict=True)]
+    assert train.LOSSES["l1+ssim"](x, y).tolist() == pytest.approx(expected, abs=1e-5)
+    assert train.LOSSES["l1+ssim"](x, x).tolist() == pytest.approx([0] * 3, abs=1e-6)
+    squares = [(a - b).square().mean().item() for a, b in zip(x, y, strict=True)]
+    assert train.LOSSES["mse"](x, y).tolist() == pytest.approx(squares)
 
 
 @pytest.mark.parametrize("batch_size", [3, 16, 64])
@@ -227,8 +227,9 @@ def test_validation_score_is_of_full_pictures_wherever_their_content_is(box):
     slices = data.splits["validate"]
     columns = {name: column[:5] for name, column in vars(slices).items() if column is not None}
     data.splits["validate"] = dataclasses.replace(slices, **columns | {"images": pictures})
-    made = Noise()(torch.from_numpy(box.crop(pictures).copy())[:, None] / 255)[0].clamp(0, 1)
-    drawn = box.paste(made, pictures.shape[1:])[:, 0].numpy()
+    coded = content_box(pictures, box)
+    made = Noise()(torch.from_numpy(coded.crop(pictures).copy())[:, None] / 255)[0].clamp(0, 1)
+    drawn = coded.paste(made, pictures.shape[1:])[:, 0].numpy()
     expected = [structural_similarity(x / 255, y, data_range=1.0) for x, y in zip(pictures, drawn, strict=True)]
     assert train.validation_ssim(Noise(), data, box, CPU) == pytest.approx(np.mean(expected), abs=1e-5)
 
@@ -253,7 +254,7 @@ def test_training_learns(tmp_path, monkeypatch):
     """A few epochs beat the best constant picture by far, and most codes come into use."""
     trainer = tiny.Trainer(tmp_path, monkeypatch)
     monkeypatch.setattr(train, "WARM_UP", 8)
-    _, folder = trainer(epochs=24, batch_size=8, lr=3e-3)
+    _, folder = trainer(epochs=24, batch_size=8, lr=3e-3, augment="off")
     model, about = load_autoencoder(folder / "vqvae.pth")
     images = tiny.data_set().splits["validate"].images
     codec = Codec(model, about["data"], CPU)
@@ -282,6 +283,33 @@ def test_sides_that_no_factor_divides_are_padded(tmp_path, monkeypatch):
     assert size == [32, 32]
 
 
+def test_quantiser_dropout_keeps_all_codes_of_half_and_few_of_the_others():
+    draw = train.draws_of_step(20_000, seed=0, step=7, on=CPU)
+    kept = train.draw_kept(8, draw)
+    share = torch.bincount(kept, minlength=9) / len(kept)
+    expected = torch.tensor([0, 2, 2, 1, 1, 1, 1, 1, 0]) / 18  # of 1 and 2 twice as many as of 3 to 7
+    expected[8] = 0.5
+    torch.testing.assert_close(share, expected, atol=0.01, rtol=0)
+    again = train.draw_kept(8, train.draws_of_step(20_000, seed=0, step=7, on=CPU))
+    assert torch.equal(kept, again)
+    assert not torch.equal(kept, train.draw_kept(8, train.draws_of_step(20_000, seed=0, step=8, on=CPU)))
+    assert train.draw_kept(1, draw) is None
+    assert set(train.draw_kept(2, draw).tolist()) == {1, 2}
+
+
+def test_images_of_few_codes_weigh_half():
+    model = train.AUTOENCODERS["rqvae"](codebook_size=4, depth=3, width=8, blocks=1, dim=4).train()
+    model.bypass_quantizers(True)
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def loss(reconstruction, images):
+        return torch.tensor([3.0, 5.0]) + 0 * reconstruction.sum()
+
+    values = train.autoencoder_step(model, optimizer, images, torch.tensor([3, 1]), loss, CPU)
+    assert values["train_reconstruction"].item() == pytest.approx((3 + 0.5 * 5) / 2)
+
+
 def test_out_of_memory_names_the_batch_size_of_its_stage(tmp_path, monkeypatch, capsys):
     def full(*args):
         raise torch.cuda.OutOfMemoryError
@@ -305,7 +333,6 @@ def test_no_item_and_no_new_loader_in_the_steps():
         for body in re.findall(r"in stage\.steps\(.*\n((?: {12}.*\n)+)", source):
             assert ".item()" not in body
             assert ".cpu()" not in body
-    assert F.mse_loss is train.LOSSES["mse"]
 
 
 def test_a_prior_for_a_trained_autoencoder(tiny_run, tiny_data, tiny_cache, tmp_path):

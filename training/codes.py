@@ -14,12 +14,19 @@ from runtime.errors import InputError
 
 
 class CodeBatches:
-    """A split's codes and slice levels, resident on the device; level `levels` is that of slices without one."""
+    """A split's codes and slice levels, resident on the device; level `levels` is that of slices without one.
 
-    def __init__(self, codec: Codec, slices: Slices, levels: int, batch_size: int, on: Compute):
+    `kept`: how many codes per position, coarse to fine, a prior learns to draw (None: all): the first ones hold the
+    brain's shape, the last ones its noise. Of an autoencoder whose decoder needs all codes, all are kept.
+    """
+
+    def __init__(
+        self, codec: Codec, slices: Slices, levels: int, batch_size: int, on: Compute, kept: int | None = None
+    ):
         if batch_size % on.world_size:
             raise InputError(f"--prior-batch-size {batch_size} can't be shared equally by {on.world_size} processes")
-        self.codes = codec.encode(slices.images)
+        depth = codec.autoencoder.depth
+        self.codes = codec.encode(slices.images, codec.box)[: kept if depth > 1 else None]
         self.unknown = levels
         known = torch.from_numpy(slices.levels).to(on.device)
         self.levels = torch.where((known < 0) | (known > levels), levels, known)

@@ -48,9 +48,8 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
     """Train the GAN over the autoencoder's latents; dcgan.pth is the one nearest to the validation people."""
     from scoring.judge import Judge  # here, since it takes seconds to import, and training starts without it
 
-    batches = CodeBatches(
-        codec, data.splits["train"], description["data"]["levels"], settings.prior_batch_size, codec.on
-    )
+    how = description["data"]["levels"], settings.prior_batch_size, codec.on, settings.prior_codes
+    batches = CodeBatches(codec, data.splits["train"], *how)
     rate = LEARNING_RATE if settings.prior_lr is None else settings.prior_lr
     learner = DCGANLearner(batches, codec.autoencoder, settings.gan, rate)
     stage = Stage(run, "dcgan", settings.prior_epochs, learner.parts())
@@ -87,7 +86,9 @@ class DCGANLearner:
         """`network`: a name in RECIPES. The prior's normalisation is taken from all codes of `batches`."""
         self.autoencoder, self.on, self.recipe = autoencoder, batches.on, RECIPES[network]
         latents = batches.latents(autoencoder)
-        prior = DCGAN(autoencoder, latents.shape[2:], latents.shape[1], batches.unknown, network)
+        prior = DCGAN(
+            autoencoder, latents.shape[2:], latents.shape[1], batches.unknown, codes=len(batches.codes), network=network
+        )
         self.prior = prior.to(self.on.device, memory_format=torch.channels_last)
         self.prior.fit(latents, batches.levels)
         discriminator = self.prior.make_discriminator()
@@ -203,7 +204,7 @@ def score_samples(samples: Codes, batches: CodeBatches, codec: Codec, judge: "Ju
     distances = judge.frechet(to_uint8(codec.decode(samples)))
     histograms = [
         code_histogram_distance(sampled, real.long(), size)
-        for sampled, real, size in zip(samples, batches.codes, codec.autoencoder.codebook_sizes, strict=True)
+        for sampled, real, size in zip(samples, batches.codes, codec.autoencoder.codebook_sizes, strict=False)
     ]
     named = {f"frechet_{space}": distance for space, distance in distances.items()}
     return named | {"histogram_distance": sum(histograms) / len(histograms)}

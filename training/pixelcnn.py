@@ -25,10 +25,8 @@ PATIENCE = 5  # epochs without progress on validation people, after which traini
 
 def train_pixelcnn(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, description: dict) -> None:
     """Train the autoregressive prior; pixelcnn.pth is the one with the fewest bits on validation people."""
-    train, held_out = (
-        CodeBatches(codec, data.splits[split], description["data"]["levels"], settings.prior_batch_size, codec.on)
-        for split in ("train", "validate")
-    )
+    how = description["data"]["levels"], settings.prior_batch_size, codec.on, settings.prior_codes
+    train, held_out = (CodeBatches(codec, data.splits[split], *how) for split in ("train", "validate"))
     rate = LEARNING_RATE if settings.prior_lr is None else settings.prior_lr
     learner = PixelCNNLearner(train, codec.autoencoder.codebook_sizes, rate)
     stage = Stage(run, "pixelcnn", settings.prior_epochs, learner.parts())
@@ -58,9 +56,10 @@ class PixelCNNLearner:
     """A PixelCNN that learns: the prior, its optimiser, and the average of the prior that samples."""
 
     def __init__(self, batches: CodeBatches, codebook_sizes: list[int], rate: float):
-        """`codebook_sizes`: K of each grid of codes in `batches`."""
+        """`codebook_sizes`: K of each grid of codes, of which `batches` has the first ones or all."""
         self.on = batches.on
-        prior = PixelCNN([list(grid.shape[1:]) for grid in batches.codes], codebook_sizes, batches.unknown)
+        grids = [list(grid.shape[1:]) for grid in batches.codes]
+        prior = PixelCNN(grids, codebook_sizes[: len(grids)], batches.unknown)
         self.prior = prior.to(self.on.device, memory_format=torch.channels_last)
         self.prior.level_share.copy_(torch.bincount(batches.levels, minlength=batches.unknown + 1) / batches.size)
         self.average = AveragedModel(self.prior, avg_fn=moving_average(INERTIA)).eval()

@@ -34,7 +34,7 @@ class AutoencoderSettings(Settings):
     """autoencoder"""
 
     model: Literal[*AUTOENCODERS] = option("rqvae", "autoencoder; vqvae is the course baseline")
-    epochs: int = option(12, "passes over the training slices", ge=1, le=1_000_000)
+    epochs: int = option(24, "passes over the training slices", ge=1, le=1_000_000)
     batch_size: int = option(8, "slices a step, over all processes together", ge=1, le=1_000_000)
     optimizer: Literal["muon", "adam"] | None = option(
         None, "Muon, momentum made orthogonal, or Adam (default: muon for rqvae only)"
@@ -47,6 +47,9 @@ class AutoencoderSettings(Settings):
     blocks: int = option(2, "rqvae: residual blocks of the encoder, and of the decoder", ge=1, le=64)
     codebook_size: int = option(512, "codes in each codebook", ge=2, le=32767)  # codes are kept as int16
     codebook: Literal["ema", "gradient"] = option("ema", "how the codebook learns: moving averages or gradient")
+    augment: Literal["on", "off"] = option(
+        "on", "half of the batches as other sources have them: turned, dimmed, noisy"
+    )
     loss: Literal["l1+ssim", "mse"] = option("l1+ssim", "reconstruction loss: L1 + (1 - SSIM) / 2, or squared error")
 
 
@@ -55,6 +58,7 @@ class PriorSettings(Settings):
 
     autoencoder: Path | None = option(None, "trained vqvae.pth to learn a prior for, instead of training one")
     prior: Literal["dcgan", "pixelcnn", "none"] = option("dcgan", "prior over the codes")
+    prior_codes: int = option(2, "rqvae: codes per position that the prior draws; the decoder makes do", ge=1, le=16)
     prior_epochs: int = option(25, "passes over the training codes", ge=1, le=1_000_000)
     prior_batch_size: int = option(16, "code grids a step, over all processes together", ge=1, le=1_000_000)
     prior_lr: float | None = option(None, "Adam's learning rate (default: 2e-4 for dcgan, 1e-3 for pixelcnn)", ge=0)

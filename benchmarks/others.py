@@ -1,0 +1,100 @@
+"""How does an autoencoder fare with what others bring? Pictures that are not like its training slices, reconstructed.
+
+    python benchmarks/others.py CHECKPOINT                          what can be made from packages
+    python benchmarks/others.py CHECKPOINT --data DIR               and the test split of a data set, dimmed
+    python benchmarks/others.py CHECKPOINT --published DIR          and the PNG files in a folder
+
+Prints a row a source, and writes them to --out as JSON: number of slices, mean and lowest SSIM.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from pydantic_settings import CliPositionalArg
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import dataset
+from benchmarks.tables import markdown
+from inference.model import TrainedModel
+from inference.reconstruction import reconstruct
+from reading.intensity import robust_range, scale_to_uint8
+from runtime import cli
+from runtime.cli import Settings, option
+from runtime.errors import exit_on_input_error
+from runtime.files import atomic
+
+GREYS = (1, 10, 40, 80, 120, 160, 200, 255)
+AXES = ("sagittal", "coronal", "axial")
+DIMMED = (0.5, 0.1)
+
+
+class OthersSettings(Settings):
+    """what to look at"""
+
+    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run")
+    data: str | None = option(None, "data set whose test split is dimmed", "DIR")
+    published: Path | None = option(None, "folder with PNG slices of another set", "DIR")
+    out: Path = option(Path("others.json"), "where the rows go", "FILE.json")
+
+
+def sources(settings: OthersSettings) -> Iterator[tuple[str, np.ndarray]]:
+    """What is looked at, and its slices, uint8 [N, H, W]."""
+    if settings.published:
+        slices = dataset.read_files(sorted(settings.published.rglob("*.png"))).images
+        yield f"{len(slices)} slices of the published OASIS PNG set", slices
+        yield "the same at a tenth of their intensity", dimmed(slices, 0.1)
+    for axis, name in enumerate(AXES):
+        yield f"MNI152 T1 template, 1 mm, all {name} slices", mni152(axis)
+    yield "demo set, test split", dataset.load("demo", ("test",)).splits["test"].images
+    if settings.data:
+        data = dataset.load(settings.data, ("test",))
+        for share in DIMMED:
+            yield f"test split at {share:g} of its intensity", dimmed(data.splits["test"].images, share)
+    yield "all black", np.zeros((1, 256, 256), np.uint8)
+    yield "constant greys", np.stack([np.full((256, 256), grey, np.uint8) for grey in GREYS])
+
+
+def dimmed(slices: np.ndarray, share: float) -> np.ndarray:
+    return np.round(share * slices).astype(np.uint8)
+
+
+def mni152(axis: int) -> np.ndarray:
+    """The template (Fonov et al. 2011), which nilearn carries, skull-stripped, scaled as a NIfTI file's voxels are."""
+    from nilearn.datasets import load_mni152_template  # takes a second to import
+
+    voxels = load_mni152_template(resolution=1).get_fdata(dtype=np.float32)
+    return np.moveaxis(scale_to_uint8(voxels, *robust_range([voxels])), axis, 0)
+
+
+def row_of(model: TrainedModel, name: str, slices: np.ndarray) -> dict:
+    made = reconstruct(model, slices)
+    ssim = made.scores["ssim"]
+    black = int(made.pictures[slices == 0].max(initial=0)) if name == "all black" else None
+    row = {"name": name, "slices": len(slices), "ssim": float(ssim.mean()), "lowest": float(ssim.min())}
+    return row | ({"largest_value": black} if black is not None else {})
+
+
+def others_table(rows: list[dict]) -> str:
+    """For a README."""
+    heads = ["pictures", "slices", "SSIM", "lowest"]
+    cells = [[row["name"], f"{row['slices']:,}", f"{row['ssim']:.4f}", f"{row['lowest']:.4f}"] for row in rows]
+    return markdown(heads, cells)
+
+
+@exit_on_input_error
+def main() -> int:
+    settings = cli.parse(OthersSettings, __doc__)
+    model = TrainedModel.load(settings.checkpoint, "none")
+    rows = [row_of(model, name, slices) for name, slices in sources(settings)]
+    print(others_table(rows))
+    with atomic(settings.out) as file:
+        file.write(json.dumps({"rows": rows}, indent=1).encode() + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
