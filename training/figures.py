@@ -2,7 +2,7 @@
 
 import torch
 
-from dataset import Box, DataSet
+from dataset import Box, DataSet, content_box
 from inference.codec import Codec
 from modules import Autoencoder
 from report import page, plots
@@ -22,6 +22,7 @@ def draw_epoch(run: Run, model: Autoencoder, data: DataSet, box: Box, epoch: int
     slices = data.splits["validate"]
     chosen = torch.linspace(0, len(slices) - 1, SLICES).long().numpy()
     originals = slices.images[chosen]
+    box = content_box(originals, box)  # as in validation: nothing is cut
     images = torch.from_numpy(originals)[:, None].to(on.device).float() / 255
     with on.autocast():
         reconstruction = model(box.crop(images))[0].float().clamp(0, 1)
@@ -42,7 +43,7 @@ def draw_autoencoder(run: Run, codec: Codec, data: DataSet) -> None:
     image = slices.images[middle : middle + 1]
     codes = codec.encode(image)
     grids = [grid[0].cpu().numpy() for grid in codes]
-    coded, decoded = (codec.box.crop(pictures[0]) for pictures in (image, codec.decode(codes)))
+    coded, decoded = (codes.box.crop(pictures[0]) for pictures in (image, codec.decode(codes)))
     title = f"{data.title}, {slices.names[middle]}, the pixels that are coded"
     plots.code_map(coded, grids, decoded, run.folder / "codes.png", title)
 
