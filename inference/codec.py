@@ -12,6 +12,7 @@ from torch import Tensor
 from dataset import Box, content_box
 from modules import Autoencoder
 from networks.prior import Codes
+from reading.images import whole_blocks
 from runtime.compute import Compute
 
 BATCH = 32
@@ -67,7 +68,7 @@ class Codec:
         `box`: where to look, a rectangle with sides of multiples of 16; None for `box_of` these slices.
         """
         box, parts = box or self.box_of(slices), []
-        step = max(1, min(BATCH, PIXELS // (box.height * box.width)))
+        step = _rows_at_once(box)
         for start in range(0, len(slices), step):
             batch = slices[start : start + step]
             if isinstance(batch, np.ndarray):
@@ -88,9 +89,9 @@ class Codec:
         of their own size. The first grids alone will do where the autoencoder gets by with fewer codes.
         """
         box, size = (codes.box, codes.size) if isinstance(codes, PlacedCodes) else self._place(codes)
-        canvas = _canvas(size)
+        canvas = whole_blocks(size)
         pictures = np.empty((len(codes[0]), *size), np.float32)
-        step = max(1, min(BATCH, PIXELS // (box.height * box.width)))
+        step = _rows_at_once(box)
         for start in range(0, len(pictures), step):
             batch = [grid[start : start + step].to(self.on.device).long() for grid in codes]
             with self.on.autocast():
@@ -118,14 +119,14 @@ class Codec:
         return self.autoencoder.grid_shapes(box.height, box.width)
 
 
-def _canvas(size: tuple[int, int]) -> tuple[int, int]:
-    """Sides brought up to multiples of 16, since a network halves them up to four times."""
-    return tuple(-(-side // 16) * 16 for side in size)
+def _rows_at_once(box: Box) -> int:
+    """How many slices go through the network together: fewer where they are larger."""
+    return max(1, min(BATCH, PIXELS // (box.height * box.width)))
 
 
 def _on_canvas(slices: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Slices [N, H, W], black added at the bottom and on the right up to multiples of 16."""
-    below, beside = (whole - side for whole, side in zip(_canvas(slices.shape[1:]), slices.shape[1:], strict=True))
+    below, beside = (whole - side for whole, side in zip(whole_blocks(slices.shape[1:]), slices.shape[1:], strict=True))
     if not below and not beside:
         return slices
     if isinstance(slices, Tensor):

@@ -18,11 +18,11 @@ from torch import Tensor
 from inference.codec import Codec, PlacedCodes
 from inference.loading import load_autoencoder
 from inference.sampling import LARGEST_SEED, Sampler, find_prior
+from reading.inputs import MAX_SIDE
 from runtime import compute
 from runtime.errors import InputError
 
 Array = TypeVar("Array", np.ndarray, Tensor)
-LARGEST = 1024  # pixels a side
 
 
 class TrainedModel:
@@ -68,8 +68,8 @@ class TrainedModel:
             raise InputError(f"slices are a NumPy array or a PyTorch tensor [N, H, W], not {_kind(slices)}")
         if not len(slices):
             raise InputError("there is no slice to encode: give at least one")
-        if max(slices.shape[1:]) > LARGEST or min(slices.shape[1:]) < 1:
-            raise InputError(f"slices have sides of 1 to {LARGEST} pixels, not {_kind(slices)}")
+        if max(slices.shape[1:]) > MAX_SIDE or min(slices.shape[1:]) < 1:
+            raise InputError(f"slices have sides of 1 to {MAX_SIDE} pixels, not {_kind(slices)}")
         dtype = str(slices.dtype).removeprefix("torch.")
         if dtype != "uint8" and "float" not in dtype:
             raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {dtype}")
