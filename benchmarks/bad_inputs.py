@@ -209,9 +209,9 @@ def bad_nifti(rng: random.Random) -> Iterator[Case]:
             for number, split in enumerate(SPLITS):
                 target = folder / "data" / split
                 target.mkdir(parents=True)
-                for person in range(4):
+                for person in range(8):  # with 8 slices each: as many as the judge of a GAN needs
                     packed = gzip.compress(good) if suffix == ".nii.gz" else good
-                    (target / f"case_{4 * number + person:03d}{suffix}").write_bytes(packed)
+                    (target / f"case_{8 * number + person:03d}{suffix}").write_bytes(packed)
             (folder / "data" / "train" / f"case_002{suffix}").write_bytes(content)
             return ["--data", "data", *STOP]
 
