@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.blocks import ClassicResidual, Residual
+from networks.decoder import PrefixDecoder
 from networks.gaussian import COMPONENTS
-from networks.prior import Codes, Prior, draw_levels, seeded_rows
+from networks.prior import Codes, Prior, draw_levels, level_shares, seeded_rows
 from networks.quantizer import VectorQuantizer
 from networks.refiner import Critic, Refiner
 
@@ -277,15 +278,14 @@ class RQVAE(Autoencoder):
         encoder += [Residual(widths[-1]) for _ in range(blocks)]
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], dim, 1))
         self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta, ema=ema) for _ in range(depth)])
-        self.from_latents = nn.Conv2d(dim, widths[-1], 3, padding=1)
-        self.told = nn.Embedding(depth, widths[-1])  # how many codes the latents were made of
-        nn.init.zeros_(self.told.weight)
-        decoder: list[nn.Module] = [Residual(widths[-1]) for _ in range(blocks)]
-        for n_in, n_out in pairwise(widths[::-1]):
-            decoder += [nn.Conv2d(n_in, 4 * n_out, 3, padding=1), nn.PixelShuffle(2), Residual(n_out)]
-        self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 16, 3, padding=1), nn.PixelShuffle(4))
+        self.decoder = PrefixDecoder(dim, widths[::-1], blocks, depth)
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
+        z_q, codes, loss = self.quantise(images, kept)
+        return self.decoder(z_q, kept), codes, loss
+
+    def quantise(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
+        """images [B, 1, H, W] -> z_q [B, dim, h, w] of the first `kept` codes, all codes, latent loss."""
         z = self.encoder(images).float()  # [B, dim, H / downsample, W / downsample]
         rest, rests, codes, losses = z, [], [], []
         for quantizer in self.quantizers:
@@ -296,7 +296,7 @@ class RQVAE(Autoencoder):
             losses.append(loss)
         left_out = rest if kept is None else torch.stack(rests)[kept - 1, torch.arange(len(z), device=z.device)]
         z_q = z - left_out.detach()  # the value of the kept code vectors' sum, the gradient of z
-        return self.decode_latents(z_q, kept), codes, torch.stack(losses).mean()
+        return z_q, codes, torch.stack(losses).mean()
 
     def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
         return [(height // self.downsample, width // self.downsample)] * self.depth
@@ -312,8 +312,7 @@ class RQVAE(Autoencoder):
         return codes
 
     def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
-        told = self.told.weight[-1:] if kept is None else self.told(kept - 1)
-        return self.decoder(self.from_latents(z_q) + told[:, :, None, None])
+        return self.decoder(z_q, kept)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -433,7 +432,7 @@ class DCGAN(Prior):
     @torch.no_grad()
     def fit(self, latents: Tensor, levels: Tensor) -> None:
         """Take normalisation, level shares and the Gaussian draft from latents [N, C, h, w] of levels int64 [N]."""
-        self.level_share.copy_(torch.bincount(levels, minlength=self.levels + 1) / len(levels))
+        self.level_share.copy_(level_shares(levels, self.levels))
         self.mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
         centred = latents - self.mean
         if self.network == "baseline":
@@ -451,6 +450,21 @@ class DCGAN(Prior):
         with torch.autocast(latents.device.type, enabled=False):
             return torch.einsum("bchw,cd->bdhw", latents - self.mean, self.axes) / self.scale
 
+    def denormalise(self, made: Tensor) -> Tensor:
+        """What the generator makes -> latents [B, C, h, w]."""
+        with torch.autocast(made.device.type, enabled=False):
+            return torch.einsum("bdhw,cd->bchw", made.float() * self.scale, self.axes) + self.mean
+
+    def snapped(self, made: Tensor) -> Tensor:
+        """What the generator makes, at the code vectors that `sample` would take, with the gradient of what it was.
+
+        Real latents lie at code vectors, so that a discriminator could tell others by that alone.
+        """
+        with torch.no_grad():
+            codes = self.spoken[0].snap(self.denormalise(made))[: self.codes]
+            away = self.normalise(self.spoken[0].embed(codes)) - made
+        return made + away
+
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """z [len(seeds), z_dim] of N(0, 1); a row depends on its own seed only."""
         return seeded_rows(seeds, self.generator.z_dim, torch.randn).to(self.mean.device)
@@ -458,9 +472,7 @@ class DCGAN(Prior):
     @torch.no_grad()
     def generate(self, z: Tensor, levels: Tensor) -> Codes:
         """z [B, z_dim], levels int64 [B] -> codes. In eval mode only: batch norm would mix the samples."""
-        made = self.generator(z, levels).float() * self.scale
-        with torch.autocast(z.device.type, enabled=False):
-            return self.spoken[0].snap(torch.einsum("bdhw,cd->bchw", made, self.axes) + self.mean)[: self.codes]
+        return self.spoken[0].snap(self.denormalise(self.generator(z, levels)))[: self.codes]
 
     def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
         if levels is None:

@@ -60,12 +60,15 @@ class ReconstructionSettings(Settings):
 class Sampling(Settings):
     """What to sample"""
 
-    prior: str | None = option(None, "prior's .pth, or 'none' (default: the DCGAN beside, else the PixelCNN)", "PATH")
+    prior: str | None = option(None, "prior's .pth, or 'none' (default: the best one beside)", "PATH")
     samples_only: bool = option(False, "reconstruct nothing: no data set is needed")
     samples: int = option(64, "how many", ge=0)
     seed: int = option(0, "of the first", ge=0, le=2**31)
     slice: int | None = option(None, "axial slice level (default: any)", ge=0)
-    temperature: float | None = option(None, "of a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE)
+    temperature: float | None = option(None, "of a transformer or a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE)
+    nucleus: float | None = option(
+        None, "draw from the likeliest codes that hold this probability only (default: 1, all)", gt=0, le=1
+    )
     ceiling: Path | None = option(None, "another prior's .pth, the course baseline's say, to judge beside it")
     features: Literal["inception"] | None = option(None, "judge in this feature space, too", "{inception}")
 
@@ -109,11 +112,11 @@ def open_model(settings: PredictSettings) -> tuple[TrainedModel, Sampler | None]
     if model.sampler is None:
         if settings.samples_only:
             raise InputError(f"--samples-only: there is no prior beside {settings.checkpoint}; give one with --prior")
-        for name in ("slice", "temperature", "features", "ceiling"):
+        for name in ("slice", "temperature", "nucleus", "features", "ceiling"):
             if getattr(settings, name) is not None:
                 raise InputError(f"--{name} is about samples: give a --prior, and neither --input nor --samples 0")
         return model, None
-    model.sampler.check(settings.slice, settings.temperature)
+    model.sampler.check(settings.slice, settings.temperature, settings.nucleus)
     for name in ("features", "ceiling"):
         if getattr(settings, name) and (settings.samples < MIN_SAMPLES or settings.slice is not None):
             raise InputError(f"--{name}: only {MIN_SAMPLES} samples or more, of all levels, are judged")
@@ -215,7 +218,7 @@ def sample(
 ) -> None:
     """Draw samples, keep them, show them beside the slices that were scored, and judge them if there are enough."""
     seeds = range(settings.seed, settings.seed + settings.samples)
-    codes = model.sample_codes(seeds, settings.slice, settings.temperature)
+    codes = model.sample_codes(seeds, settings.slice, settings.temperature, settings.nucleus)
     pictures = to_uint8(model.decode(codes))
     level = "" if settings.slice is None else f", slice level {settings.slice}"
     source = f"{model.sampler.title} trained on {model.description['data']['title']}{level}"

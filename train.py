@@ -10,7 +10,6 @@
 Everything goes to runs/<date>_<time>/ (--out); python predict.py runs/<run>/vqvae.pth scores it.
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import dataset
@@ -31,18 +29,19 @@ from runtime import checkpoint, cli, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
 from scoring.enough import check_enough
-from scoring.metrics import WINDOW, perplexity, ssim, ssim_in_black
+from scoring.metrics import perplexity
 from training import board, figures
 from training.augment import Draws, augment
 from training.dcgan import train_dcgan
-from training.optim import Muon
-from training.pixelcnn import train_pixelcnn
+from training.likelihood import train_by_likelihood
+from training.losses import l1_ssim, squared_error
+from training.optim import WARM_UP, Muon, falling
 from training.run import NotFiniteError, Run, Stage, create_run_folder, progress
 from training.settings import AutoencoderSettings, DataSettings, TrainCommand, TrainSettings, config_of, settle
+from training.texture import DRAWN, train_texture
+from training.validation import validation_ssim
 
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
-VALIDATION_BATCH = 16  # few, so that SSIM's intermediate results stay in a processor's cache
-WARM_UP = 100  # steps
 DROPPED = 0.5  # share of the images that are reconstructed from fewer codes than all
 FEWER = 0.5  # their weight in the loss
 CLIP = 2.0  # largest norm of the gradient: one odd batch must not send the latents away from their codebook
@@ -75,7 +74,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
             if done == bypassed:
                 start_codebooks(model, train, box, settings.seed, on)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings.lr, done, settings.epochs * batches.steps)
+                group["lr"] = falling(settings.lr, done, settings.epochs * batches.steps)
             draw = draws_of_step(len(images), settings.seed, done, on)
             images = augment(images, box, draw) if settings.augment == "on" else images
             kept = draw_kept(model.depth, draw)
@@ -139,19 +138,6 @@ def autoencoder_step(
     return {"train_reconstruction": reconstruction_loss, "train_commitment": latent_loss}
 
 
-def l1_ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute error + (1 - SSIM) / 2 of each image, [B].
-
-    Not of the clamped picture: where black may be any negative number, the latents of the background grow for ever.
-    """
-    return (reconstruction - images).abs().mean(dim=(1, 2, 3)) + 0.5 * (1 - ssim(reconstruction, images))
-
-
-def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Mean squared error of each image, [B]."""
-    return (reconstruction - images).square().mean(dim=(1, 2, 3))
-
-
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": squared_error}
 OPTIMIZERS = {"muon": Muon, "adam": partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True)}
 # Muon makes networks without normalisation restless: their latents grow, and the codebook lags behind.
@@ -163,40 +149,11 @@ def make_optimizer(model: Autoencoder, settings: AutoencoderSettings) -> torch.o
     return OPTIMIZERS[settings.optimizer or BEST_OPTIMIZER[settings.model]](model.parameters(), settings.lr)
 
 
-def learning_rate(peak: float, step: int, total: int) -> float:
-    """Of step `step` of `total`: linear warm-up, and over the whole training half a cosine from `peak` to 2 % of it."""
-    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
-    return peak * fall * min(1.0, (step + 1) / WARM_UP)
-
-
 def start_codebooks(model: Autoencoder, slices: Slices, box: Box, seed: int, on: Compute) -> None:
     """k-means on the latents of the same slices in every process, so that all get the same codebooks."""
     examples = Batches(slices, min(INITIAL_SLICES, len(slices)), on.device, box).shuffled(seed, epoch=0)
     with on.autocast():
         model.initialise_codebooks(next(examples)[0])
-
-
-@torch.no_grad()
-def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute) -> float:
-    """Mean SSIM over the full pictures of the whole validation split, each slice counted once.
-
-    Only what holds content is looked at: all other windows of SSIM see black in both pictures.
-    """
-    model.eval()
-    slices = data.splits["validate"]
-    shape = slices.images.shape[1:]
-    box = dataset.content_box(slices.images, box)  # as predict.py has it: nothing is cut
-    seen = box.around(WINDOW - 1, shape)
-    inner, windows = box.inside(seen), math.prod(side - WINDOW + 1 for side in shape)
-    total = torch.zeros((), dtype=torch.float64, device=on.device)
-    for images, _ in Batches(slices, VALIDATION_BATCH, on.device, seen, on.rank, on.world_size).in_order():
-        with on.autocast():
-            reconstruction = model(inner.crop(images))[0]
-        reconstruction = inner.paste(reconstruction.float().clamp(0, 1), images.shape[2:])
-        total += ssim_in_black(reconstruction, images, windows).sum()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total.item() / len(slices)
 
 
 def codebook_use(model: Autoencoder) -> dict[str, float]:
@@ -230,12 +187,15 @@ def describe_data(data: DataSet, box: Box, settings: DataSettings) -> dict:
 
 
 def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
-    """The autoencoder, unless that is done, and then the prior."""
+    """The autoencoder and its texture, unless they are done, and then the prior."""
     if settings.autoencoder:
         compute.from_first(lambda: adopt(run, settings.autoencoder))
     elif not run.is_past("autoencoder"):
         with advice_when_memory_is_full("--batch-size", settings.batch_size):
             train_autoencoder(run, data, settings, on)
+    if draws_texture(settings) and not run.is_past("texture"):
+        with advice_when_memory_is_full("--batch-size", settings.batch_size):
+            train_texture(run, data, settings, on)
     if settings.prior != "none":
         path = run.folder / "vqvae.pth"
         autoencoder, description = load_autoencoder(path)
@@ -245,7 +205,13 @@ def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None
     figures.draw_report(run, data, settings)
 
 
-PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_pixelcnn}
+PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_by_likelihood, "transformer": train_by_likelihood}
+
+
+def draws_texture(settings: TrainSettings) -> bool:
+    """Whether the decoder is to learn texture: where codes can be left out, and the autoencoder is this run's own."""
+    deep = settings.model == "rqvae" and settings.depth > DRAWN
+    return deep and settings.texture_epochs > 0 and not settings.autoencoder
 
 
 def adopt(run: Run, autoencoder: Path) -> None:
@@ -325,11 +291,14 @@ def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, fin
 
 def check_state(run: Run, settings: TrainSettings) -> None:
     """Raises InputError when the state of a run to go on with doesn't fit its settings."""
-    if run.state and run.state["stage"] not in ("autoencoder", settings.prior):
+    if run.state and run.state["stage"] not in ("autoencoder", "texture", settings.prior):
         raise InputError(f"last.pth in {run.folder} is not of the run that config.json tells of; start anew")
     trained = len(run.rows_of("autoencoder"))
     if run.is_past("autoencoder") and not settings.autoencoder and trained < settings.epochs:
-        raise InputError(f"the prior of {run.folder} has been begun on its autoencoder; for more --epochs start anew")
+        raise InputError(f"{run.folder} is past training its autoencoder; for more --epochs start anew")
+    drawn = len(run.rows_of("texture"))
+    if run.is_past("texture") and draws_texture(settings) and drawn < settings.texture_epochs:
+        raise InputError(f"the prior of {run.folder} has been begun; for more --texture-epochs start anew")
 
 
 def describe_step(data: DataSet, settings: TrainSettings, epoch: int, step: int) -> str:
@@ -337,7 +306,7 @@ def describe_step(data: DataSet, settings: TrainSettings, epoch: int, step: int)
     names = data.splits["train"].names
     batch = min(settings.batch_size, len(names))
     steps = len(names) // batch
-    rate = learning_rate(settings.lr, (epoch - 1) * steps + step, settings.epochs * steps)
+    rate = falling(settings.lr, (epoch - 1) * steps + step, settings.epochs * steps)
     chosen = dataset.shuffled_shares(len(names), batch, settings.seed, epoch)[step]
     return f"learning rate {rate:.2e}, slices {', '.join(names[i] for i in chosen)}"
 

@@ -26,7 +26,7 @@ from runtime.cli import Settings, option
 from runtime.compute import Compute
 from training import dcgan
 from training.codes import CodeBatches
-from training.pixelcnn import LEARNING_RATE, PixelCNNLearner
+from training.likelihood import RECIPES, LikelihoodLearner
 from training.settings import TrainSettings
 
 Stage = Literal["decoding", "batches", "autoencoder", "validation", "gan", "pixelcnn", "whole"]
@@ -239,7 +239,13 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
     whole = [torch.randint(plain.CODES, (codes.batch_size, *plain.GRID), device=bench.device)] * bench.args.steps
     masked = plain.MaskedPixelCNN().to(bench.device)
     masked_adam = torch.optim.Adam(masked.parameters(), 1e-3)
-    learner = PixelCNNLearner(codes, codec.autoencoder.codebook_sizes, LEARNING_RATE)
+    recipe = RECIPES["pixelcnn"]
+    learner = LikelihoodLearner(recipe, codec.autoencoder, codes, recipe.rate)
+    unchanged = torch.zeros(codes.batch_size, dtype=torch.bool, device=bench.device)
+
+    def steps() -> None:
+        for grids, levels in _code_batches(codes, bench.args.steps):
+            learner.step(grids, levels, unchanged, recipe.rate)
 
     def plain_steps() -> None:
         masked.train()
@@ -260,7 +266,7 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
     return {
         "PixelCNN step": {
             "plain": Way(by_default(plain_steps), number),
-            "ours": Way(lambda: [learner.step(*batch) for batch in _code_batches(codes, bench.args.steps)], number),
+            "ours": Way(steps, number),
         },
         "PixelCNN sampling": {"plain": Way(by_default(plain_sample), samples * share), "ours": Way(sample, samples)},
     }

@@ -11,6 +11,7 @@ from typing import Any
 from modules import AUTOENCODERS, DCGAN, Autoencoder
 from networks.pixelcnn import PixelCNN
 from networks.prior import Prior
+from networks.transformer import Transformer
 from runtime import checkpoint
 from runtime.checkpoint import MISFITS
 from runtime.errors import InputError
@@ -39,7 +40,7 @@ def load_autoencoder(path: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
 
 
 def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[str, Any]]:
-    """The prior of a dcgan.pth or pixelcnn.pth, in eval mode on the CPU, and the file's description of it.
+    """The prior of a file such as dcgan.pth, in eval mode on the CPU, and the file's description of it.
 
     Raises InputError when it is another kind of file, or was trained on another autoencoder's codes.
     """
@@ -48,8 +49,8 @@ def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[
     if content.get("autoencoder") != identity(autoencoder):
         raise InputError(f"{path} was trained with another autoencoder; give the --prior of this one's run")
     try:
-        build = {"dcgan": partial(DCGAN, autoencoder), "pixelcnn": PixelCNN}[content["model"]]
-        prior = build(**content["arguments"])
+        priors = {"dcgan": partial(DCGAN, autoencoder), "pixelcnn": PixelCNN, "transformer": Transformer}
+        prior = priors[content["model"]](**content["arguments"])
         prior.load_state_dict(content["state"])
     except MISFITS as error:
         raise InputError(f"{path} holds a network that this version doesn't know; train it again") from error

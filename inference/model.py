@@ -108,21 +108,31 @@ class TrainedModel:
         height, width = (side * self.codec.autoencoder.downsample for side in finest.shape[1:])
         return self.codec.autoencoder.grid_shapes(height, width)
 
-    def sample(self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None) -> np.ndarray:
+    def sample(
+        self,
+        seeds: Sequence[int],
+        level: int | None = None,
+        temperature: float | None = None,
+        nucleus: float | None = None,
+    ) -> np.ndarray:
         """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1]. See `sample_codes`."""
-        return self.decode(self.sample_codes(seeds, level, temperature))
+        return self.decode(self.sample_codes(seeds, level, temperature, nucleus))
 
     def sample_codes(
-        self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None
+        self,
+        seeds: Sequence[int],
+        level: int | None = None,
+        temperature: float | None = None,
+        nucleus: float | None = None,
     ) -> list[np.ndarray]:
         """Codes of novel slices, int16 [len(seeds), h, w] each; each slice depends on its own seed only.
 
-        `level`, the axial slice level, from 0; None draws each one's as often as it is in training. `temperature`
-        (default 1) is that of a PixelCNN: below 1 for likelier and more alike. Raises InputError when there is no
-        prior, or it knows no such level or temperature.
+        `level`, the axial slice level, from 0; None draws each one's as often as it is in training. `temperature` and
+        `nucleus` (default 1), of a transformer or a PixelCNN: below 1 for likelier and more alike. Raises InputError
+        when there is no prior, or it knows no such level, temperature or nucleus.
         """
-        sampler, seeds = self._ready(seeds, level, temperature)
-        return [grid.to(torch.int16).cpu().numpy() for grid in sampler.draw(seeds, level, temperature)]
+        sampler, seeds = self._ready(seeds, level, temperature, nucleus)
+        return [grid.to(torch.int16).cpu().numpy() for grid in sampler.draw(seeds, level, temperature, nucleus)]
 
     def walk(self, seeds: Sequence[int], level: int | None = None) -> np.ndarray:
         """Pictures on the way from one seed's sample to another's: float32 [24, H, W] in [0, 1]."""
@@ -138,7 +148,12 @@ class TrainedModel:
         }
 
     def _ready(
-        self, seeds: Sequence[int], level: int | None, temperature: float | None = None, number: int | None = None
+        self,
+        seeds: Sequence[int],
+        level: int | None,
+        temperature: float | None = None,
+        nucleus: float | None = None,
+        number: int | None = None,
     ) -> tuple[Sampler, list[int]]:
         """The sampler and the seeds as a list, both fit for use."""
         if self.sampler is None:
@@ -148,7 +163,7 @@ class TrainedModel:
             raise InputError(f"seeds are a list of whole numbers from 0 to {LARGEST_SEED:,}, at least one")
         if number and len(seeds) != number:
             raise InputError(f"a walk goes between {number} seeds, not {len(seeds)}")
-        self.sampler.check(level, temperature)
+        self.sampler.check(level, temperature, nucleus)
         return self.sampler, [int(seed) for seed in seeds]
 
     def __repr__(self) -> str:

@@ -12,19 +12,18 @@ from tqdm import tqdm
 from inference.codec import Codec, PlacedCodes
 from inference.loading import load_prior
 from modules import DCGAN
-from networks.pixelcnn import PixelCNN
 from networks.prior import Codes, draw_levels
 from runtime.errors import InputError
 
-FILES = ("dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
-BATCH = 32  # a PixelCNN keeps some 30 MB of activations a sample
+FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
+BATCH = 64
 WALK = 24  # pictures
 LARGEST_SEED = 2**32 - 1  # from 2**32 on a seed's noise is that which chooses another seed's slice level
 LEAST_TEMPERATURE = 0.01
 
 
 def find_prior(folder: Path) -> Path | None:
-    """The prior in a run folder, the DCGAN where there are two, None where there is none."""
+    """The prior in a run folder, the best one where there are several, None where there is none."""
     return next((path for name in FILES if (path := folder / name).is_file()), None)
 
 
@@ -43,23 +42,33 @@ class Sampler:
         self.title = prior.title
         self.levels = 0 if self.is_gan and prior.network == "baseline" else prior.levels
 
-    def check(self, level: int | None, temperature: float | None) -> None:
-        """Raises InputError when the prior knows no such level, or takes no such temperature."""
+    def check(self, level: int | None, temperature: float | None, nucleus: float | None) -> None:
+        """Raises InputError when the prior knows no such level, or takes no such temperature or nucleus."""
         if level is not None and (not isinstance(level, Integral) or not 0 <= level < self.levels):
             known = f"knows slice levels 0 to {self.levels - 1}" if self.levels else "was trained without slice levels"
             raise InputError(f"slice level {level}: {self.path} {known}")
         if temperature is not None and self.is_gan:
-            raise InputError("a DCGAN has no temperature: leave it out, or give a PixelCNN")
+            raise InputError("a DCGAN has no temperature: leave it out, or give a transformer")
+        if nucleus is not None and self.is_gan:
+            raise InputError("a DCGAN has no nucleus: leave it out, or give a transformer")
         if temperature is not None and not LEAST_TEMPERATURE <= temperature < math.inf:
             raise InputError(f"the temperature must be at least {LEAST_TEMPERATURE}, not {temperature}")
+        if nucleus is not None and not 0 < nucleus <= 1:
+            raise InputError(f"the nucleus must be above 0 and at most 1, not {nucleus}")
 
-    def draw(self, seeds: Sequence[int], level: int | None = None, temperature: float | None = None) -> Codes:
+    def draw(
+        self,
+        seeds: Sequence[int],
+        level: int | None = None,
+        temperature: float | None = None,
+        nucleus: float | None = None,
+    ) -> Codes:
         """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
 
-        `level` None draws each one's level as often as it is in training. `temperature` (default 1) divides the
-        logits of a PixelCNN.
+        `level` None draws each one's level as often as it is in training. `temperature` and `nucleus` (default 1) are
+        those of a transformer or a PixelCNN, see `draw_code`.
         """
-        options = {} if self.is_gan else {"temperature": temperature or 1.0}
+        options = {} if self.is_gan else {"temperature": temperature or 1.0, "nucleus": nucleus or 1.0}
         parts = []
         with tqdm(total=len(seeds), desc="sampling", unit=" samples", disable=None) as bar:
             for start in range(0, len(seeds), BATCH):
@@ -74,7 +83,7 @@ class Sampler:
         """A walk from one seed's sample to the other's: code grids int64 [WALK, h, w].
 
         A DCGAN's goes through samples of one level: two of its z are all but orthogonal, so cos t a + sin t b is
-        as long as they are. A PixelCNN has no such space: its walk goes straight through the latents, snapped to
+        as long as they are. The others have no such space: their walks go straight through the latents, snapped to
         the codebook.
         """
         t = torch.linspace(0, 1, WALK, device=self.codec.on.device)[:, None]
@@ -88,19 +97,19 @@ class Sampler:
         return self.codec.autoencoder.snap(torch.lerp(a, b, t[..., None, None]))[: len(codes)]
 
     def can_code(self, codes: Sequence[PlacedCodes]) -> bool:
-        """Whether `bits` can be told of all these: by a PixelCNN, of whole codes on the training's grid."""
+        """Whether `bits` can be told of all these: by a prior with a likelihood, of whole codes on its own grid."""
         whole = len(self.codec.grid_shapes())
         return not self.is_gan and all(part.box == self.codec.box and len(part) == whole for part in codes)
 
     @torch.no_grad()
     def bits(self, codes: Codes, levels: Tensor) -> float:
-        """Mean bits per image of an entropy coder with this PixelCNN, for code grids [N, h, w] and levels [N].
+        """Mean bits per image of an entropy coder with this prior, for code grids [N, h, w] and levels [N].
 
         Codes that the prior doesn't draw cost what they do without it. A level that it doesn't know counts as none.
         """
-        if not isinstance(self.prior, PixelCNN):
-            raise ValueError("only a PixelCNN gives the probability of an image")
-        device, drawn = self.codec.on.device, len(self.prior.arguments["grids"])
+        if self.is_gan:
+            raise ValueError("a GAN doesn't tell how probable an image is")
+        device, drawn = self.codec.on.device, len(self.prior.arguments["sizes"])
         plain = zip(codes[drawn:], self.codec.autoencoder.codebook_sizes[drawn:], strict=True)
         rest = sum(grid[0].numel() * math.log2(size) for grid, size in plain)
         codes = [grid.to(device) for grid in codes[:drawn]]

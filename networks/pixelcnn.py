@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.prior import Codes, Prior, draw_levels, seeded_rows
+from networks.prior import Codes, Prior, draw_code, draw_levels, level_shares, seeded_rows
 
 
 class GatedLayer(nn.Module):
@@ -74,6 +74,7 @@ class GridModel(nn.Module):
         )
         self.position = nn.Parameter(0.02 * torch.randn(1, width, *grid))  # the brains are aligned
         self.level = nn.Embedding(levels + 1, width)
+        self.changed = nn.Parameter(torch.zeros(1, width, 1, 1))  # added where a slice was varied for training
         self.layers = nn.ModuleList([GatedLayer(width, dropout) for _ in range(layers)])
         self.heads = nn.ModuleList(
             [
@@ -82,20 +83,22 @@ class GridModel(nn.Module):
             ]
         )
 
-    def condition(self, before: Codes, levels: Tensor) -> Tensor:
-        """What holds for the whole grid: grids before it, position and level -> [B, width, rows, columns]."""
+    def condition(self, before: Codes, levels: Tensor, changed: Tensor | None = None) -> Tensor:
+        """What holds for the whole grid: grids before it, position, level -> [B, width, rows, columns]."""
         given = self.position + self.level(levels)[:, :, None, None]
+        if changed is not None:
+            given = given + changed[:, None, None, None] * self.changed
         for embedding, codes in zip(self.before, before, strict=True):
             seen = embedding(codes).movedim(-1, 1)
             given = given + F.interpolate(seen, size=self.grid, mode="nearest")
         return given + self.mix(given) if before else given
 
-    def forward(self, codes: Codes, before: Codes, levels: Tensor) -> list[Tensor]:
+    def forward(self, codes: Codes, before: Codes, levels: Tensor, changed: Tensor | None = None) -> list[Tensor]:
         """codes [B, rows, columns] each -> logits [B, rows, columns, size] each.
 
         Those of a position depend on the codes of the positions before it, and on its own coarser codes.
         """
-        given = self.condition(before, levels)
+        given = self.condition(before, levels, changed)
         embedded = [embedding(grid) for embedding, grid in zip(self.embeddings, codes, strict=True)]
         x = sum(embedded).movedim(-1, 1)
         v = F.pad(x, (0, 0, 1, 0))[:, :, :-1] + given
@@ -109,7 +112,7 @@ class GridModel(nn.Module):
         return logits
 
     @torch.no_grad()
-    def sample(self, uniform: Tensor, before: Codes, levels: Tensor, temperature: float) -> Codes:
+    def sample(self, uniform: Tensor, before: Codes, levels: Tensor, temperature: float, nucleus: float) -> Codes:
         """Codes int64 [B, rows, columns] each, by inversion of uniform [B, depth * rows * columns] in [0, 1).
 
         Each activation is computed once: per row the vertical stack, from its own row and the one above;
@@ -138,27 +141,18 @@ class GridModel(nn.Module):
                     pair = layer.horizontal(torch.stack([lefts[k], h], dim=2)[:, :, None])
                     mixed = pair[:, :, 0, 0] + row_given[k][:, :, j]
                     lefts[k], h = h, h + F.linear(_gate(mixed), layer.out.weight[:, :, 0, 0], layer.out.bias)
-                codes[:, i, j], left = self._position(h, uniform[:, i, j], temperature)
+                codes[:, i, j], left = self._position(h, uniform[:, i, j], temperature, nucleus)
                 row.append(left)
             row_above = torch.stack(row, dim=2)
         return list(codes.unbind(-1))
 
-    def _position(self, seen: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _position(self, seen: Tensor, uniform: Tensor, temperature: float, nucleus: float) -> tuple[Tensor, Tensor]:
         """A position's codes [B, depth] and their summed embeddings [B, width], for what is `seen` of it [B, width]."""
         codes, told = [], torch.zeros_like(seen)
         for head, embedding, draw in zip(self.heads, self.embeddings, uniform.unbind(1), strict=True):
-            logits = head(seen + told).float() / temperature
-            codes.append(_invert(logits.softmax(1), draw))
+            codes.append(draw_code(head(seen + told), draw, temperature, nucleus))
             told = told + embedding(codes[-1])
         return torch.stack(codes, dim=1), told
-
-
-def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """First index whose cumulative probability [B, K] exceeds uniform [B]."""
-    cumulative = probabilities.cumsum(1)
-    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp_max(
-        probabilities.shape[1] - 1
-    )
 
 
 class PixelCNN(Prior):
@@ -189,19 +183,29 @@ class PixelCNN(Prior):
             ]
         )
 
-    def forward(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Bits per image [B]: -log2 p(codes | level), which is also what an entropy coder would need."""
+    @torch.no_grad()
+    def fit(self, levels: Tensor) -> None:
+        """Take the level shares from the slices' levels int64 [N]."""
+        self.level_share.copy_(level_shares(levels, self.levels))
+
+    def forward(self, codes: Codes, levels: Tensor, changed: Tensor | None = None) -> Tensor:
+        """Bits per image [B]: -log2 p(codes | level), which is also what an entropy coder would need.
+
+        `changed`: bool [B], which slices were varied for training; none of what is sampled is.
+        """
         nats, start = [], 0
         for model in self.grids:
             here = codes[start : start + model.depth]
-            for logits, grid in zip(model(here, codes[:start], levels), here, strict=True):
+            for logits, grid in zip(model(here, codes[:start], levels, changed), here, strict=True):
                 each = F.cross_entropy(logits.flatten(0, 2).float(), grid.flatten(), reduction="none")
                 nats.append(each.view(len(grid), -1).sum(1))
             start += model.depth
         return torch.stack(nats).sum(0) / math.log(2)
 
-    def sample(self, seeds: Sequence[int], levels: Tensor | None = None, temperature: float = 1.0) -> Codes:
-        """As `Prior.sample`; `temperature` divides the logits."""
+    def sample(
+        self, seeds: Sequence[int], levels: Tensor | None = None, temperature: float = 1.0, nucleus: float = 1.0
+    ) -> Codes:
+        """As `Prior.sample`; `temperature` and `nucleus` as in `draw_code`."""
         device = self.level_share.device
         if levels is None:
             levels = draw_levels(seeds, self.level_share)
@@ -209,5 +213,5 @@ class PixelCNN(Prior):
         uniform = seeded_rows(seeds, sum(draws), torch.rand).to(device).split(draws, dim=1)
         codes: Codes = []
         for model, part in zip(self.grids, uniform, strict=True):
-            codes += model.sample(part, list(codes), levels.to(device), temperature)
+            codes += model.sample(part, list(codes), levels.to(device), temperature, nucleus)
         return codes

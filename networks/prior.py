@@ -39,6 +39,12 @@ class Prior(nn.Module, ABC):
         """
 
 
+def level_shares(levels: Tensor, known: int) -> Tensor:
+    """How often each level in [0, known] occurs in levels int64 [N]: float32 [known + 1]."""
+    ones = torch.ones(len(levels), device=levels.device)
+    return torch.zeros(known + 1, device=levels.device).index_add_(0, levels, ones) / len(levels)
+
+
 def draw_levels(seeds: Sequence[int], share: Tensor) -> Tensor:
     """A slice level int64 [len(seeds)] for each seed, as likely as its `share` [levels + 1] says."""
     streams = [seed + 2**32 for seed in seeds]  # other random numbers than those that the sample is drawn with
@@ -50,3 +56,19 @@ def draw_levels(seeds: Sequence[int], share: Tensor) -> Tensor:
 def seeded_rows(seeds: Sequence[int], n: int, draw: Callable[..., Tensor]) -> Tensor:
     """[len(seeds), n] random numbers, each row from a CPU generator of its own: the same on any device."""
     return torch.stack([draw(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def draw_code(logits: Tensor, uniform: Tensor, temperature: float = 1.0, nucleus: float = 1.0) -> Tensor:
+    """Codes int64 [B] drawn from logits [B, K] by inversion of uniform [B] in [0, 1).
+
+    `temperature` divides the logits. `nucleus`: of the most likely codes so many are in the draw as it takes to get
+    this probability together (Holtzman et al. 2020, eq. 2); 1 for all.
+    """
+    probabilities = (logits.float() / temperature).softmax(1)
+    if nucleus < 1:
+        likeliest, codes = probabilities.sort(dim=1, descending=True)
+        beyond = likeliest.cumsum(1) - likeliest >= nucleus
+        probabilities = torch.zeros_like(probabilities).scatter_(1, codes, likeliest.masked_fill(beyond, 0))
+    cumulative = probabilities.cumsum(1)
+    drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return drawn.clamp_max(logits.shape[1] - 1)

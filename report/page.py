@@ -28,7 +28,7 @@ EXACT_BYTES = 1_000_000  # a figure whose file is larger is embedded with loss, 
 SECTIONS = {  # section -> its figures in order, by the names of the functions in plots.py
     "Reconstruction": ["ssim_distribution", "worst", "best", "code_map", "code_usage", "rate_distortion"],
     "Samples": ["samples_beside_real", "sample_grid", "walk", "memorisation", "nearest_training"],
-    "Training": ["progress", "training_curves", "gan_curves", "pixelcnn_curves"],
+    "Training": ["progress", "training_curves", "gan_curves", "pixelcnn_curves", "transformer_curves"],
 }
 HEADINGS = {  # where the figure's own heading does not tell two of them apart, or there is none
     "worst": "Lowest SSIM",

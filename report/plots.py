@@ -188,7 +188,7 @@ def _panels(path: Path, heading: str, caption: str, n: int) -> Iterator[list[Axe
         yield [figure.add_subplot(rows, columns, 1 + number) for number in range(n)]
 
 
-def pixelcnn_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
+def likelihood_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
     """Bits per code on training and validation people; rows with `epoch`, `train_bits`, `validation_bits`."""
     epochs, bits = _series(rows, "validation_bits")
     best = int(np.argmin(bits))

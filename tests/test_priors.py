@@ -15,6 +15,7 @@ from networks.pixelcnn import PixelCNN
 from networks.refiner import Critic
 from runtime.compute import Compute
 from runtime.errors import InputError
+from training import likelihood
 from training.codes import CodeBatches
 from training.dcgan import (
     RECIPES,
@@ -26,7 +27,7 @@ from training.dcgan import (
     gradient_penalty,
     r3gan_losses,
 )
-from training.pixelcnn import PixelCNNLearner, held_out_bits
+from training.likelihood import LikelihoodLearner, held_out_bits
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 
@@ -264,15 +265,17 @@ def test_the_gan_that_samples_follows_the_one_that_learns(network, codec, data):
     assert [grid.shape for grid in sampled] == [grid[:2].shape for grid in batches.codes]
 
 
-def test_one_step_lowers_the_bits_of_its_own_batch(codec, data):
+@pytest.mark.parametrize("name", ["pixelcnn", "transformer"])
+def test_one_step_lowers_the_bits_of_its_own_batch(codec, data, name):
     torch.manual_seed(0)
     batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    learner = PixelCNNLearner(batches, codec.autoencoder.codebook_sizes, 1e-3)
+    learner = LikelihoodLearner(likelihood.RECIPES[name], codec.autoencoder, batches, 1e-3)
     codes, levels = batches.at(torch.arange(16))
-    first = learner.step(codes, levels).item()
+    changed = torch.zeros(16, dtype=torch.bool)
+    first = learner.step(codes, levels, changed, 1e-3).item()
     assert first == pytest.approx(math.log2(16), rel=0.2)  # of 16 codes, as likely one as another
     for _ in range(5):
-        last = learner.step(codes, levels).item()
+        last = learner.step(codes, levels, changed, 1e-3).item()
     assert last < first - 0.1
     shares = torch.bincount(batches.levels, minlength=17) / 64
     assert torch.equal(learner.sampler.level_share, shares)

@@ -29,6 +29,9 @@ from inference.codec import Codec
 from inference.loading import load_autoencoder, load_prior
 from runtime import checkpoint, compute
 from runtime.compute import Compute
+from training import validation
+from training.optim import WARM_UP, falling
+from training.validation import validation_ssim
 
 ROOT = Path(__file__).parent.parent
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -177,8 +180,8 @@ def test_interrupted_before_training_is_130(monkeypatch, capsys):
 
 
 def test_learning_rate_warms_up_and_falls_as_half_a_cosine():
-    rates = [train.learning_rate(2.0, step, 1000) for step in range(1000)]
-    assert rates[0] == pytest.approx(2 / train.WARM_UP)
+    rates = [falling(2.0, step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(2 / WARM_UP)
     assert (np.diff(rates[:90]) > 0).all()
     assert (np.diff(rates[100:]) < 0).all()
     assert rates[500] == pytest.approx(2 * (0.02 + 0.98 / 2))
@@ -201,14 +204,14 @@ def test_validation_score_counts_every_slice_once(batch_size, monkeypatch):
     """The last, short batch weighs what its slices weigh, not what a batch does."""
 
     class Copy(torch.nn.Module):
-        def forward(self, images):
+        def forward(self, images, kept=None):
             return images.clamp(0, 0.5), [], torch.zeros(())
 
-    monkeypatch.setattr(train, "VALIDATION_BATCH", batch_size)
+    monkeypatch.setattr(validation, "BATCH", batch_size)
     data = tiny.data_set()
     images = data.splits["validate"].images / 255
     expected = [structural_similarity(x, np.minimum(x, 0.5), data_range=1.0) for x in images]
-    score = train.validation_ssim(Copy(), data, Box(0, 0, 32, 32), CPU)
+    score = validation_ssim(Copy(), data, Box(0, 0, 32, 32), CPU)
     assert score == pytest.approx(np.mean(expected), abs=1e-5)
 
 
@@ -217,7 +220,7 @@ def test_validation_score_is_of_full_pictures_wherever_their_content_is(box):
     """Content beyond the model's box, at the pictures' edge, or none of it in the box: all of it counts."""
 
     class Noise(torch.nn.Module):
-        def forward(self, images):
+        def forward(self, images, kept=None):
             return images + 0.2 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0)), [], None
 
     data = tiny.data_set()
@@ -231,7 +234,7 @@ def test_validation_score_is_of_full_pictures_wherever_their_content_is(box):
     made = Noise()(torch.from_numpy(coded.crop(pictures).copy())[:, None] / 255)[0].clamp(0, 1)
     drawn = coded.paste(made, pictures.shape[1:])[:, 0].numpy()
     expected = [structural_similarity(x / 255, y, data_range=1.0) for x, y in zip(pictures, drawn, strict=True)]
-    assert train.validation_ssim(Noise(), data, box, CPU) == pytest.approx(np.mean(expected), abs=1e-5)
+    assert validation_ssim(Noise(), data, box, CPU) == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_validation_leaves_the_codebooks_alone():
@@ -239,7 +242,7 @@ def test_validation_leaves_the_codebooks_alone():
     data = tiny.data_set()
     model = train.AUTOENCODERS["vqvae"](codebook_size=16).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train.validation_ssim(model, data, content_box(data.splits["validate"].images), CPU)
+    validation_ssim(model, data, content_box(data.splits["validate"].images), CPU)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -327,7 +330,7 @@ def test_out_of_memory_names_the_batch_size_of_its_stage(tmp_path, monkeypatch, 
 
 def test_no_item_and_no_new_loader_in_the_steps():
     """Mistake 12: `.item()` in every step, and `next(iter(loader))`."""
-    for name in ("train.py", "training/dcgan.py", "training/pixelcnn.py", "training/run.py"):
+    for name in ("train.py", "training/dcgan.py", "training/likelihood.py", "training/run.py"):
         source = (ROOT / name).read_text()
         assert "next(iter(" not in source
         for body in re.findall(r"in stage\.steps\(.*\n((?: {12}.*\n)+)", source):

@@ -15,8 +15,9 @@ from scipy import ndimage
 import train
 from dataset import DataSet, Slices
 from networks.pixelcnn import PixelCNN
+from networks.transformer import Transformer
 from report import plots
-from training import dcgan, pixelcnn, run
+from training import dcgan, likelihood, run
 
 SIZE = 32
 OPTIONS = {
@@ -24,6 +25,7 @@ OPTIONS = {
     "epochs": 2,
     "batch-size": 16,
     "codebook-size": 16,
+    "texture-epochs": 0,
     "prior": "none",
     "prior-epochs": 2,
     "prior-batch-size": 16,
@@ -61,7 +63,8 @@ class Trainer:
         self.out, self.patch, self.runs = out, monkeypatch, []
         monkeypatch.setattr(train, "load_data", lambda settings: data_set())
         monkeypatch.setattr(dcgan, "SAMPLES", 100)
-        monkeypatch.setattr(pixelcnn, "PixelCNN", partial(PixelCNN, width=16, layers=3))
+        monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=16, layers=3))
+        monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=24, layers=2, inner=8))
         for name, function in inspect.getmembers(plots, inspect.isfunction):
             if function.__module__ == plots.__name__ and not name.startswith("_"):
                 monkeypatch.setattr(plots, name, lambda *args, **kwargs: None)

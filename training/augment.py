@@ -1,4 +1,4 @@
-"""What else could a slice look like? Pictures for the autoencoder as other sources have them.
+"""What else could a slice look like? As other sources have it, for the autoencoder; much like itself, for the priors.
 
 An autoencoder that has only seen one set's slices, all upright, in one place, of one brightness, knows nothing else.
 Half of its batches are therefore turned, mirrored, shifted, scaled, partly outside the window, of other intensities,
@@ -6,6 +6,7 @@ noisy, beside other structures, or constant; the other half are mirrored at most
 """
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,10 @@ class Draws:
 
     def __init__(self, n: int, generator: torch.Generator, device: torch.device, rank: int = 0, world_size: int = 1):
         self.n, self.generator, self.device, self.rank, self.world_size = n, generator, device, rank, world_size
+
+    def of(self, n: int) -> Self:
+        """Further random numbers, for so many images of this process."""
+        return type(self)(n, self.generator, self.device, self.rank, self.world_size)
 
     def uniform(self, low: float, high: float) -> Tensor:
         """[n, 1, 1, 1] from U(low, high)."""
@@ -76,16 +81,26 @@ def _moved(pictures: Tensor, box: Box, window: tuple[int, int], draw: Draws) -> 
     mirrored = [1 - 2 * draw.chance(0.5).float() for _ in range(2)]
     shifted = draw.chance(0.7)
     centre = [middle + 60 * shifted * draw.uniform(-1, 1) for middle in _middle(box)]
-    size = pictures.shape[2:]
-    # `grid_sample` counts from -1 to 1 over the picture, x first: from window to picture, in halves of each.
     half_height = window[0] / 2 * mirrored[0] / zoom / stretch
     half_width = window[1] / 2 * mirrored[1] / zoom * stretch
-    to_x = [angle.cos() * half_width, -angle.sin() * half_height, centre[1] - size[1] / 2]
-    to_y = [angle.sin() * half_width, angle.cos() * half_height, centre[0] - size[0] / 2]
-    rows = [torch.cat(row, dim=3) / (side / 2) for row, side in ((to_x, size[1]), (to_y, size[0]))]
+    to_x = [angle.cos() * half_width, -angle.sin() * half_height, centre[1]]
+    to_y = [angle.sin() * half_width, angle.cos() * half_height, centre[0]]
+    return _through(window, to_x, to_y, pictures, "bilinear")
+
+
+def _through(window: tuple[int, int], to_x: list[Tensor], to_y: list[Tensor], pictures: Tensor, mode: str) -> Tensor:
+    """What a window of so many pixels shows of pictures [B, 1, H, W].
+
+    `to_x`, `to_y`: the picture's pixel for the window's (x, y), both in [-1, 1]: factors of x and of y, and offset.
+    """
+    rows = []
+    for (of_x, of_y, offset), side in ((to_x, pictures.shape[3]), (to_y, pictures.shape[2])):
+        rows.append(
+            torch.cat([of_x, of_y, offset - side / 2], dim=3) / (side / 2)
+        )  # `grid_sample` has -1 to 1 here, too
     theta = torch.cat(rows, dim=2)[:, 0]  # [B, 2, 3]
     grid = F.affine_grid(theta, [len(pictures), 1, *window], align_corners=False)
-    return F.grid_sample(pictures, grid, align_corners=False)
+    return F.grid_sample(pictures, grid, mode, align_corners=False)
 
 
 def _middle(box: Box) -> tuple[float, float]:
@@ -113,3 +128,23 @@ def _made_up(pictures: Tensor, draw: Draws) -> Tensor:
     flat = draw.uniform(0, 1) + slopes
     which = draw.uniform(0, 1)
     return torch.where(which < 0.03, flat, pictures) * (which < 0.99)
+
+
+def vary(pictures: Tensor, box: Box, draw: Draws) -> tuple[Tensor, Tensor]:
+    """Whole slices [B, 1, H, W] in [0, 1] -> what a prior is trained on, [B, 1, *box], and which ones were changed [B].
+
+    Two fifths stay as they are. The others are mirrored (half of them), moved by whole pixels, scaled by a few per cent
+    (half of them) and dimmed or brightened a little: brains as the training people could have had them, too. A prior is
+    told which ones, and samples as if none were (Karras et al. 2022, appendix F.2, has this for diffusion models).
+    """
+    changed = draw.chance(0.6)
+    scaled = draw.chance(0.5).float()
+    zoom, stretch = (scaled * draw.uniform(-0.06, 0.06)).exp(), (scaled * draw.uniform(-0.03, 0.03)).exp()
+    mirrored = 1 - 2 * draw.chance(0.5).float()
+    centre = [middle + draw.uniform(-4, 4).round() for middle in _middle(box)]
+    none = torch.zeros_like(zoom)
+    to_x = [box.width / 2 / zoom * stretch, none, centre[1]]
+    to_y = [none, box.height / 2 * mirrored / zoom / stretch, centre[0]]
+    varied = _through((box.height, box.width), to_x, to_y, pictures, "bicubic") * draw.uniform(-0.12, 0.12).exp()
+    varied = (varied.clamp(0, 1) * 255).round() / 255
+    return torch.where(changed, varied, box.crop(pictures)), changed.flatten()

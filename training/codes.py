@@ -1,16 +1,18 @@
-"""What do the priors learn from? The codes of the training slices, which the autoencoder makes once."""
+"""What do the priors learn from? The codes of the training slices, as they are or varied a little each time."""
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import Slices, shuffled_shares
+from dataset import Batches, Slices, shuffled_shares
 from inference.codec import Codec
 from modules import Autoencoder
 from networks.prior import Codes
 from runtime.compute import Compute
 from runtime.errors import InputError
+from training.augment import Draws, vary
 
 
 class CodeBatches:
@@ -50,3 +52,29 @@ class CodeBatches:
         """What `autoencoder` makes of all codes, float32 [N, C, h, w]."""
         parts = torch.arange(self.size).split(256)
         return torch.cat([autoencoder.embed(self.at(indices)[0]) for indices in parts])
+
+
+class VariedCodes:
+    """Codes of slices that are varied anew each time (`augment.vary`), encoded as they are needed."""
+
+    def __init__(self, codec: Codec, slices: Slices, batches: CodeBatches, seed: int):
+        """`batches`: the codes of the same slices as they are, whose sizes, levels and number of codes hold here."""
+        on = batches.on
+        self.codec, self.plain, self.seed = codec, batches, seed
+        self.batches = Batches(slices, batches.batch_size, on.device, None, on.rank, on.world_size)
+
+    def shuffled(self, epoch: int, start: int = 0) -> Iterator[tuple[Codes, Tensor, Tensor]]:
+        """An epoch's batches from step `start` on: codes int64 [b, h, w], levels [b], and which were changed, bool [b].
+
+        The same for the same seed and epoch. Those that stayed as they are have the codes that `batches` has.
+        """
+        on, kept = self.codec.on, len(self.plain.codes)
+        for step, (images, indices) in enumerate(self.batches.shuffled(self.seed, epoch, start), start=start):
+            number = int(np.random.default_rng([self.seed, epoch, step]).integers(2**63))
+            draw = Draws(len(images), torch.Generator().manual_seed(number), on.device, on.rank, on.world_size)
+            pictures, changed = vary(images, self.codec.box, draw)
+            with torch.no_grad(), on.autocast():
+                varied = self.codec.autoencoder.encode(pictures)[:kept]
+            plain, levels = self.plain.at(indices)
+            where = changed[:, None, None]
+            yield [torch.where(where, new, old) for new, old in zip(varied, plain, strict=True)], levels, changed

@@ -1,10 +1,13 @@
 """How do the weights move? By Muon, or Adam; and an average follows them, which samples."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+WARM_UP = 100  # steps
 
 
 class Muon(torch.optim.Optimizer):
@@ -85,3 +88,9 @@ def moving_average(inertia: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]
         return torch.lerp(averaged, newest, (9 / (10 + updates)).clamp(min=1 - inertia).to(averaged.dtype))
 
     return average
+
+
+def falling(peak: float, step: int, total: int) -> float:
+    """Learning rate of step `step` of `total`: linear warm-up, and over all steps half a cosine from `peak` to 2 %."""
+    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
+    return peak * fall * min(1.0, (step + 1) / WARM_UP)

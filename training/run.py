@@ -37,6 +37,7 @@ from training.board import Board
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit status of a run that was stopped and saved
 AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one was told to stop
+BEFORE_PRIOR = ("autoencoder", "texture")  # stages, in their order; the prior's is called after it
 LOOK_EVERY = 50  # steps between two looks at the losses: each halts a GPU
 
 
@@ -82,8 +83,11 @@ class Run:
                 file.write(text + "\n")
 
     def is_past(self, stage: str) -> bool:
-        """Whether this stage is over: the run was saved in another one, which came after it."""
-        return self.state is not None and self.state["stage"] != stage
+        """Whether this stage, one of `BEFORE_PRIOR`, is over: the run was saved in one that comes after it."""
+        if self.state is None:
+            return False
+        after = BEFORE_PRIOR[BEFORE_PRIOR.index(stage) + 1 :]
+        return self.state["stage"] in after or self.state["stage"] not in BEFORE_PRIOR
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         """Write a checkpoint into the run folder, by the first process only."""

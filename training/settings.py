@@ -53,15 +53,25 @@ class AutoencoderSettings(Settings):
     loss: Literal["l1+ssim", "mse"] = option("l1+ssim", "reconstruction loss: L1 + (1 - SSIM) / 2, or squared error")
 
 
+class TextureSettings(Settings):
+    """texture"""
+
+    texture_epochs: int = option(
+        12, "rqvae: passes in which the decoder learns, from a critic, to draw texture; 0 for none", ge=0, le=1_000_000
+    )
+
+
 class PriorSettings(Settings):
     """prior"""
 
     autoencoder: Path | None = option(None, "trained vqvae.pth to learn a prior for, instead of training one")
-    prior: Literal["dcgan", "pixelcnn", "none"] = option("dcgan", "prior over the codes")
+    prior: Literal["dcgan", "transformer", "pixelcnn", "none"] = option("dcgan", "prior over the codes")
     prior_codes: int = option(2, "rqvae: codes per position that the prior draws; the decoder makes do", ge=1, le=16)
     prior_epochs: int = option(25, "passes over the training codes", ge=1, le=1_000_000)
     prior_batch_size: int = option(16, "code grids a step, over all processes together", ge=1, le=1_000_000)
-    prior_lr: float | None = option(None, "Adam's learning rate (default: 2e-4 for dcgan, 1e-3 for pixelcnn)", ge=0)
+    prior_lr: float | None = option(
+        None, "its learning rate (default: 2e-4 for dcgan, 2e-3 for transformer, 1e-3 for pixelcnn)", ge=0
+    )
     gan: Literal["refiner", "baseline"] = option(
         "refiner", "dcgan: a refiner of Gaussian drafts, with R3GAN's loss, or the course baseline, with cross-entropy"
     )
@@ -86,7 +96,9 @@ class RunSettings(Settings):
     tensorboard: bool = option(False, "write event files for TensorBoard, too (pip install -r requirements-extra.txt)")
 
 
-class TrainSettings(RunSettings, PriorSettings, AutoencoderSettings, DataSettings):  # the last base's fields come first
+class TrainSettings(
+    RunSettings, PriorSettings, TextureSettings, AutoencoderSettings, DataSettings
+):  # the last base's fields come first
     """Everything that makes a run; config.json holds it."""
 
 
@@ -94,7 +106,8 @@ class TrainCommand(TrainSettings, StartSettings):
     """The command line of train.py."""
 
 
-MAY_CHANGE = {"data", "epochs", "prior_epochs", "device", "out", "save_minutes", "time_limit", "tensorboard"}
+LENGTHS = ("epochs", "texture_epochs", "prior_epochs")  # may grow
+MAY_CHANGE = {*LENGTHS, "data", "device", "out", "save_minutes", "time_limit", "tensorboard"}
 FINGERPRINT = "data_fingerprint"  # the field of config.json that is no setting: the data that the run was started with
 
 
@@ -131,7 +144,7 @@ def _check_changes(given: dict[str, Any], started: TrainSettings) -> None:
         before = getattr(started, name)
         if name not in MAY_CHANGE and value != before:
             raise InputError(f"the run was started with {flag(name)} {before}, not {value}; leave {flag(name)} out")
-        if name in ("epochs", "prior_epochs") and value < before:
+        if name in LENGTHS and value < before:
             raise InputError(f"the run was started with more {name} ({before}); give as many or more")
 
 

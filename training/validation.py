@@ -1,0 +1,39 @@
+"""How well does an autoencoder reconstruct the validation people? What its checkpoints are chosen by."""
+
+import math
+
+import torch
+import torch.distributed as dist
+
+from dataset import Batches, Box, DataSet, content_box
+from modules import Autoencoder
+from runtime.compute import Compute
+from scoring.metrics import WINDOW, ssim_in_black
+
+BATCH = 16  # few, so that SSIM's intermediate results stay in a processor's cache
+
+
+@torch.no_grad()
+def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute, kept: int | None = None) -> float:
+    """Mean SSIM over the full pictures of the whole validation split, each slice counted once.
+
+    Of pictures from the first `kept` codes per position, None for all.
+
+    Only what holds content is looked at: all other windows of SSIM see black in both pictures.
+    """
+    model.eval()
+    slices = data.splits["validate"]
+    shape = slices.images.shape[1:]
+    box = content_box(slices.images, box)  # as predict.py has it: nothing is cut
+    seen = box.around(WINDOW - 1, shape)
+    inner, windows = box.inside(seen), math.prod(side - WINDOW + 1 for side in shape)
+    total = torch.zeros((), dtype=torch.float64, device=on.device)
+    for images, _ in Batches(slices, BATCH, on.device, seen, on.rank, on.world_size).in_order():
+        with on.autocast():
+            few = None if kept is None else torch.full((len(images),), kept, device=on.device)
+            reconstruction = model(inner.crop(images), few)[0]
+        reconstruction = inner.paste(reconstruction.float().clamp(0, 1), images.shape[2:])
+        total += ssim_in_black(reconstruction, images, windows).sum()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total.item() / len(slices)
