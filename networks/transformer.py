@@ -215,7 +215,8 @@ class Transformer(Prior):
         given = self.position + self.level(levels.to(device))[:, None]  # [B, N, width]
         seen, said, coarse = ([table() for table in tables] for tables in (self.seen, self.said, self.coarse))
         canvas = given.new_zeros(n, rows + ABOVE, columns + 2 * BESIDE, self.inner)  # what `first` sees
-        cache = given.new_zeros(len(self.blocks), 2, n, rows * columns, self.blocks[0].size)
+        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else given.dtype
+        cache = given.new_zeros(len(self.blocks), 2, n, rows * columns, self.blocks[0].size, dtype=kind)
         codes = torch.zeros(depth, n, rows, columns, dtype=torch.long, device=device)
         for at in range(rows * columns):
             i, j = divmod(at, columns)

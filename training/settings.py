@@ -66,7 +66,9 @@ class PriorSettings(Settings):
 
     autoencoder: Path | None = option(None, "trained vqvae.pth to learn a prior for, instead of training one")
     prior: Literal["dcgan", "transformer", "pixelcnn", "none"] = option("dcgan", "prior over the codes")
-    prior_codes: int = option(2, "rqvae: codes per position that the prior draws; the decoder makes do", ge=1, le=16)
+    prior_codes: int = option(
+        1, "rqvae: codes per position that the prior draws; the decoder adds texture", ge=1, le=16
+    )
     prior_epochs: int = option(25, "passes over the training codes", ge=1, le=1_000_000)
     prior_batch_size: int = option(16, "code grids a step, over all processes together", ge=1, le=1_000_000)
     prior_lr: float | None = option(
