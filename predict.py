@@ -274,10 +274,15 @@ def judge_samples(
     train, held_out = data.splits["train"], data.splits[settings.split]
     print(f"judging them beside {len(train):,} training and {len(held_out):,} {settings.split} slices, a few minutes")
     features = (*judge.SPACES, *([settings.features] if settings.features else []))
-    judged = judge.Judge(train, held_out, features=features, device=model.codec.on.device)
+    known = model.codec.encode(train.images)
+
+    def reconstruct(rows: np.ndarray) -> np.ndarray:
+        return to_uint8(model.codec.decode(known.with_grids(grid[rows] for grid in known)))
+
+    judged = judge.Judge(train, held_out, features=features, device=model.codec.on.device, reconstruct=reconstruct)
     near = judged.nearest(pictures)
     verdict = judged.score(pictures, near)
-    grids = zip(codes, model.codec.encode(train.images), model.codec.autoencoder.codebook_sizes, strict=False)
+    grids = zip(codes, known, model.codec.autoencoder.codebook_sizes, strict=False)
     distances = [judge.code_histogram_distance(torch.from_numpy(a), b.cpu(), size) for a, b, size in grids]
     verdict["code_histogram_distance"] = distances
     if ceiling:
@@ -291,9 +296,9 @@ def judge_samples(
     results.draw("memorisation", plots.memorisation, near.ssim, judged.held_out_nearest.ssim, title=title)
     closest = verdict["memorisation"]["closest"]
     columns = {key: [one[key] for one in closest] for key in closest[0]}
-    pairs = pictures[columns["sample"]], train.images[columns["train_index"]]
-    labels = columns["ssim"], columns["train_name"]
-    results.draw("nearest_training", plots.nearest_training, *pairs, *labels, title=title)
+    pairs = pictures[columns["sample"]], judged.as_seen(columns["train_index"], columns["mirrored"])
+    names = ["mirrored " * one["mirrored"] + one["train_name"] for one in closest]
+    results.draw("nearest_training", plots.nearest_training, *pairs, columns["ssim"], names, title=title)
 
 
 def describe(settings: PredictSettings, model: TrainedModel) -> dict:

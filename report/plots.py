@@ -358,7 +358,7 @@ def nearest_training(
     for column in range(n):
         grid.show(0, column, samples[column])
         grid.show(1, column, neighbours[column])
-    caption = f"{title}; {_count(n, 'sample')}, each above the training slice nearest to it; SSIM of the two."
+    caption = f"{title}; {_count(n, 'sample')}, each above the training slice nearest to it, or its mirror image."
     grid.save(path, "Closest samples beside training slices", caption)
 
 

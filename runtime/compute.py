@@ -59,7 +59,7 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
         # Large tensors in huge pages where Linux has them: a training step takes 10 % less. PyTorch looks at this
         # when it first allocates memory on the CPU.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        has_bf16 = _cpu_has_bf16()
+        has_bf16 = cpu_has_bf16()
     if precision == "bf16" and not has_bf16:
         raise InputError("--precision bf16: this device has no bf16 arithmetic; use --precision fp32")
     if world_size > 1 and not dist.is_initialized():
@@ -76,7 +76,7 @@ def from_first(make: Callable[[], Made]) -> Made:
     return made[0]
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Whether bf16 runs natively; emulated, it is slower than fp32."""
     flags = torch.cpu.get_capabilities()
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16"))

@@ -12,7 +12,7 @@ The fourth is for figures that are to stand beside published ones:
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -26,6 +26,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 from torchvision.models import Inception_V3_Weights, inception_v3
+from tqdm import tqdm
 
 from runtime.errors import InputError
 from scoring.metrics import FOREGROUND
@@ -96,7 +97,7 @@ class Folds(nn.Module):
         box = tuple(slice(max(at.min() - MARGIN, 0), at.max() + 1 + MARGIN) for at in np.nonzero(tissue.numpy()))
         image, tissue = image[box], tissue[box]
         down, mixed, across = structure_tensor(image)
-        difference = ((down - across).square() + 4 * mixed.square()).sqrt()  # of the eigenvalues, whose sum is the trace
+        difference = ((down - across).square() + 4 * mixed.square()).sqrt()  # of eigenvalues, whose sum is the trace
         coherence = difference / (down + across).clamp_min(torch.finfo(torch.float32).tiny)
         mean = (coherence * tissue).sum(dim=(1, 2), keepdim=True) / tissue.sum()
         variance = ((coherence - mean).square() * tissue).sum(dim=(1, 2)) / tissue.sum()
@@ -121,7 +122,7 @@ def structure_tensor(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 @lru_cache(maxsize=256)
 def gaussian_filters(length: int) -> torch.Tensor:
-    """The Gaussian filter of each of `SCALES` as a matrix, float32 [3, length, length]: a product is the fastest way."""
+    """The Gaussian filter of each of `SCALES` as a matrix, float32 [3, length, length]: products are fastest."""
     filters = [gaussian_filter1d(np.eye(length), scale, axis=0, mode="nearest") for scale in SCALES]
     return torch.tensor(np.stack(filters), dtype=torch.float32)
 
@@ -167,6 +168,7 @@ class FeatureSpace:
 
     def __init__(self, name: str, train: np.ndarray, device: str | torch.device = "cpu") -> None:
         """`train`: uint8 [N, H, W]. `device` is where Inception runs; the others' place is the CPU."""
+        self.name = name
         self.device = torch.device(device if name == "inception" else "cpu")
         self.network = network_of(name).to(self.device)
         found = self._extract(train)
@@ -189,7 +191,7 @@ class FeatureSpace:
             rows = slice(start, start + batch)
             features[rows] = self.network(unit_batch(images[rows], self.device)).cpu().numpy()
 
-        on_all_cores(fill, range(0, len(images), batch))
+        on_all_cores(fill, range(0, len(images), batch), f"slices in {self.name}")
         return features
 
 
@@ -221,8 +223,8 @@ def projection_of(space: str, features: np.ndarray) -> Pipeline:
     return make_pipeline(FunctionTransformer())
 
 
-def on_all_cores(function: Callable, items: Iterable) -> list:
-    """`[function(item) for item in items]`, each item on one core.
+def on_all_cores(function: Callable, items: Sequence, title: str) -> list:
+    """`[function(item) for item in items]`, each item on one core, with a progress bar where there is a terminal.
 
     PyTorch would split every small operation over the cores instead, and wait for the slowest each time: on a
     machine that does other work too, that takes many times as long.
@@ -231,7 +233,7 @@ def on_all_cores(function: Callable, items: Iterable) -> list:
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(function, items))
+            return list(tqdm(pool.map(function, items), title, len(items), leave=False, disable=None))
     finally:
         torch.set_num_threads(threads)
 

@@ -4,26 +4,27 @@
     verdict = judge.score(samples, judge.nearest(samples))      # uint8 [N, H, W] -> plain numbers for metrics.json
     print(table(verdict))
 
-Slices are compared in the feature spaces of features.py, which are fitted on the training slices alone.
+Slices are compared in the feature spaces of features.py, which are fitted on the training slices alone, and by a
+network that learns to tell samples from them (two_sample.py).
 """
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from prdc import compute_prdc
-from sklearn.neighbors import NearestNeighbors
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
 from dataset import Slices
 from runtime.errors import InputError
 from scoring.enough import MIN_SAMPLES, check_enough
 from scoring.features import SPACES, FeatureSpace, on_all_cores, unit_batch
-from scoring.metrics import code_counts, ssim
+from scoring.metrics import code_counts
+from scoring.nearest import Neighbours, Search
+from scoring.two_sample import LIMIT, SEEDS, SIZES, Kind, two_sample_test
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
 STRIDE = 8  # one slice in eight of each person
@@ -33,7 +34,6 @@ PAIRS = 200  # of slices, for the mean MS-SSIM
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from fine to coarse
 MS_SSIM_KERNEL = 11  # pixels; the coarsest scale has to hold it
 
-CANDIDATES = 16  # nearest by features, among which SSIM decides
 CLOSEST = 6  # samples that the verdict names, for the figure
 PERCENTILES = range(0, 101, 5)
 
@@ -109,8 +109,25 @@ def mean_pairwise_ms_ssim(images: np.ndarray, seed: int = 0) -> float:
     def of_pair(i: int, j: int) -> float:
         return ms_ssim(unit_batch(images[[i]]), unit_batch(images[[j]]), data_range=1.0, betas=betas).item()
 
-    values = on_all_cores(lambda pair: of_pair(*pair), order[: len(order) // 2 * 2].reshape(-1, 2))
+    values = on_all_cores(lambda pair: of_pair(*pair), order[: len(order) // 2 * 2].reshape(-1, 2), "pairs")
     return float(np.mean(values))
+
+
+def likeness(samples: np.ndarray, held_out: np.ndarray) -> dict:
+    """SSIMs [N] and [M] of samples and of held-out slices with what is nearest to each in training, compared.
+
+    Returns `share`, that of the samples above `threshold`, which 1 % of the held-out slices exceed, hence
+    `share_held_out`, about 0.01; `percentiles`, and at each of them `ssim` and `ssim_held_out`.
+    """
+    threshold = float(np.quantile(held_out, 0.99))
+    return {
+        "share": float(np.mean(samples > threshold)),
+        "share_held_out": float(np.mean(held_out > threshold)),
+        "threshold": threshold,
+        "percentiles": list(PERCENTILES),
+        "ssim": np.percentile(samples, PERCENTILES).tolist(),
+        "ssim_held_out": np.percentile(held_out, PERCENTILES).tolist(),
+    }
 
 
 def code_histogram_distance(codes_a: torch.Tensor, codes_b: torch.Tensor, codebook_size: int) -> float:
@@ -126,14 +143,6 @@ def code_histogram_distance(codes_a: torch.Tensor, codes_b: torch.Tensor, codebo
 # ---------------------------------------------------------------------------------------------- judge
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The training slice nearest to each of N images."""
-
-    index: np.ndarray  # int64 [N], into the training slices
-    ssim: np.ndarray  # float32 [N], of the image and that slice
-
-
 class Judge:
     """Measures samples against training people's slices, and against people held out from training."""
 
@@ -144,24 +153,29 @@ class Judge:
         seed: int = 0,
         features: Sequence[str] = SPACES,
         device: str | torch.device = "cpu",
+        reconstruct: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
-        """Fits the feature spaces: about 25 s for 4,960 slices on two cores.
+        """Fits the feature spaces: about 12 s for 4,960 slices on two cores.
 
         Args:
             train, held_out: slices of different people and one size.
             seed: of the halves, cuts and pairs that are drawn; not of the feature spaces.
             features: any of `SPACES` and "inception"; nearest neighbours are looked for in the first.
             device: where Inception runs.
+            reconstruct: gives the autoencoder's reconstructions, uint8 [n, H, W], of the training slices at n rows;
+                a network tells them from real slices as well as samples of a perfect prior.
         Raises:
             InputError: fewer than four people or 64 slices to train on, nobody held out, sizes that differ,
                 an unknown feature space, Inception's weights can't be had.
         """
         check_enough(train, held_out)
-        self.train, self.held_out, self.seed = train, held_out, seed
+        self.train, self.held_out, self.seed, self.reconstruct = train, held_out, seed, reconstruct
         self.people = np.asarray(train.people)
         self.sparse = staggered(train.people, train.levels)
         self._check_size(held_out.images)
         self.spaces = {name: FeatureSpace(name, train.images, device) for name in features}
+        self.search = Search(train, next(iter(self.spaces.values())))
+        self._two_sample_floors: dict[int, dict] = {}
         self._held_out_features = {name: s.features(held_out.images) for name, s in self.spaces.items()}
 
     def score(self, samples: np.ndarray, nearest: Neighbours) -> dict:
@@ -178,8 +192,11 @@ class Judge:
             `memorisation`: `share` of the samples that are nearer to a training slice than the nearest 1 % of
                 held-out slices are, by SSIM, hence `share_held_out`, about 0.01; `threshold`, that SSIM;
                 `percentiles` and at each of them `ssim` and `ssim_held_out`, the distributions of the nearest
-                slice's SSIM; `closest`, the six nearest samples with `sample`, `train_index`, `train_name`,
-                `ssim`.
+                slice's SSIM; under `mirrored` the same of the training slices' mirror images; `of_one_person`, the
+                share of the samples whose five nearest slices, mirrored or not, are of one person, and
+                `of_one_person_held_out`; `closest`, the six nearest samples with `sample`, `train_index`,
+                `train_name`, `mirrored` (whether the slice's mirror image is meant), `ssim`;
+            `two_sample`: see there.
         Raises:
             InputError: fewer than 100 samples, or not of the training slices' size.
         """
@@ -195,6 +212,7 @@ class Judge:
                 "ms_ssim_train": self._train_ms_ssim,
             },
             "memorisation": self.memorisation(nearest),
+            "two_sample": self.two_sample(samples),
         }
 
     def frechet(self, samples: np.ndarray) -> dict[str, float]:
@@ -231,21 +249,8 @@ class Judge:
         return figures
 
     def nearest(self, images: np.ndarray) -> Neighbours:
-        """Each image's nearest training slice: of the 16 nearest by features, the one of highest SSIM."""
-        space = next(iter(self.spaces.values()))
-        search = NearestNeighbors(n_neighbors=min(CANDIDATES, len(space.train)), algorithm="brute")
-        candidates = search.fit(space.train).kneighbors(space.features(images), return_distance=False)
-
-        def of_image(image: np.ndarray, near: np.ndarray) -> tuple[int, float]:
-            # One pair at a time: SSIM's temporaries stay in the processor's cache.
-            values = [ssim(unit_batch(image[None]), unit_batch(self.train.images[[i]])).item() for i in near]
-            best = int(np.argmax(values))
-            return near[best], values[best]
-
-        index, best = zip(
-            *on_all_cores(lambda pair: of_image(*pair), zip(images, candidates, strict=True)), strict=True
-        )
-        return Neighbours(np.array(index, np.int64), np.array(best, np.float32))
+        """The training slices nearest to each image, and to its mirror image, see `Search`."""
+        return self.search(images)
 
     @cached_property
     def held_out_nearest(self) -> Neighbours:
@@ -254,35 +259,82 @@ class Judge:
 
     def memorisation(self, neighbours: Neighbours) -> dict:
         """The `memorisation` part of `score`, from samples' `nearest`."""
-        threshold = float(np.quantile(self.held_out_nearest.ssim, 0.99))
-        closest = np.argsort(-neighbours.ssim, kind="stable")[:CLOSEST]
+        held_out = self.held_out_nearest
+        either = np.maximum(neighbours.ssim, neighbours.mirrored_ssim)
         return {
-            "share": float(np.mean(neighbours.ssim > threshold)),
-            "share_held_out": float(np.mean(self.held_out_nearest.ssim > threshold)),
-            "threshold": threshold,
-            "percentiles": list(PERCENTILES),
-            "ssim": np.percentile(neighbours.ssim, PERCENTILES).tolist(),
-            "ssim_held_out": np.percentile(self.held_out_nearest.ssim, PERCENTILES).tolist(),
-            "closest": [
-                {
-                    "sample": int(i),
-                    "train_index": int(neighbours.index[i]),
-                    "train_name": self.train.names[neighbours.index[i]],
-                    "ssim": float(neighbours.ssim[i]),
-                }
-                for i in closest
-            ],
+            **likeness(neighbours.ssim, held_out.ssim),
+            "mirrored": likeness(neighbours.mirrored_ssim, held_out.mirrored_ssim),
+            "of_one_person": float(np.mean(neighbours.of_one)),
+            "of_one_person_held_out": float(np.mean(held_out.of_one)),
+            "closest": [self._pair(neighbours, int(i)) for i in np.argsort(-either, kind="stable")[:CLOSEST]],
         }
 
+    def two_sample(self, samples: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
+        """How well a network tells the samples, 1,000 at most, from as many training slices of the same mix of levels.
+
+        Returns:
+            For "full" and "half" size, `samples`, and what they are to be seen beside: `real`, one half of the
+            training people from the other, and where the judge can reconstruct `reconstructions`, of training
+            slices from others; each the area under the ROC curve, `mean`, `min` and `max` over three seeds.
+        """
+        n = min(len(samples), LIMIT, len(self.train))
+        drawn = Kind(samples[:n], [f"sample {i}" for i in range(n)])
+        tests = {"samples": two_sample_test(lambda seed: (self._real(n, seed), drawn), self.seed)}
+        tests |= self._two_sample_floor(n)
+        return {size: {who: test[size] for who, test in tests.items()} for size in SIZES}
+
+    def _two_sample_floor(self, n: int) -> dict[str, dict[str, dict[str, float]]]:
+        """The tests that samples have no part in, done once for each number of slices."""
+        if n not in self._two_sample_floors:
+            tests = {"real": lambda seed: [self._real(n, seed, rows) for rows in self._halves(seed)]}
+            if self.reconstruct:
+                rows = self._spread(n, self.seed + SEEDS)  # of the same people, but mostly other slices
+                decoded = Kind(self.reconstruct(rows), self.people[rows].tolist())
+                tests["reconstructions"] = lambda seed: (self._real(n, seed), decoded)
+            self._two_sample_floors[n] = {who: two_sample_test(draw, self.seed) for who, draw in tests.items()}
+        return self._two_sample_floors[n]
+
+    def _real(self, n: int, seed: int, rows: np.ndarray | None = None) -> Kind:
+        chosen = self._spread(n, seed, rows)
+        return Kind(self.train.images[chosen], self.people[chosen].tolist())
+
+    def _spread(self, n: int, seed: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """Rows of `n` training slices, or of all at `rows` if those are fewer, drawn evenly from all levels."""
+        rows = np.arange(len(self.train)) if rows is None else rows
+        chance = np.random.default_rng(seed).random(len(rows))
+        rows = rows[np.lexsort((chance, self.train.levels[rows]))]
+        return np.sort(rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)])
+
+    def _pair(self, neighbours: Neighbours, sample: int) -> dict:
+        """A sample and the training slice that it, or the slice's mirror image, is nearest to."""
+        mirrored = bool(neighbours.mirrored_ssim[sample] > neighbours.ssim[sample])
+        index = int((neighbours.mirrored_index if mirrored else neighbours.index)[sample])
+        return {
+            "sample": sample,
+            "train_index": index,
+            "train_name": self.train.names[index],
+            "mirrored": mirrored,
+            "ssim": float((neighbours.mirrored_ssim if mirrored else neighbours.ssim)[sample]),
+        }
+
+    def as_seen(self, rows: Sequence[int], mirrored: Sequence[bool]) -> np.ndarray:
+        """The training slices at `rows`, as mirror images where `mirrored` says so, uint8 [N, H, W]."""
+        slices = self.train.images[list(rows)]
+        return np.where(np.array(mirrored)[:, None, None], self.search.mirrored(slices), slices)
+
     def _half_against_half(self, space: FeatureSpace, seed: int) -> dict[str, float]:
+        half, other = self._halves(seed)
+        sparse = (space.train[np.intersect1d(rows, self.sparse)] for rows in (half, other))
+        return {
+            "frechet": frechet_distance(space.train[half] / space.scale, space.train[other] / space.scale),
+            **precision_to_coverage(*sparse, seed),
+        }
+
+    def _halves(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of one half of the training people and of the other, as `seed` draws them."""
         people = np.random.default_rng(seed).permutation(np.unique(self.people))
         first = np.isin(self.people, people[: len(people) // 2])
-        sparse = np.isin(np.arange(len(first)), self.sparse)
-        half, other = space.train[first], space.train[~first]
-        return {
-            "frechet": frechet_distance(half / space.scale, other / space.scale),
-            **precision_to_coverage(space.train[first & sparse], space.train[~first & sparse], seed),
-        }
+        return np.flatnonzero(first), np.flatnonzero(~first)
 
     def _each_space(self, samples: np.ndarray) -> Iterator[tuple[str, FeatureSpace, np.ndarray]]:
         return ((name, space, space.features(samples)) for name, space in self.spaces.items())
@@ -318,9 +370,17 @@ def table(verdict: dict) -> str:
             lines.append(f"{f'{space}, {who}':24}" + "".join(f"{row[head]:18.3f}" for head in heads))
     diversity, memorisation = verdict["diversity"], verdict["memorisation"]
     lines.append(f"mean pairwise MS-SSIM {diversity['ms_ssim']:.3f}, training slices {diversity['ms_ssim_train']:.3f}")
+    for what, row in (("training slice", memorisation), ("mirrored training slice", memorisation["mirrored"])):
+        lines.append(
+            f"nearer to a {what} than SSIM {row['threshold']:.3f}: samples {row['share']:.1%},"
+            f" held-out slices {row['share_held_out']:.1%}"
+        )
     lines.append(
-        f"nearer to a training slice than SSIM {memorisation['threshold']:.3f}: samples"
-        f" {memorisation['share']:.1%}, held-out slices {memorisation['share_held_out']:.1%}"
+        f"nearest five slices are of one person: samples {memorisation['of_one_person']:.1%},"
+        f" held-out slices {memorisation['of_one_person_held_out']:.1%}"
     )
+    for size, tests in verdict["two_sample"].items():
+        areas = (f"{who} {test['mean']:.3f} ({test['min']:.3f} to {test['max']:.3f})" for who, test in tests.items())
+        lines.append(f"told from real slices at {size} size, area under the ROC curve: {', '.join(areas)}")
     counts = f"{verdict['samples']} samples, {verdict['train']} training and {verdict['held_out']} held-out slices"
     return "\n".join([*lines, counts])

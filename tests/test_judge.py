@@ -11,10 +11,10 @@ from prdc import compute_prdc
 from scipy.ndimage import gaussian_filter
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 
-from dataset import Slices
+from dataset import Slices, content_box
 from runtime.errors import InputError
 from scoring import features
-from scoring.features import SCALES, FeatureSpace, Folds, RandomNet
+from scoring.features import SCALES, FeatureSpace, Folds, RandomNet, unit_batch
 from scoring.judge import (
     Judge,
     code_histogram_distance,
@@ -24,6 +24,9 @@ from scoring.judge import (
     staggered,
     table,
 )
+from scoring.metrics import SSIMToEach, ssim, ssim_in_black
+from scoring.nearest import best_of
+from scoring.two_sample import SIZES, Classifier, Kind, area_under_curve, halves, two_sample_test
 
 SIZE, LEVELS = 64, 8
 
@@ -204,6 +207,98 @@ def test_threads_are_given_back(train):
     assert torch.get_num_threads() == before
 
 
+# --------------------------------------------------------------------------------- nearest slices, fast
+
+
+def test_nearest_is_brute_force_over_the_candidates(judge, train, fresh):
+    """Every training slice and every mirror image, by the SSIM that training and scores have."""
+    images = fresh[:4]
+    found = judge.nearest(images)
+    x, mirrored = unit_batch(images), unit_batch(judge.search.mirrored(images))
+    y = unit_batch(train.images)
+    for i in range(len(images)):
+        for view, index, value in ((x, found.index, found.ssim), (mirrored, found.mirrored_index, found.mirrored_ssim)):
+            values = ssim(view[i].expand_as(y), y)
+            assert value[i] == pytest.approx(values[index[i]].item(), abs=1e-5)
+            assert values.max() - value[i] < 0.05  # features leave 16 of 640 to SSIM
+
+
+def test_ssim_to_each_is_ssim():
+    x, y = torch.rand(2, 1, 1, 30, 40, generator=torch.Generator().manual_seed(0))
+    y = (x + 0.2 * y).clamp(0, 1)
+    windows = (30 - 6) * (40 - 6)
+    assert SSIMToEach(x, windows)(y) == pytest.approx(ssim(x, y).item(), abs=1e-6)
+    assert SSIMToEach(x, windows)(x) == 1
+    assert SSIMToEach(x, 2 * windows)(y) == pytest.approx(ssim_in_black(x, y, 2 * windows).item(), abs=1e-6)
+
+
+def test_mirror_images_are_within_the_box_and_mirrored_twice_are_the_slices(judge, train):
+    mirrored = judge.search.mirrored(train.images[:9])
+    assert content_box(mirrored, least=judge.search.box) == judge.search.box
+    assert (mirrored != train.images[:9]).any()
+    assert (judge.search.mirrored(mirrored) == train.images[:9]).all()
+
+
+def test_people_of_the_nearest_five_are_counted_by_slice_whether_mirrored_or_not():
+    people = np.array(list("AAAAABBBBB"))
+    plain, mirrored = np.array([0, 1, 2, 3, 5]), np.array([0, 1, 2, 4, 6])
+
+    def row(of_3: float) -> tuple:
+        return best_of([plain, mirrored], [[0.9, 0.8, 0.7, of_3, 0.5], [0.95, 0.6, 0.5, 0.6, 0.4]], people)
+
+    assert row(0.65) == (0, 0.9, 0, 0.95, True)  # 0, 1, 2, 3 and 4, though 0 and 1 are there twice
+    assert row(0.45) == (0, 0.9, 0, 0.95, False)  # 5 is nearer than 3
+
+
+# ---------------------------------------------------------------------------------------- a classifier
+
+
+def kind(seeds: range) -> Kind:
+    made = slices(seeds)
+    return Kind(made.images, made.people)
+
+
+def test_halves_share_nobody_even_where_both_kinds_have_the_same_people():
+    one, other = kind(range(6)), kind(range(3, 9))
+    learnt, tried = halves(one, other, np.random.default_rng(0))
+    for parts in (learnt, tried):
+        assert len(parts[0]) == len(parts[1]) > 0
+    owners = {
+        picture.tobytes(): person for k in (one, other) for picture, person in zip(k.images, k.people, strict=True)
+    }
+    people = [{owners[picture.tobytes()] for part in parts for picture in part} for parts in (learnt, tried)]
+    assert not people[0] & people[1]
+
+
+@pytest.fixture(scope="module")
+def areas() -> dict:
+    """Of people against other people, who are of one distribution, and against blurred ones."""
+    one, other = kind(range(24)), kind(range(24, 48))
+    blurred = Kind(gaussian_filter(other.images, (0, 0.7, 0.7)), other.people)
+    return {name: two_sample_test(lambda seed, k=k: (one, k)) for name, k in (("same", other), ("blurred", blurred))}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_equal_distributions_have_an_area_of_a_half_and_blurred_slices_give_themselves_away(areas, size):
+    assert areas["same"][size]["mean"] == pytest.approx(0.5, abs=0.2)
+    assert areas["same"][size]["min"] <= areas["same"][size]["mean"] <= areas["same"][size]["max"]
+    if size == "full":
+        assert areas["blurred"][size]["min"] > 0.9
+
+
+def test_the_same_seed_gives_the_same_area_and_leaves_global_randomness_alone():
+    one, other = kind(range(8)), kind(range(8, 16))
+    state = torch.get_rng_state()
+    first = area_under_curve(one, other, 2, 7)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert area_under_curve(one, other, 2, 7) == first
+
+
+def test_the_network_takes_slices_of_odd_sides():
+    network = Classifier(torch.Generator().manual_seed(0))
+    assert network(torch.rand(2, 1, 25, 31)).shape == (2,)
+
+
 # --------------------------------------------------------------------------------------- good samples
 
 
@@ -222,6 +317,8 @@ def test_perfect_samples_are_diverse_and_not_memorised(verdict):
     assert diversity["ms_ssim"] == pytest.approx(diversity["ms_ssim_train"], abs=0.06)
     assert memorisation["share_held_out"] == pytest.approx(0.01, abs=0.005)
     assert memorisation["share"] < 0.05
+    assert memorisation["mirrored"]["share"] < 0.05
+    assert memorisation["of_one_person"] == pytest.approx(memorisation["of_one_person_held_out"], abs=0.1)
 
 
 def test_verdict_is_plain_json_and_a_table(verdict):
@@ -229,7 +326,25 @@ def test_verdict_is_plain_json_and_a_table(verdict):
     text = table(verdict)
     assert f"{verdict['fidelity']['pca']['frechet']:.3f}" in text
     assert f"{verdict['floor']['randconv']['recall']:.3f}" in text
+    assert f"area under the ROC curve: samples {verdict['two_sample']['half']['samples']['mean']:.3f}" in text
     assert "160 samples, 640 training and 240 held-out slices" in text
+
+
+def test_samples_are_told_from_real_slices_beside_what_real_slices_and_reconstructions_get(train, fresh):
+    asked = []
+
+    def reconstruct(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows)
+        return gaussian_filter(train.images[rows], (0, 0.7, 0.7))
+
+    judge = Judge(train, train, features=("pca",), reconstruct=reconstruct)
+    tests = judge.two_sample(fresh[:100])
+    assert set(tests) == set(SIZES)
+    assert set(tests["full"]) == {"samples", "real", "reconstructions"}
+    assert set(judge.two_sample(fresh[:100])["half"]) == set(tests["half"])
+    [rows] = asked  # once
+    assert len(rows) == 100
+    assert set(train.levels[rows]) == set(range(LEVELS))
 
 
 def test_same_seed_same_verdict(judge, fresh):
@@ -287,8 +402,20 @@ def test_copies_are_caught_by_memorisation_alone(judge, train):
     for closest in memorisation["closest"]:
         assert closest["train_index"] == half + closest["sample"]
         assert closest["train_name"] == train.names[closest["train_index"]]
+    assert memorisation["of_one_person"] > 5 * memorisation["of_one_person_held_out"]
     for name, figures in judge.fidelity(copies).items():
         assert figures["frechet"] < judge.floor[name]["frechet"]
+
+
+def test_mirrored_copies_are_caught_as_such(judge, train):
+    copies = judge.search.mirrored(train.images[:40])
+    memorisation = judge.memorisation(judge.nearest(copies))
+    assert memorisation["mirrored"]["share"] == 1
+    assert memorisation["share"] < 0.2
+    for closest in memorisation["closest"]:
+        assert closest["mirrored"]
+        assert closest["ssim"] == 1
+        assert closest["train_index"] == closest["sample"]
 
 
 # ------------------------------------------------------------------------------------------- bad input
