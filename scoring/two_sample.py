@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import nn
+from torch.nn.utils import skip_init
 
 from dataset import content_box
 from runtime.compute import Compute, cpu_has_bf16
@@ -44,11 +45,12 @@ class Classifier(nn.Module):
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
         inner = (8, *CHANNELS)  # slice and detail, 2x2 pixels of each as channels
+        # PyTorch's own initialisation would draw from the global generator.
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=1 if i == 0 else 2, padding=1)
+            skip_init(nn.Conv2d, a, b, 3, stride=1 if i == 0 else 2, padding=1)
             for i, (a, b) in enumerate(zip(inner, CHANNELS, strict=False))
         )
-        self.head = nn.Linear(2 * CHANNELS[-1], 1)
+        self.head = skip_init(nn.Linear, 2 * CHANNELS[-1], 1)
         for layer in (*self.convolutions, self.head):
             nn.init.kaiming_normal_(layer.weight, 0.2, generator=generator)
             nn.init.zeros_(layer.bias)
