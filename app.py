@@ -24,7 +24,7 @@ from inference.codec import to_uint8
 from inference.model import TrainedModel
 from inference.reconstruction import reconstruct
 from inference.sampling import WALK
-from predict import Computing
+from inference.settings import Computing
 from report import plots
 from report.style import BLUE, INK, MUTED
 from runtime import cli

@@ -9,7 +9,6 @@ with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{tr
 """
 
 import math
-import os
 import sys
 import warnings
 from collections import Counter, deque
@@ -24,12 +23,12 @@ import torch
 from tqdm import tqdm
 
 from reading import cache, decoding, demo, images, inputs, nifti
-from reading.listing import LAYOUTS, SPLITS, Listing, holds_splits, scan
+from reading.listing import SPLITS, Listing, scan
 from reading.names import is_nifti, person_of
+from reading.places import find
 from runtime.errors import InputError, Parser, exit_on_input_error
 
 PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
-USUAL_PLACES = ("./keras_png_slices_data", "./data/keras_png_slices_data", "/home/groups/comp3710/OASIS")
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
@@ -69,49 +68,11 @@ class DataSet:
 # ------------------------------------------------------------------------------------------- loading
 
 
-def find(data: str | None) -> Path:
-    """The folder with the split folders: `data` or a folder in it, "demo", or (None) the first usual place.
-
-    Raises InputError when there is none, or more than one to choose from.
-    """
-    if data == "demo":
-        return demo.ensure(cache.cache_root())
-    if data is None:
-        return _find_usual()
-    try:
-        folder = Path(data).expanduser()
-    except RuntimeError:
-        raise InputError(f"{data}: there is no such user") from None
-    if not folder.is_dir():
-        raise InputError(f"no folder {folder}: give the folder that holds keras_png_slices_train, or --data demo")
-    found = [folder] if holds_splits(folder) else []
-    found = found or sorted(entry for entry in folder.iterdir() if entry.is_dir() and holds_splits(entry))
-    if not found:
-        layouts = ", ".join(layout.format("train") for layout in LAYOUTS)
-        raise InputError(f"{folder} holds no data set: looked in it and one folder down for {layouts}")
-    if len(found) > 1:
-        raise InputError(f"{folder} holds several data sets: choose one of {', '.join(map(str, found))}")
-    return found[0].absolute()  # it is stored, and has to be found from another directory, too
-
-
 def _list(data: str | None) -> Listing:
     try:
         return scan(find(data))
     except OSError as error:
         raise InputError(f"can't read {error.filename}: {error.strerror or error}") from error
-
-
-def _find_usual() -> Path:
-    given = os.environ.get("OASIS_DIR")
-    places = [*([given] if given else []), *USUAL_PLACES]
-    for place in places:
-        if Path(place).is_dir():
-            return find(place)
-    looked = ", ".join(["$OASIS_DIR (not set)"] * (not given) + places)
-    raise InputError(
-        f"no data set found; looked in {looked}. Download the OASIS PNG set (keras_png_slices_data.zip, see README)"
-        " and give its folder with --data DIR, or try --data demo, a small synthetic set made on the spot"
-    )
 
 
 def load(
@@ -125,7 +86,7 @@ def load(
 ) -> DataSet:
     """Load a data set, from its cache when its files haven't changed, else by decoding all of it once.
 
-    `data`: a folder, "demo" (a synthetic set, made on first use), or None for the usual places (see `find`).
+    `data`: a folder, "demo" (a synthetic set, made on first use), or None for the usual places (see `places.find`).
     `limit_people` keeps the first people of each split. `axis` (0 sagittal, 1 coronal, 2 axial) and `slices`
     ("start:stop[:step]", None for all) say how 3-D volumes are cut. Raises InputError when there is no data set,
     a file in it can't be read, a split asked for is missing or empty, or a person is in two splits (of all that the

@@ -9,26 +9,29 @@ Everything goes to predict/ beside the checkpoint (--out), all at once; report.h
 """
 
 import sys
+
+from inference.settings import PredictSettings, check_files
+from runtime import cli
+
+if __name__ == "__main__":  # a command line that can't be right is refused before the imports below take their seconds
+    cli.refuse_early(PredictSettings, __doc__, check_files)
+
 from pathlib import Path
-from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import model_validator
-from pydantic_settings import CliPositionalArg, CliVariadicArg
 
 import dataset
 from dataset import DataSet, Slices
 from inference.codec import to_uint8
 from inference.model import TrainedModel
 from inference.reconstruction import Reconstruction, reconstruct
-from inference.sampling import LEAST_TEMPERATURE, Sampler
+from inference.sampling import Sampler
+from inference.settings import NO_VOLUMES
 from reading import nifti
 from reading.names import stem
 from report import plots
 from report.results import Results, replacing
-from runtime import cli
-from runtime.cli import Settings, option
 from runtime.errors import InputError, exit_on_input_error
 from scoring import judge
 from scoring.enough import MIN_SAMPLES
@@ -39,65 +42,7 @@ COLUMNS = 6  # slices in a figure of reconstructions
 SHOWN = 64  # samples in a figure
 
 # ----------------------------------------------------------------------------------------------------
-# Settings
-
-
-class ReconstructionSettings(Settings):
-    """What to reconstruct"""
-
-    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run; it knows its model and its data")
-    data: str | None = option(None, "data set, or 'demo' (default: the checkpoint's own)", "DIR")
-    split: Literal["train", "validate", "test"] = option("test", "which part of the data set")
-    input: CliVariadicArg[list[Path]] = option([], "just these: pictures, NIfTI, DICOM, or folders of them", "FILE")
-    spacing: float | None = option(None, "of --input's volumes: resample to voxels of so many mm", ge=0.1, le=20)
-    axis: Literal[0, 1, 2] | None = option(None, "how volumes are cut (default: as in training)")
-    slices: str | None = option(None, "of volumes, those to take (default: as in training)", "START:STOP")
-    codes: int | None = option(None, "decode the first N codes per position only (default: all)", ge=1, le=16)
-    allow_overlap: bool = option(False, "go on when a person is in two splits")
-    save_nifti: bool = option(False, "write reconstructions as NIfTI, as the input's were")
-
-
-class Sampling(Settings):
-    """What to sample"""
-
-    prior: str | None = option(None, "prior's .pth, or 'none' (default: the best one beside)", "PATH")
-    samples_only: bool = option(False, "reconstruct nothing: no data set is needed")
-    samples: int = option(64, "how many", ge=0)
-    seed: int = option(0, "of the first", ge=0, le=2**31)
-    slice: int | None = option(None, "axial slice level (default: any)", ge=0)
-    temperature: float | None = option(None, "of a transformer or a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE)
-    nucleus: float | None = option(
-        None, "draw from the likeliest codes that hold this probability only (default: 1, all)", gt=0, le=1
-    )
-    ceiling: Path | None = option(None, "another prior's .pth, the course baseline's say, to judge beside it")
-    features: Literal["inception"] | None = option(None, "judge in this feature space, too", "{inception}")
-
-
-class Computing(Settings):
-    """How"""
-
-    device: Literal["auto", "cuda", "cpu"] = option("auto", "auto is CUDA if there is any")
-    precision: Literal["auto", "fp32", "bf16"] = option("fp32", "fp32 for exact scores")
-
-
-class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help shows them from the last to the first
-    """Where it goes"""
-
-    out: Path | None = option(None, "folder (default: predict/ beside the checkpoint)", "DIR")
-
-    @property
-    def folder(self) -> Path:
-        return self.out or self.checkpoint.parent / ("predict_input" if self.input else "predict")
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        if self.input and self.data:
-            raise InputError("give --data or --input, not both")
-        if self.spacing and not self.input:
-            raise InputError("--spacing is about --input: give files, or leave it out")
-        if self.samples_only and (self.input or not self.samples):
-            raise InputError("--samples-only leaves nothing to do with --input or --samples 0: leave one out")
-        return self
+# What it needs
 
 
 def open_model(settings: PredictSettings) -> tuple[TrainedModel, Sampler | None]:
@@ -200,7 +145,7 @@ def files_to_save(settings: PredictSettings, slices: Slices) -> list[str]:
     Raises InputError when they can't be saved as the options say.
     """
     if settings.save_nifti and slices.ranges is None:
-        raise InputError("--save-nifti: these are pictures, not volumes or slices of NIfTI or DICOM; leave it out")
+        raise InputError(NO_VOLUMES)
     if settings.save_nifti or not settings.input:
         return []
     files = [f"{Path(stem(name)).stem}.png" for name in slices.names]

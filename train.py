@@ -11,6 +11,14 @@ Everything goes to runs/<date>_<time>/ (--out); python predict.py runs/<run>/vqv
 """
 
 import sys
+
+from runtime import cli
+from training.settings import TrainCommand, check_files
+
+if __name__ == "__main__":  # a command line that can't be right is refused before the imports below take their seconds
+    cli.refuse_early(TrainCommand, __doc__, check_files)
+
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +33,7 @@ from dataset import Batches, Box, DataSet, Slices
 from inference.codec import Codec
 from inference.loading import load_autoencoder
 from modules import AUTOENCODERS, Autoencoder
-from runtime import checkpoint, cli, compute
+from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
 from scoring.enough import check_enough
@@ -37,7 +45,7 @@ from training.likelihood import train_by_likelihood
 from training.losses import l1_ssim, squared_error
 from training.optim import WARM_UP, Muon, falling
 from training.run import NotFiniteError, Run, Stage, create_run_folder, progress
-from training.settings import AutoencoderSettings, DataSettings, TrainCommand, TrainSettings, config_of, settle
+from training.settings import AutoencoderSettings, DataSettings, TrainSettings, config_of, settle
 from training.texture import DRAWN, train_texture
 from training.validation import validation_ssim
 

@@ -11,7 +11,6 @@ import csv
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -23,7 +22,7 @@ from benchmarks.trained import run_folder
 from inference.codec import Codec
 from inference.loading import load_autoencoder
 from runtime import cli, compute
-from runtime.cli import Settings, option
+from runtime.cli import Device, Settings, option
 from runtime.errors import exit_on_input_error
 from training.settings import TrainSettings
 
@@ -57,7 +56,7 @@ class AblationSettings(Settings):
     seed: int = option(0, "of each training", ge=0, le=2**31)
     rows: int = option(len(ROWS), "the first N rows only", ge=1, le=len(ROWS))
     out: Path = option(Path("runs/ablations"), "folder of the runs and the table", "DIR")
-    device: Literal[*compute.DEVICES] = option("auto", "where to compute")
+    device: Device = option("auto", "where to compute")
 
 
 def measured_row(run: Path, changed: list[str], on: compute.Compute) -> dict:

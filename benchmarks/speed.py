@@ -31,7 +31,7 @@ from benchmarks.measure import Ledger, Machine, Measured, Way
 from benchmarks.stages import STAGES, Bench, SpeedSettings
 from benchmarks.tables import markdown
 from dataset import PUBLISHED
-from reading import demo
+from reading import demo, places
 from reading.listing import SPLITS, scan
 from runtime import cli, compute
 from runtime.compute import Compute
@@ -294,7 +294,7 @@ def main() -> int:
         raise InputError("--growth, --second-start and --both-precisions: give one of them")
     args = args.model_copy(update=QUICK) if args.quick else args
     on = compute.choose(args.device, args.precision)
-    source = dataset.find(args.data)
+    source = places.find(args.data)
     title = "synthetic demo set" if demo.is_demo(source) else source.resolve().name
     own = sum(len(files) for split, files in scan(source).files.items() if split in SPLITS)
     side, copied = (256, 2**22) if args.quick else (8192 if on.device.type == "cuda" else 2048, 2**30)

@@ -21,8 +21,7 @@ from benchmarks.measure import Way
 from dataset import Batches, Box, DataSet
 from inference.codec import Codec
 from modules import DCGAN, VQVAE, Autoencoder
-from runtime import compute
-from runtime.cli import Settings, option
+from runtime.cli import Device, Precision, Settings, option
 from runtime.compute import Compute
 from training import dcgan
 from training.codes import CodeBatches
@@ -47,8 +46,8 @@ class SpeedSettings(Settings):
     epochs: int = option(1, "of the autoencoder, in the whole training and with --both-precisions", ge=1, le=1000)
     prior_epochs: int = option(0, "of the DCGAN in the whole training", ge=0, le=1000)
     workers: int = option(0, "of the plain way's loader", ge=0, le=256)
-    device: Literal[*compute.DEVICES] = option("auto", "where to compute")
-    precision: Literal[*compute.PRECISIONS] = option("auto", "of this repository's way")
+    device: Device = option("auto", "where to compute")
+    precision: Precision = option("auto", "of this repository's way")
     out: Path = option(Path("speed.json"), "file for the figures", "FILE")
     quick: bool = option(False, "tiny sizes, one round")
     growth: bool = option(False, "measure that instead of the stages")

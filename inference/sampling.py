@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from inference.codec import Codec, PlacedCodes
 from inference.loading import load_prior
+from inference.settings import LEAST_TEMPERATURE
 from modules import DCGAN
 from networks.prior import Codes, draw_levels
 from runtime.errors import InputError
@@ -19,7 +20,6 @@ FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an aut
 BATCH = 64
 WALK = 24  # pictures
 LARGEST_SEED = 2**32 - 1  # from 2**32 on a seed's noise is that which chooses another seed's slice level
-LEAST_TEMPERATURE = 0.01
 
 
 def find_prior(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from runtime.errors import InputError
-from runtime.files import atomic
+from runtime.files import atomic, require_checkpoint
 
 # What comes of building a network from a file's arguments, and filling it with weights, that aren't its own.
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, ZeroDivisionError)
@@ -30,8 +30,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
     Raises InputError when it is damaged, or not of this kind: "autoencoder", "prior" or "run".
     """
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}; give the path of a .pth file that train.py wrote")
+    require_checkpoint(path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch doesn't look at the checksums that it writes
             if damaged := archive.testzip():

@@ -12,15 +12,17 @@ A class is a group in `--help`, titled with its docstring; a command's settings 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import CliSettingsSource
 
-from runtime.errors import InputError, Parser
+from runtime.errors import InputError, Parser, exit_on_input_error
 
+Device = Literal["auto", "cuda", "cpu"]
+Precision = Literal["auto", "fp32", "bf16"]
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 COMPLAINTS = {  # type of pydantic's error -> what we say of the value
     "greater_than_equal": "must be at least {ge}, not {input}",
@@ -114,6 +116,15 @@ def given(kind: type[Settings], description: str, arguments: list[str] | None = 
 def parse(kind: type[Kind], description: str, arguments: list[str] | None = None) -> Kind:
     """The settings of a command line. Raises InputError, one line for whatever is wrong."""
     return kind.checked(given(kind, description, arguments))
+
+
+def refuse_early(kind: type[Kind], description: str, check: Callable[[Kind], None]) -> None:
+    """End this process when the command line asks for help, or `parse` or `check` complain of it; else do nothing.
+
+    For the first lines of a script whose other imports take seconds. `main` then parses the command line anew.
+    """
+    if status := exit_on_input_error(lambda: check(parse(kind, description)))():
+        sys.exit(status)
 
 
 def _group_of(kind: type[Settings], name: str) -> str:

@@ -12,8 +12,6 @@ from torch import nn
 
 from runtime.errors import InputError
 
-DEVICES = ("auto", "cuda", "cpu")
-PRECISIONS = ("auto", "fp32", "bf16")
 Made = TypeVar("Made")
 
 

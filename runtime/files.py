@@ -16,6 +16,12 @@ from runtime.errors import InputError
 UNFINISHED = ".unfinished"  # ends the name of the hidden folder in which another one is being made
 
 
+def require_checkpoint(path: Path) -> None:
+    """Raises InputError when there is no such file."""
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}; give the path of a .pth file that train.py wrote")
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """Open `path` for binary writing; it appears, whole and on disk, when the block ends without an error.

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 from pydantic import field_validator
 from pydantic_settings import CliVariadicArg
 
+from modules import AUTOENCODERS
 from runtime import cli
 from runtime.cli import Settings, option
 from runtime.errors import InputError
@@ -57,6 +58,44 @@ def test_complaint_is_one_line_and_status_2(arguments, complaint, tmp_path):
     assert len(lines) == 1
     assert set(lines[0].removeprefix("error: ").split("; ")) == set(complaint.split("; "))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("train.py --help", 0),
+        ("train.py --epochs 0", 2),
+        ("train.py --data nowhere", 2),
+        ("train.py --resume nowhere", 2),
+        ("train.py --data demo --autoencoder no.pth", 2),
+        ("predict.py --help", 0),
+        ("predict.py no.pth", 2),
+        ("predict.py {weights} --input no.png", 2),
+        ("predict.py {weights} --input {picture} --save-nifti", 2),
+        ("predict.py {weights} --prior no.pth", 2),
+        ("predict.py {weights} --data nowhere", 2),
+    ],
+)
+def test_what_can_be_told_at_once_is_told_before_torch_is_loaded(command, status, tmp_path):
+    """It takes a second or more to import, and what else is imported beside it, several."""
+    weights, picture = ROOT / "resources/pretrained/vqvae.pth", ROOT / "resources/codes.png"
+    script, *arguments = [part.format(weights=weights, picture=picture) for part in command.split()]
+    code = f"""import runpy, sys
+sys.argv = {[script, *arguments]}
+try:
+    runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+except SystemExit as end:
+    assert "torch" not in sys.modules
+    raise"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr
+    assert len(done.stderr.splitlines()) == (status > 0)
+
+
+def test_the_names_of_autoencoders_are_those_of_the_networks():
+    assert get_args(TrainSettings.model_fields["model"].annotation) == tuple(AUTOENCODERS)
 
 
 def test_help_has_groups_names_of_values_and_defaults(tmp_path):

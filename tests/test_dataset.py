@@ -20,7 +20,7 @@ from PIL import Image
 
 import dataset
 from dataset import Batches, Box, Slices, content_box
-from reading import cache, images
+from reading import cache, images, places
 from reading.names import level_of, person_of
 from runtime.errors import InputError
 from runtime.files import UNFINISHED
@@ -121,7 +121,7 @@ def test_folder_above_and_plain_split_names(tmp_path):
 
 def test_usual_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dataset, "USUAL_PLACES", dataset.USUAL_PLACES[:-1])  # a cluster may have the last one
+    monkeypatch.setattr(places, "USUAL_PLACES", places.USUAL_PLACES[:-1])  # a cluster may have the last one
     with pytest.raises(InputError, match=r"OASIS_DIR.*\./keras_png_slices_data.*--data demo"):
         dataset.load(None)
     write_set(tmp_path / "data/keras_png_slices_data")

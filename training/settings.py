@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
-from dataset import DataSet
-from modules import AUTOENCODERS
-from runtime import compute
-from runtime.cli import Settings, flag, option
+from runtime.cli import Device, Precision, Settings, flag, option
 from runtime.errors import InputError
+from runtime.files import require_checkpoint
+
+if TYPE_CHECKING:
+    from dataset import DataSet
 
 
 class StartSettings(Settings):
@@ -33,7 +34,7 @@ class DataSettings(Settings):
 class AutoencoderSettings(Settings):
     """autoencoder"""
 
-    model: Literal[*AUTOENCODERS] = option("rqvae", "autoencoder; vqvae is the course baseline")
+    model: Literal["vqvae", "vqvae2", "rqvae"] = option("rqvae", "autoencoder; vqvae is the course baseline")
     epochs: int = option(24, "passes over the training slices", ge=1, le=1_000_000)
     batch_size: int = option(8, "slices a step, over all processes together", ge=1, le=1_000_000)
     optimizer: Literal["muon", "adam"] | None = option(
@@ -91,8 +92,8 @@ class RunSettings(Settings):
 
     out: Path = option(Path("runs"), "folder in which the run's own folder is made", "DIR")
     seed: int = option(0, "seed of everything random", ge=0, le=2**31)
-    device: Literal[*compute.DEVICES] = option("auto", "where to compute; auto is CUDA if there is any, else the CPU")
-    precision: Literal[*compute.PRECISIONS] = option("auto", "auto is bf16 where the device computes in it, else fp32")
+    device: Device = option("auto", "where to compute; auto is CUDA if there is any, else the CPU")
+    precision: Precision = option("auto", "auto is bf16 where the device computes in it, else fp32")
     save_minutes: float = option(10.0, "minutes between two saves within an epoch", ge=0)
     time_limit: float | None = option(None, "minutes after which to save and stop with exit status 143", ge=0)
     tensorboard: bool = option(False, "write event files for TensorBoard, too (pip install -r requirements-extra.txt)")
@@ -167,7 +168,21 @@ def read_config(path: Path) -> tuple[TrainSettings, str | None]:
     return TrainSettings.checked(values, where=str(path)), fingerprint
 
 
-def config_of(settings: TrainSettings, data: DataSet) -> dict[str, Any]:
+def config_of(settings: TrainSettings, data: "DataSet") -> dict[str, Any]:
     """What config.json holds: every setting, the data's folder as an absolute path, and the data's fingerprint."""
     folder = settings.data if settings.data == "demo" else str(data.root.resolve())
     return settings.model_dump(mode="json") | {"data": folder, FINGERPRINT: data.fingerprint}
+
+
+def check_files(command: TrainCommand) -> None:
+    """Raises InputError when options contradict each other, or a file or folder that they name isn't there.
+
+    What it imports, it imports where that is needed: it is to answer before PyTorch is loaded.
+    """
+    settings, _ = settle(command)
+    if settings.autoencoder:
+        require_checkpoint(settings.autoencoder)
+    if settings.data != "demo":
+        from reading import places
+
+        places.find(settings.data)
