@@ -10,7 +10,6 @@ with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{tr
 
 import math
 import sys
-import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from reading.listing import SPLITS, Listing, scan
 from reading.names import is_nifti, person_of
 from reading.places import find
 from runtime.errors import InputError, Parser, exit_on_input_error
+from runtime.wording import counted
 
 PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -107,11 +107,10 @@ def load(
 
     index, folder = cache.open_or_build(listing, axis, slices)
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
-    _warn_of_sizes([index["splits"][split] for split in splits], index["canvas"])
     title = "synthetic demo set" if demo.is_demo(listing.root) else listing.root.resolve().name
     if limit_people is not None:
         loaded = {split: part.first_people(limit_people) for split, part in loaded.items()}
-        title += f", first {limit_people} people of each split"
+        title += f", first {counted(limit_people, 'person', 'people')} of each split"
     return DataSet(title, listing.root, demo.is_demo(listing.root), loaded, index["fingerprint"])
 
 
@@ -152,11 +151,10 @@ def _check_cut(axis: int, slices: str | None) -> None:
     nifti.parse_slices(slices)
 
 
-def _warn_of_sizes(counts: list[dict], canvas: tuple[int, int]) -> None:
-    padded, resized = (sum(part[key] for part in counts) for key in ("padded", "resized"))
-    if padded or resized:
-        size = "x".join(map(str, canvas))
-        warnings.warn(f"{padded} slices were padded and {resized} shrunk to fit {size}", stacklevel=3)
+def _notes_of_sizes(columns: dict, canvas: tuple[int, int], split: str) -> list[str]:
+    done = {"padded": columns["padded"], "shrunk": columns["resized"]}
+    told = [f"{counted(number, 'slice')} {what}" for what, number in done.items() if number]
+    return [f"{split}: {' and '.join(told)} to fit {'x'.join(map(str, canvas))}"] if told else []
 
 
 def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slices:
@@ -169,6 +167,7 @@ def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slic
         levels=np.array(columns["levels"], np.int64),
         paths=[files[file] for file in columns["files"]],
         ranges=np.array(columns["ranges"], np.float64) if listing.is_nifti else None,
+        notes=_notes_of_sizes(columns, index["canvas"], split),
     )
 
 
@@ -273,7 +272,7 @@ class Batches:
         if batch_size % world_size:
             raise InputError(f"the batch size {batch_size} can't be shared equally by {world_size} processes")
         if len(slices) < world_size:
-            raise InputError(f"{len(slices)} slices are too few for {world_size} processes")
+            raise InputError(f"{world_size} processes can't share {counted(len(slices), 'slice')}: give more")
         self.size = len(slices)
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
@@ -363,7 +362,7 @@ def check(folder: str, axis: int = 2, slices: str | None = None) -> list[str]:
         problems += [look for look in looks if isinstance(look, str)]
         kinds = Counter(look for look in looks if not isinstance(look, str))
         people = len(set(map(person_of, files)))
-        print(f"{split:>9}: {len(files):,} files of {people:,} people", end="")
+        print(f"{split:>9}: {counted(len(files), 'file')} of {counted(people, 'person', 'people')}", end="")
         if listing.folders[split].name.startswith("keras_png_slices_") and not demo.is_demo(listing.root):
             print(" (published OASIS PNG set: {:,} of {})".format(*PUBLISHED[split]), end="")
         print("".join(f"; {number:,} of {size}, {mode}" for (size, mode), number in kinds.most_common()))
@@ -398,10 +397,10 @@ def main() -> int:
 
     if args.command == "demo":
         demo.make(args.dir, args.people, args.seed)
-        print(f"synthetic set of {args.people} people, seed {args.seed}: {args.dir}")
+        print(f"synthetic set of {counted(args.people, 'person', 'people')}, seed {args.seed}: {args.dir}")
         return 0
     problems = check(args.dir, args.axis, args.slices)
-    print("\n".join([f"{len(problems)} problems", *problems]) if problems else "no problems")
+    print("\n".join([counted(len(problems), "problem"), *problems]) if problems else "no problems")
     return 1 if problems else 0
 
 

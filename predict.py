@@ -33,6 +33,7 @@ from reading.names import stem
 from report import plots
 from report.results import Results, replacing
 from runtime.errors import InputError, exit_on_input_error
+from runtime.wording import counted
 from scoring import judge
 from scoring.enough import MIN_SAMPLES
 from scoring.metrics import code_counts, code_usage, summarise
@@ -77,7 +78,7 @@ def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str,
     if settings.input:
         files = dataset.read_files(settings.input, **cut, spacing=settings.spacing)
         names = list(dict.fromkeys(path.name for path in files.paths))
-        title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other files"
+        title = names[0] if len(names) == 1 else f"{names[0]} and {counted(len(names) - 1, 'other file')}"
         data = DataSet(title, settings.input[0].parent, False, dict.fromkeys(splits, files), "")
     else:
         root = settings.data or trained_on["root"]
@@ -183,7 +184,7 @@ def sample(
     if len(seeds) > 1:
         which = f"{source}, from seed {seeds[0]} to seed {seeds[1]}"
         results.draw("walk", plots.walk_gif, model.walk(seeds[:2], settings.slice), title=which)
-    print(f"{len(seeds):,} samples of the {source}")
+    print(f"{counted(len(seeds), 'sample')} of the {source}")
     if data := data_to_judge_with(results, settings, model):
         judge_samples(results, settings, data, model, ceiling, codes, pictures)
 
@@ -197,7 +198,7 @@ def data_to_judge_with(results: Results, settings: PredictSettings, model: Train
     elif settings.slice is not None:
         results.note("samples of one slice level are not judged: leave out --slice")
     elif settings.samples < MIN_SAMPLES:
-        results.note(f"{settings.samples} samples are too few to judge: give --samples 1000")
+        results.note(f"fewer than {MIN_SAMPLES} samples are too few to judge: give --samples 1000")
     else:
         data = load_data(settings, model, ("train", settings.split))
         if data.fingerprint == model.description["data"]["fingerprint"]:
@@ -217,7 +218,7 @@ def judge_samples(
 ) -> None:
     """The judge's verdict on the samples beside what real slices get: table, numbers and figures."""
     train, held_out = data.splits["train"], data.splits[settings.split]
-    print(f"judging them beside {len(train):,} training and {len(held_out):,} {settings.split} slices, a few minutes")
+    print(f"judging them beside {len(train):,} training and {counted(len(held_out), f'{settings.split} slice')}")
     features = (*judge.SPACES, *([settings.features] if settings.features else []))
     known = model.codec.encode(train.images)
 
@@ -263,7 +264,7 @@ def reconstruct_slices(
     """Reconstruct, score and show slices; returns each one's name and scores, and the reconstructions."""
     slices = data.splits[settings.split]
     files = files_to_save(settings, slices)
-    print(f"{results.title}: {len(slices):,} slices, {model.codec.on.describe()}")
+    print(f"{results.title}: {counted(len(slices), 'slice')}, {model.codec.on.describe()}")
     for note in slices.notes:
         results.note(note)
     trained_on = model.description["data"]

@@ -18,7 +18,6 @@ from training.settings import TrainCommand, check_files
 if __name__ == "__main__":  # a command line that can't be right is refused before the imports below take their seconds
     cli.refuse_early(TrainCommand, __doc__, check_files)
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,6 +35,7 @@ from modules import AUTOENCODERS, Autoencoder
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
+from runtime.wording import counted
 from scoring.enough import check_enough
 from scoring.metrics import perplexity
 from training import board, figures
@@ -66,7 +66,8 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
     batches = Batches(train, settings.batch_size, on.device, seen, on.rank, on.world_size)
     model = make_autoencoder(settings).to(on.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, settings)
-    stage = Stage(run, "autoencoder", settings.epochs, {"model": model, "optimizer": optimizer})
+    parts = {"model": model, "optimizer": optimizer}
+    stage = Stage(run, "autoencoder", settings.epochs, parts, "validation SSIM")
     bypassed = min(WARM_UP, batches.steps // 2)  # steps without codebooks
     data_description = describe_data(data, box, settings)
     if not stage.resumed:
@@ -81,12 +82,14 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
             model.bypass_quantizers(done < bypassed)
             if done == bypassed:
                 start_codebooks(model, train, box, settings.seed, on)
+            rate = falling(settings.lr, done, settings.epochs * batches.steps)
             for group in optimizer.param_groups:
-                group["lr"] = falling(settings.lr, done, settings.epochs * batches.steps)
+                group["lr"] = rate
             draw = draws_of_step(len(images), settings.seed, done, on)
             images = augment(images, box, draw) if settings.augment == "on" else images
             kept = draw_kept(model.depth, draw)
-            stage.add(**autoencoder_step(model, optimizer, images, kept, LOSSES[settings.loss], on))
+            values = autoencoder_step(model, optimizer, images, kept, LOSSES[settings.loss], on)
+            stage.add(**values, learning_rate=torch.full((), rate, device=on.device))
 
         score = validation_ssim(model, data, box, on)
         if stage.is_best(score):
@@ -141,9 +144,9 @@ def autoencoder_step(
     optimizer.zero_grad()
     (reconstruction_loss + latent_loss).backward()
     compute.average_gradients(model)
-    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
-    return {"train_reconstruction": reconstruction_loss, "train_commitment": latent_loss}
+    return {"train_reconstruction": reconstruction_loss, "train_commitment": latent_loss, "gradient_norm": norm}
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": squared_error}
@@ -261,7 +264,13 @@ def main() -> int:
             run.write_config(config)
         run.log(f"{'going on with' if command.resume else 'writing to'} {run.folder}, {on.describe()}")
         run.log(f"{data.title}: {', '.join(f'{len(part):,} {name}' for name, part in data.splits.items())} slices")
+        for note in [note for part in data.splits.values() for note in part.notes]:
+            run.log(f"note: {note}")
+        run.log(f"to do: {', then '.join(plan(settings))}")
         train(run, data, settings, on)
+        prior = "" if settings.prior == "none" else f" and {settings.prior}.pth"
+        run.log(f"finished: {folder / 'report.html'} shows it; the weights are beside that, in vqvae.pth{prior}")
+        run.log(f"to score them: python predict.py {folder / 'vqvae.pth'}")
     except NotFiniteError as error:
         if error.stage != "autoencoder":
             raise
@@ -270,6 +279,16 @@ def main() -> int:
         reason = error.strerror or error
         raise InputError(f"can't write to {folder}: {reason}; mend that, and go on with --resume {folder}") from error
     return 0
+
+
+def plan(settings: TrainSettings) -> list[str]:
+    """What a run trains, one after the other."""
+    stages = {} if settings.autoencoder else {settings.model: settings.epochs}
+    if draws_texture(settings):
+        stages["its decoder's texture"] = settings.texture_epochs
+    if settings.prior != "none":
+        stages[settings.prior] = settings.prior_epochs
+    return [f"{name}, {counted(epochs, 'epoch')}" for name, epochs in stages.items()]
 
 
 def load_data(settings: DataSettings) -> DataSet:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from dataset import Box, content_box
 from modules import Autoencoder
@@ -69,7 +70,7 @@ class Codec:
         """
         box, parts = box or self.box_of(slices), []
         step = _rows_at_once(box)
-        for start in range(0, len(slices), step):
+        for start in _told(range(0, len(slices), step), "encoding"):
             batch = slices[start : start + step]
             if isinstance(batch, np.ndarray):
                 batch = torch.from_numpy(np.array(batch))  # a copy: slices of a data set are read-only
@@ -92,7 +93,7 @@ class Codec:
         canvas = whole_blocks(size)
         pictures = np.empty((len(codes[0]), *size), np.float32)
         step = _rows_at_once(box)
-        for start in range(0, len(pictures), step):
+        for start in _told(range(0, len(pictures), step), "decoding"):
             batch = [grid[start : start + step].to(self.on.device).long() for grid in codes]
             with self.on.autocast():
                 decoded = self.autoencoder.decode(batch)
@@ -122,6 +123,11 @@ class Codec:
 def _rows_at_once(box: Box) -> int:
     """How many slices go through the network together: fewer where they are larger."""
     return max(1, min(BATCH, PIXELS // (box.height * box.width)))
+
+
+def _told(starts: range, what: str) -> tqdm:
+    """A bar in the terminal over batches that begin there, if they take long; it leaves nothing behind."""
+    return tqdm(starts, what, unit="batch", disable=None, delay=2, leave=False)
 
 
 def _on_canvas(slices: np.ndarray | Tensor) -> np.ndarray | Tensor:

@@ -21,6 +21,7 @@ from inference.sampling import LARGEST_SEED, Sampler, find_prior
 from reading.inputs import MAX_SIDE
 from runtime import compute
 from runtime.errors import InputError
+from runtime.wording import with_article
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -184,5 +185,5 @@ def _like(given: Array, made: Tensor) -> Array:
 def _kind(thing: object) -> str:
     """`float32 [4, 256, 256]` for arrays, the type's name for others."""
     if not isinstance(thing, np.ndarray | Tensor):
-        return f"a {type(thing).__name__}"
+        return with_article(type(thing).__name__)
     return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"

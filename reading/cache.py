@@ -21,6 +21,7 @@ from reading.decoding import THREADS, Problems, Unit, canvas_of, decode, plan
 from reading.listing import Listing
 from runtime.errors import InputError
 from runtime.files import whole_folder
+from runtime.wording import counted
 
 VERSION = 1  # raise it when the same files would give other arrays
 
@@ -141,6 +142,6 @@ def _read_index(folder: Path) -> dict | None:
 def _build(listing: Listing, axis: int, slices: str | None, folder: Path) -> dict:
     """Decode a data set into `folder`: all of it, or nothing. The caller holds the lock."""
     total = sum(map(len, listing.files.values()))
-    print(f"decoding {total:,} files of {listing.root} once, to {folder}", flush=True)
+    print(f"decoding {counted(total, 'file')} of {listing.root} once, to {folder}", flush=True)
     with whole_folder(folder, replace=True) as new:  # what is there is a damaged cache
         return _decode_all(listing, axis, slices, new)

@@ -18,6 +18,7 @@ from reading.intensity import robust_range
 from reading.kinds import DICOM, kind_of
 from reading.names import is_nifti, level_of, stem
 from runtime.errors import InputError
+from runtime.wording import counted
 
 # nibabel prints its doubts about a header; those that matter are raised too, and become one line here.
 nib.imageglobals.logger.disabled = True
@@ -184,7 +185,7 @@ def slices_of(image: nib.Nifti1Image, name: str, axis: int, slices: str | None, 
     shape, _ = _grid(_canonical_volume(image), spacing)
     levels = range(shape[axis])[parse_slices(slices)]
     if not levels:
-        raise ValueError(f"has {shape[axis]} slices along axis {axis}: none of them in {slices}")
+        raise ValueError(f"has {counted(shape[axis], 'slice')} along axis {axis}: none of them in {slices}")
     named = [(f"{base}_slice_{level}{suffix}", level) for level in levels]
     return named, tuple(side for i, side in enumerate(shape) if i != axis)
 

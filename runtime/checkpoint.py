@@ -12,6 +12,7 @@ import torch
 
 from runtime.errors import InputError
 from runtime.files import atomic, require_checkpoint
+from runtime.wording import with_article
 
 # What comes of building a network from a file's arguments, and filling it with weights, that aren't its own.
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, ZeroDivisionError)
@@ -42,7 +43,8 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         ) from error
     found = content.get("kind") if isinstance(content, dict) else None
     if found != kind:
-        raise InputError(f"{path} holds {found or 'something else'}, not the state of a {kind}; give another .pth file")
+        held, wanted = found or "something else", with_article(kind)
+        raise InputError(f"{path} holds {held}, not the state of {wanted}; give another .pth file")
     return content
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from runtime.errors import InputError
+from runtime.wording import counted
 
 Made = TypeVar("Made")
 
@@ -33,7 +34,7 @@ class Compute:
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
         else:
-            name = f"the CPU, {torch.get_num_threads()} threads"
+            name = f"the CPU, {counted(torch.get_num_threads(), 'thread')}"
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
         return f"computing on {name} in {'bf16' if self.bf16 else 'fp32'}{processes}"
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from runtime.wording import counted
+
 SSIM_PASS = 0.6  # the bar for a "reasonably clear" image, which a reconstruction has to reach
 
 
@@ -35,12 +37,12 @@ SCORES = {  # key in metrics.json and ssim_scores.csv -> the score; `metrics.rec
 def score_table(metrics: Mapping) -> str:
     """What metrics.json says of reconstructions, for the terminal."""
     columns = ("mean", "std", "min", "max")
-    lines = [f"{metrics['images']:,} slices".ljust(17) + "".join(f"{column:>9}" for column in columns)]
+    lines = [counted(metrics["images"], "slice").ljust(17) + "".join(f"{column:>9}" for column in columns)]
     for key, score in SCORES.items():
         cells = (score.text(metrics[key][column]) for column in columns)
         lines.append(f"{score.heading:17}" + "".join(f"{cell:>9}" for cell in cells))
     ssim = metrics["ssim"]
-    lines.append(f"SSIM of {SSIM_PASS} or more: {ssim['passed']:,} slices, {ssim['passed_share']:.1%}")
+    lines.append(f"SSIM of {SSIM_PASS} or more: {counted(ssim['passed'], 'slice')}, {ssim['passed_share']:.1%}")
     coded = f", {metrics['entropy_coded_bytes']:,.0f} entropy-coded" if "entropy_coded_bytes" in metrics else ""
     grids = [f"{one['grid']} codes, {one['codes_used']} of {one['codebook_size']} used" for one in metrics["codes"]]
     return "\n".join([*lines, f"{metrics['bytes_per_image']:,.0f} bytes an image{coded}: {'; '.join(grids)}"])

@@ -106,7 +106,7 @@ def test_a_pickled_call_is_refused_and_does_not_run(kind, how, tmp_path):
 
 def test_the_file_of_another_kind_is_refused(written):
     folder = written["folder"]
-    with pytest.raises(InputError, match="holds prior, not the state of a autoencoder"):
+    with pytest.raises(InputError, match="holds prior, not the state of an autoencoder"):
         load_autoencoder(folder / "dcgan.pth")
     with pytest.raises(InputError, match="holds autoencoder, not"):
         load_prior(folder / "vqvae.pth", written["model"])

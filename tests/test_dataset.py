@@ -193,7 +193,7 @@ def test_links_to_nothing_are_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match=r"case_002_slice_1\.nii\.png is a link to nothing"):
         dataset.load(str(root), ("test",))
     assert run(monkeypatch, "check", str(root)) == 1
-    assert "1 problems" in capsys.readouterr().out
+    assert "1 problem\n" in capsys.readouterr().out
     shutil.rmtree(root / "keras_png_slices_train")
     (root / "keras_png_slices_train").mkdir()
     link.symlink_to(tmp_path / "elsewhere.png")
@@ -244,15 +244,16 @@ def test_16_bits_are_scaled_to_8_with_rounding(tmp_path):
     np.testing.assert_array_equal(images.read(tmp_path / "x.png")[0], [[0, 0, 1, 128, 254, 255, 255]])
 
 
-def test_other_sizes_are_padded_or_shrunk_with_one_warning_that_counts_them(tmp_path):
+def test_other_sizes_are_padded_or_shrunk_with_a_note_that_counts_them(tmp_path):
     root = write_set(tmp_path / "set")
     large, small = picture(1, (512, 512)), picture(2, (176, 208))
     Image.fromarray(large).save(root / "keras_png_slices_train/case_002_slice_3.nii.png")
     Image.fromarray(small).save(root / "keras_png_slices_train/case_002_slice_4.nii.png")
     for _ in range(2):  # when decoded, and from the cache
-        with pytest.warns(UserWarning, match="1 slices were padded and 1 shrunk to fit 256x256") as caught:
-            train = dataset.load(str(root)).splits["train"]
-        assert len(caught) == 1
+        data = dataset.load(str(root))
+        train = data.splits["train"]
+        assert train.notes == ["train: 1 slice padded and 1 slice shrunk to fit 256x256"]
+        assert data.splits["test"].notes == []
     means = large.reshape(256, 2, 256, 2).mean(axis=(1, 3))
     assert np.abs(train.images[6] - means).max() <= 1  # the mean of each area, rounded once a direction
     np.testing.assert_array_equal(train.images[7][40:216, 24:232], small)

@@ -135,11 +135,14 @@ def assert_same(a: object, b: object, where: str = "") -> None:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Two run folders hold the same checkpoints, states and metrics, to the bit."""
+    """Two run folders hold the same checkpoints, states, metrics and values of steps, to the bit."""
     names = sorted(path.name for path in a.iterdir() if path.suffix == ".pth" and path.name != "previous.pth")
     assert names == sorted(path.name for path in b.iterdir() if path.suffix == ".pth" and path.name != "previous.pth")
     assert "last.pth" in names
     for name in names:
         first, second = (torch.load(folder / name, weights_only=True) for folder in (a, b))
         assert_same(first, second, name)
-    assert (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
+    tables = sorted(path.name for path in a.glob("*.csv"))
+    assert tables == sorted(path.name for path in b.glob("*.csv"))
+    for name in tables:
+        assert (a / name).read_text() == (b / name).read_text(), name

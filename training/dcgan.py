@@ -54,7 +54,7 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
     batches = CodeBatches(codec, data.splits["train"], *how)
     rate = LEARNING_RATE if settings.prior_lr is None else settings.prior_lr
     learner = DCGANLearner(batches, codec.autoencoder, settings.gan, rate)
-    stage = Stage(run, "dcgan", settings.prior_epochs, learner.parts())
+    stage = Stage(run, "dcgan", settings.prior_epochs, learner.parts(), "Frechet distance", less_is_better=True)
     judge = Judge(data.splits["train"], data.splits["validate"]) if run.main else None
 
     for epoch in stage.remaining_epochs():

@@ -94,7 +94,8 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
     recipe = RECIPES[name]
     rate = recipe.rate if settings.prior_lr is None else settings.prior_lr
     learner = LikelihoodLearner(recipe, codec.autoencoder, train, rate)
-    stage = Stage(run, name, settings.prior_epochs, learner.parts())
+    score = "validation bits per code"
+    stage = Stage(run, name, settings.prior_epochs, learner.parts(), score, less_is_better=True)
 
     for epoch in stage.remaining_epochs():
         history = [row["validation_bits"] for row in run.rows_of(name)]
@@ -106,7 +107,8 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
         for codes, levels, changed in stage.steps(progress(batches, stage, train.steps, train.batch_size)):
             done = stage.epoch * train.steps + stage.step
             now = falling(rate, done, settings.prior_epochs * train.steps)
-            stage.add(train_bits=learner.step(codes, levels, changed, now))
+            bits = learner.step(codes, levels, changed, now)
+            stage.add(train_bits=bits, learning_rate=torch.full((), now, device=codec.on.device))
         row = stage.means()
         row["validation_bits"] = held_out_bits(learner.sampler, held_out) / held_out.codes_per_image
         if stage.is_best(-row["validation_bits"]):

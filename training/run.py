@@ -3,7 +3,7 @@
 runs/<date>_<time>/
     config.json     every setting of the run
     log.txt         what the terminal showed
-    metrics.csv     a row an epoch
+    metrics.csv     a row an epoch; steps_<stage>.csv, one every few steps
     vqvae.pth       the autoencoder with the best validation SSIM (whatever --model it is)
     <prior>.pth     the best prior
     last.pth        everything needed to go on; previous.pth, the one before it
@@ -33,7 +33,9 @@ from tqdm import tqdm
 from runtime import checkpoint, compute
 from runtime.errors import InputError
 from runtime.files import atomic, whole_folder
+from runtime.wording import counted
 from training.board import Board
+from training.telling import Pace, StepTable, epoch_told
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit status of a run that was stopped and saved
 AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one was told to stop
@@ -78,7 +80,8 @@ class Run:
     def log(self, text: str) -> None:
         """Print a line and keep it in log.txt."""
         if self.main:
-            print(text, flush=True)
+            with tqdm.external_write_mode():  # beside a bar, not through it
+                print(text, flush=True)
             with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
@@ -171,10 +174,24 @@ class Stage:
     `parts` are the objects with a `state_dict` that training changes. A stage that starts again after an
     interruption loads them, the sums of the epoch under way, and the random states, and goes on with the
     next step, so that the result is the one of a run that never stopped.
+
+    Every epoch ends with a line in the log. It calls what `is_best` is given `score`, and shows it without the minus
+    that a caller puts before it where `less_is_better`.
     """
 
-    def __init__(self, run: Run, name: str, epochs: int, parts: dict[str, Any]):
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        epochs: int,
+        parts: dict[str, Any],
+        score: str = "score",
+        less_is_better: bool = False,
+    ):
         self.run, self.name, self.epochs, self.parts = run, name, epochs, parts
+        self.score_name, self.sign = score, -1 if less_is_better else 1
+        self.score: float | None = None  # of the epoch under way, once it is judged
+        self.batch_size = 0  # as `progress` is told
         self.epoch, self.step = 0, 0  # epochs done; steps done in the one under way
         self.best: float | None = None
         self.sums: dict[str, torch.Tensor] = {}
@@ -182,6 +199,8 @@ class Stage:
         self.resumed = bool(run.state and run.state["stage"] == name)
         if self.resumed:
             self._load(run.state)
+        self.pace = Pace(epochs)
+        self.table = StepTable(run.folder / f"steps_{name}.csv", self.epoch, self.step) if run.main else None
 
     def _load(self, state: dict[str, Any]) -> None:
         try:
@@ -203,6 +222,7 @@ class Stage:
         if not self.run.main:
             return
         folder = self.run.folder
+        self.table.write()
         state = {
             "kind": "run",
             "stage": self.name,
@@ -227,6 +247,7 @@ class Stage:
 
     def steps(self, batches: Iterable) -> Iterator:
         """Hand on the batches of the epoch under way; between two, save or stop when it is time to."""
+        began, first = time.monotonic(), self.step
         for batch in batches:
             yield batch
             self.step += 1
@@ -238,6 +259,8 @@ class Stage:
             if time.monotonic() - self.run.saved_at > self.run.save_seconds:
                 self.save()
         self.check_finite()  # before anything is made of weights that aren't numbers
+        seconds = max(time.monotonic() - began, 1e-9)
+        self.pace.slices_a_second = (self.step - first) * self.batch_size / seconds
 
     def _must_stop(self, agree: bool) -> bool:
         stop = self.run.stopped_by is not None or time.monotonic() > self.run.deadline
@@ -256,6 +279,8 @@ class Stage:
     def add(self, **values: torch.Tensor) -> None:
         """Add up scalars over the steps of an epoch, on their device: reading them would halt a GPU."""
         together = torch.stack([value.detach().float() for value in values.values()])
+        if self.table:
+            self.table.add(self.epoch + 1, self.step, list(values), together)
         step = torch.full((), self.step, device=together.device)
         bad = torch.where(together.isfinite().all(), torch.iinfo(torch.int64).max, step)
         self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
@@ -273,27 +298,44 @@ class Stage:
 
     def is_best(self, score: float) -> bool:
         """Whether `score` (larger is better) beats all before it; it is then the one to beat."""
+        self.score = score
         if not score > (-math.inf if self.best is None else self.best):  # nor is NaN ever the best
             return False
         self.best = float(score)
         return True
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Close the epoch: a row in metrics.csv and on the board, then last.pth."""
+        """Close the epoch: a row in metrics.csv and on the board, a line in the log, then last.pth."""
         self.check_finite()
+        means = list(self.sums)
         self.epoch, self.step, self.sums, self.first_bad = self.epoch + 1, 0, {}, None
         self.run.rows.append({"stage": self.name, "epoch": self.epoch, **row})
         if self.run.main:
             self.run.write_metrics()
         if self.run.board:
             self.run.board.add(self.run.rows[-1])
+        self._tell(row, means)
         self.save()
         if self._must_stop(agree=True):
             self._leave()
 
+    def _tell(self, row: dict[str, Any], means: list[str]) -> None:
+        """The epoch's line in the log."""
+        score = None
+        if self.score is not None:
+            best = math.nan if self.best is None else self.best
+            score = self.score_name, self.sign * self.score, self.sign * best
+        told = [*epoch_told(row, means, score), *self.pace.describe(self.epoch)]
+        self.run.log(f"{self.name} {self.epoch}/{self.epochs}: {', '.join(told)}")
+        self.score = None
+
 
 def progress(batches: Iterator, stage: Stage, steps: int, batch_size: int) -> Iterator:
-    """A progress bar over what is left of an epoch, in slices, with the mean losses so far."""
+    """A progress bar over what is left of an epoch, in slices, with the mean losses so far.
+
+    The first one of a stage tells in the log, after a few steps, how long the stage will take.
+    """
+    stage.batch_size = batch_size
     label = f"{stage.name} {stage.epoch + 1}/{stage.epochs}"
     total, done = steps * batch_size, stage.step * batch_size
     with tqdm(total=total, initial=done, desc=label, unit=" slices", disable=None if stage.run.main else True) as bar:
@@ -302,3 +344,7 @@ def progress(batches: Iterator, stage: Stage, steps: int, batch_size: int) -> It
             bar.update(batch_size)
             if stage.step % LOOK_EVERY == 0:
                 bar.set_postfix({name: f"{value:.4f}" for name, value in stage.means().items()})
+            if stage.pace.step(place := stage.epoch + stage.step / steps):
+                stage.check_finite()  # a GPU has then done what it was given
+                plan = [counted(stage.epochs, "epoch"), counted(steps, "step"), counted(batch_size, "slice")]
+                stage.run.log(f"{stage.name}: {' of '.join(plan)}, about {stage.pace.left(place)} left")

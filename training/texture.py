@@ -49,7 +49,7 @@ def train_texture(run: Run, data: DataSet, settings: TrainSettings, on: Compute)
     path = run.folder / "vqvae.pth"
     autoencoder, _ = load_autoencoder(path)
     learner = TextureLearner(autoencoder, on)
-    stage = Stage(run, "texture", settings.texture_epochs, learner.parts())
+    stage = Stage(run, "texture", settings.texture_epochs, learner.parts(), "validation SSIM")
 
     for epoch in stage.remaining_epochs():
         shuffled = batches.shuffled(settings.seed, epoch, stage.step)

@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from dataset import Batches, Box, DataSet, content_box
 from modules import Autoencoder
@@ -28,7 +29,8 @@ def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute, ke
     seen = box.around(WINDOW - 1, shape)
     inner, windows = box.inside(seen), math.prod(side - WINDOW + 1 for side in shape)
     total = torch.zeros((), dtype=torch.float64, device=on.device)
-    for images, _ in Batches(slices, BATCH, on.device, seen, on.rank, on.world_size).in_order():
+    batches = Batches(slices, BATCH, on.device, seen, on.rank, on.world_size).in_order()
+    for images, _ in tqdm(batches, "validation", disable=None if on.rank == 0 else True, delay=2, leave=False):
         with on.autocast():
             few = None if kept is None else torch.full((len(images),), kept, device=on.device)
             reconstruction = model(inner.crop(images), few)[0]

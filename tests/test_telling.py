@@ -1,0 +1,133 @@
+"""What a training says: a line an epoch, the time that is left, the values of some steps; no bars in files."""
+
+import csv
+import time
+
+import pytest
+import tiny
+import torch
+
+from runtime.wording import counted, duration, with_article
+from training import telling
+from training.telling import Pace, StepTable, epoch_told
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but for what is added to `clock[0]`, in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_time_that_is_left_follows_from_the_steps_after_the_first_two(clock):
+    pace, told = Pace(epochs=3), []
+    for step in range(1, 11):  # of 10 an epoch
+        clock[0] += 60.0 if step <= telling.UNTIMED else 4.0  # the first steps are slow and don't count
+        told.append(pace.step(step / 10))
+    assert told == [False, False, False, False, True, True, True, True, True, True]  # after 12 s
+    assert pace.left(1.0) == "1 min"  # 20 steps of 4 s
+    assert not pace.step(1.1)  # once told, each epoch tells anew
+    clock[0] += 40
+    pace.slices_a_second = 2.0
+    assert pace.describe(2) == ["2 slices/s", "40 s left"]  # 72 s for 1.8 epochs
+    assert pace.describe(3) == ["2 slices/s", "done in 3 min"]
+
+
+def test_nothing_is_said_of_the_time_before_any_is_known(clock):
+    pace = Pace(epochs=3)
+    assert pace.describe(1) == []
+    pace.step(0.5)
+    assert pace.left(0.5) == ""
+
+
+def test_an_epochs_line_has_the_first_losses_and_the_score_beside_the_best():
+    row = {"loss_a": 0.5, "loss_b": 0.25, "loss_c": 1.0, "validation_ssim": 0.9}
+    means = ["loss_a", "loss_b", "loss_c"]
+    assert epoch_told(row, means, ("SSIM", 0.9, 0.95)) == [
+        "loss a 0.5000",
+        "loss b 0.2500",
+        "SSIM 0.9000 (best 0.9500)",
+    ]
+    assert epoch_told(row, means, ("SSIM", 0.9, 0.9))[-1] == "SSIM 0.9000 (best so far)"
+    assert epoch_told(row, [], None) == []
+
+
+def test_every_tenth_step_is_kept_and_those_after_the_last_save_are_made_again(tmp_path):
+    path = tmp_path / "steps_x.csv"
+
+    def go(table, epoch, steps):
+        for step in steps:
+            table.add(epoch, step, ["loss"], torch.tensor([100.0 * epoch + step]))
+
+    whole = StepTable(path, 0, 0)
+    go(whole, 1, range(25))
+    go(whole, 2, range(25))
+    whole.write()
+    text = path.read_text()
+    assert text.splitlines() == ["epoch,step,loss", *(f"{e},{s},{100 * e + s}" for e in (1, 2) for s in (0, 10, 20))]
+    again = StepTable(path, 1, 11)  # saved within the second epoch, before its step 11
+    go(again, 2, range(11, 25))
+    again.write()
+    assert path.read_text() == text
+    StepTable(path, 0, 0).write()  # nothing was saved: nothing is kept, once there is something to write
+    anew = StepTable(path, 0, 0)
+    go(anew, 1, range(5))
+    anew.write()
+    assert path.read_text() == "epoch,step,loss\n1,0,100\n"
+
+
+def test_a_run_says_what_it_will_do_then_a_line_an_epoch_then_where_it_is(tmp_path, monkeypatch, capsys):
+    trainer = tiny.Trainer(tmp_path / "runs", monkeypatch)
+    status, folder = trainer(prior="pixelcnn")
+    printed = capsys.readouterr()
+    assert status == 0
+    assert printed.err == ""  # no bars: this is no terminal
+    lines = printed.out.splitlines()
+    assert (folder / "log.txt").read_text().splitlines() == lines
+    assert "to do: vqvae, 2 epochs, then pixelcnn, 2 epochs" in lines
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = [line for line in lines if line.startswith(("autoencoder ", "pixelcnn "))]
+    stages = [f"{row['stage']} {row['epoch']}/2: " for row in rows]
+    assert [line[: len(stage)] for line, stage in zip(told, stages, strict=True)] == stages
+    ssim = float(rows[0]["validation_ssim"])
+    loss = float(rows[0]["train_reconstruction"])
+    assert f"train reconstruction {loss:.4f}, " in told[0]
+    assert f", validation SSIM {ssim:.4f} (best so far), " in told[0]
+    bits = float(rows[2]["validation_bits"])
+    assert f", validation bits per code {bits:.4f} (best so far), " in told[2]
+    assert all(" slices/s, " in line for line in told)
+    assert " left" in told[0]
+    assert "done in " in told[1]
+    assert str(folder / "report.html") in lines[-2]
+    assert "vqvae.pth and pixelcnn.pth" in lines[-2]
+    assert lines[-1] == f"to score them: python predict.py {folder / 'vqvae.pth'}"
+
+
+def test_values_of_steps_have_loss_rate_and_gradient(tmp_path, monkeypatch):
+    trainer = tiny.Trainer(tmp_path / "runs", monkeypatch)
+    monkeypatch.setattr(StepTable, "EVERY", 1)
+    _, folder = trainer(epochs=1)
+    with open(folder / "steps_autoencoder.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", str(step)) for step in range(tiny.STEPS)]
+    with open(folder / "metrics.csv", newline="") as file:
+        [means] = csv.DictReader(file)
+    for name in ("train_reconstruction", "train_commitment", "gradient_norm", "learning_rate"):
+        mean = sum(float(row[name]) for row in rows) / tiny.STEPS
+        assert mean == pytest.approx(float(means[name]), rel=1e-4)
+
+
+def test_numbers_and_times_in_words():
+    assert [counted(n, "slice") for n in (0, 1, 1120)] == ["0 slices", "1 slice", "1,120 slices"]
+    assert [counted(n, "person", "people") for n in (1, 2)] == ["1 person", "2 people"]
+    assert [duration(s) for s in (0.2, 59.4, 60, 3599, 3600, 11100)] == [
+        "0 s",
+        "59 s",
+        "1 min",
+        "1 h 0 min",
+        "1 h 0 min",
+        "3 h 5 min",
+    ]
+    assert [with_article(noun) for noun in ("autoencoder", "prior")] == ["an autoencoder", "a prior"]
