@@ -2,6 +2,7 @@
 
     python dataset.py check DIR                         look at every file of a data set; exit status 1 on problems
     python dataset.py demo DIR [--people N] [--seed S]  make the synthetic demo set
+    python dataset.py cache [--clear]                   what is kept of decoded sets, and where; delete it
 
 A data set is a folder with a folder for each split: the OASIS PNG layout `keras_png_slices_{train,validate,test}`
 with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{train,validate,test}` with
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reading import cache, decoding, demo, images, inputs, nifti
+from reading import cache, decoding, demo, images, inputs, nifti, stored
 from reading.listing import SPLITS, Listing, scan
 from reading.names import is_nifti, person_of
 from reading.places import find
@@ -381,6 +382,17 @@ def _look(path: Path, axis: int, slices: str | None) -> tuple[str, str] | str:
         return f"{path} {problem}"
 
 
+def show_cache(clear: bool) -> None:
+    """Print what the cache holds and its size; with `clear`, delete it first."""
+    found = stored.stored()
+    left = stored.clear() if clear else found
+    size = stored.megabytes(sum(one.bytes for one in left))
+    deleted = stored.megabytes(sum(one.bytes for one in found) - sum(one.bytes for one in left))
+    print(f"{cache.cache_root()}: {size}{f', {deleted} deleted' if clear else ''}")
+    for one in left:
+        print(f"{stored.megabytes(one.bytes):>12}  {one.folder.name}: {one.content}")
+
+
 @exit_on_input_error
 def main() -> int:
     parser = Parser(description="Look at a data set, or make the synthetic one.")
@@ -393,8 +405,13 @@ def main() -> int:
     make.add_argument("dir", type=Path, help="a new folder")
     make.add_argument("--people", type=int, default=demo.PEOPLE, help="32 slices each (default: %(default)s)")
     make.add_argument("--seed", type=int, default=demo.SEED, help="the same seed makes the same set (default: 0)")
+    kept = commands.add_parser("cache", help="show what is kept of the data sets that were decoded, and where")
+    kept.add_argument("--clear", action="store_true", help="delete it; it is made again where it is needed")
     args = parser.parse_args()
 
+    if args.command == "cache":
+        show_cache(args.clear)
+        return 0
     if args.command == "demo":
         demo.make(args.dir, args.people, args.seed)
         print(f"synthetic set of {counted(args.people, 'person', 'people')}, seed {args.seed}: {args.dir}")

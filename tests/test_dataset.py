@@ -10,6 +10,7 @@ import zlib
 from itertools import chain
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -599,3 +600,27 @@ def test_bad_options_are_one_line(arguments, says, monkeypatch, capsys, tmp_path
     [line] = capsys.readouterr().err.splitlines()
     assert says in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cache_says_what_is_kept_and_deletes_it(tmp_path, monkeypatch, capsys):
+    dataset.load(str(write_set(tmp_path / "set")))
+    capsys.readouterr()
+    [folder] = cached_folders()
+    (cache.cache_root() / "half").mkdir()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    number = sum(len(list(split.iterdir())) for split in (tmp_path / "set").iterdir())
+    assert run(monkeypatch, "cache") == 0
+    total, whole, half = capsys.readouterr().out.splitlines()
+    assert total == f"{cache.cache_root()}: {size / 1e6:.1f} MB"
+    assert whole.split(maxsplit=2)[:2] == [f"{size / 1e6:.1f}", "MB"]
+    assert f"{folder.name}: {number} slices of 256x256, case_001_slice_0.nii.png to " in whole
+    assert half.endswith("half: not whole")
+
+    with filelock.FileLock(f"{folder}.lock"):  # another process is at work there
+        assert run(monkeypatch, "cache", "--clear") == 0
+        assert cached_folders() == [folder]
+        assert capsys.readouterr().out.splitlines()[0].endswith(f"{size / 1e6:.1f} MB, 0.0 MB deleted")
+    assert run(monkeypatch, "cache", "--clear") == 0
+    assert cached_folders() == []
+    assert capsys.readouterr().out == f"{cache.cache_root()}: 0.0 MB, {size / 1e6:.1f} MB deleted\n"
+    assert len(dataset.load(str(tmp_path / "set"), ("train",)).splits["train"]) == 6  # made again
