@@ -4,9 +4,8 @@ BIN := .venv/bin
 
 .PHONY: demo results test lint clean
 
-demo: .venv/installed  ## the whole way on a synthetic set: data, VQ-VAE, DCGAN, scores, novel brains
-	$(BIN)/python train.py --data demo --epochs 4 --prior-epochs 3 --out runs/demo
-	$(BIN)/python predict.py "$$(ls -td runs/demo/*/ | head -n 1)vqvae.pth"
+demo: .venv/installed  ## the whole way on a synthetic set, sized to this machine: data, VQ-VAE, DCGAN, scores, novel brains
+	$(BIN)/python benchmarks/demo.py
 
 results: .venv/installed  ## every number and picture of the README, from the pretrained models: make results DATA=DIR
 	$(BIN)/python benchmarks/readme.py --data "$(DATA)"

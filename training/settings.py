@@ -180,7 +180,7 @@ def check_files(command: TrainCommand) -> None:
     What it imports, it imports where that is needed: it is to answer before PyTorch is loaded.
     """
     settings, _ = settle(command)
-    if settings.autoencoder:
+    if settings.autoencoder and not command.resume:  # a run that was started has its own copy
         require_checkpoint(settings.autoencoder)
     if settings.data != "demo":
         from reading import places
