@@ -141,7 +141,8 @@ def main() -> int:
         f"a step takes {step:.2f} s here, {on.describe()}: {size.people} of {MOST} people,"
         f" {counted(size.epochs, 'epoch')} of the autoencoder, {size.prior_epochs} of the prior"
     )
-    options = {"limit-people": size.people, "epochs": size.epochs, "prior-epochs": size.prior_epochs}
+    options = {"limit-people": size.people, "epochs": size.epochs, "texture-epochs": 0}
+    options |= {"prior": "dcgan", "prior-epochs": size.prior_epochs}
     chosen = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     before = set(settings.out.glob("*"))
     run(["train.py", "--data", "demo", *chosen, "--out", str(settings.out.absolute()), *how])
