@@ -455,16 +455,6 @@ class DCGAN(Prior):
         with torch.autocast(made.device.type, enabled=False):
             return torch.einsum("bdhw,cd->bchw", made.float() * self.scale, self.axes) + self.mean
 
-    def snapped(self, made: Tensor) -> Tensor:
-        """What the generator makes, at the code vectors that `sample` would take, with the gradient of what it was.
-
-        Real latents lie at code vectors, so that a discriminator could tell others by that alone.
-        """
-        with torch.no_grad():
-            codes = self.spoken[0].snap(self.denormalise(made))[: self.codes]
-            away = self.normalise(self.spoken[0].embed(codes)) - made
-        return made + away
-
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """z [len(seeds), z_dim] of N(0, 1); a row depends on its own seed only."""
         return seeded_rows(seeds, self.generator.z_dim, torch.randn).to(self.mean.device)

@@ -1,7 +1,7 @@
 """How does the GAN learn? Against a discriminator of latents; the best is the one nearest to the validation people."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -28,21 +28,19 @@ if TYPE_CHECKING:
 LEARNING_RATE = 2e-4
 DIVERGED = 10  # times the best distance from validation people: the GAN won't come back from there
 SAMPLES = 320  # judged after each epoch
-AS_IT_IS = nn.Identity()
 
 
 class Recipe(NamedTuple):
     """What a pair of networks is trained with."""
 
     loss: Literal["r3gan", "bce"]
-    snapped: bool  # whether the discriminator sees fakes at the nearest code vectors, as the decoder will
     betas: tuple[float, float]  # Adam's
     inertia: float  # how slowly the generator that samples follows the one that learns
 
 
 RECIPES = {  # of DCGAN's networks
-    "refiner": Recipe("r3gan", True, (0.0, 0.99), 0.999),
-    "baseline": Recipe("bce", False, (0.5, 0.999), 0.0),  # sampled as it is
+    "refiner": Recipe("r3gan", (0.0, 0.99), 0.999),
+    "baseline": Recipe("bce", (0.5, 0.999), 0.0),  # sampled as it is
 }
 
 
@@ -114,8 +112,7 @@ class DCGANLearner:
         """One step of both networks on code grids [B, h, w] and levels [B]; what to log."""
         real = self.prior.normalise(self.autoencoder.embed(codes))
         networks = self.prior.generator, self.discriminator
-        finish = self.prior.snapped if self.recipe.snapped else AS_IT_IS
-        values = gan_step(*networks, self.optimizers, real, levels, self.on, self.recipe.loss, gamma, finish)
+        values = gan_step(*networks, self.optimizers, real, levels, self.on, self.recipe.loss, gamma)
         self.average.update_parameters(self.prior)
         return values
 
@@ -133,19 +130,17 @@ def gan_step(
     on: Compute,
     loss: Literal["r3gan", "bce"],
     gamma: float,
-    finish: Callable[[Tensor], Tensor] = AS_IT_IS,
 ) -> dict[str, Tensor]:
     """One step of the discriminator and one of the generator on real latents [B, C, h, w]; what to log.
 
     `optimizers`: the discriminator's and the generator's. `gamma`: weight of R1 and R2, which "bce" goes without.
-    `finish`: what becomes of the generator's latents before the discriminator sees them.
     """
     relativistic = loss == "r3gan"
     losses = r3gan_losses if relativistic else bce_losses
     noise = torch.randn(2, on.world_size, len(real), generator.z_dim, device=real.device)[:, on.rank]
 
     with torch.no_grad(), on.autocast():
-        fake = finish(generator(noise[0], levels).float())
+        fake = generator(noise[0], levels).float()
     real, fake = real.detach().requires_grad_(), fake.requires_grad_()
     with on.autocast():
         scores = discriminator(real, levels), discriminator(fake, levels)
@@ -156,7 +151,7 @@ def gan_step(
     descend(optimizers[0], discriminator, discriminator_loss + gamma / 2 * sum(penalties.values()))
 
     with on.autocast():
-        fake_score = discriminator(finish(generator(noise[1], levels).float()), levels)
+        fake_score = discriminator(generator(noise[1], levels), levels)
         with torch.no_grad():
             real_score = discriminator(real, levels)
     generator_loss, _ = losses(real_score, fake_score)
