@@ -77,7 +77,7 @@ def pixelcnn(tiny_run, tmp_path_factory):
     prior = PixelCNN(**arguments)
     torch.nn.init.zeros_(prior.grids[0].heads[0][-1].weight)
     torch.nn.init.zeros_(prior.grids[0].heads[0][-1].bias)
-    content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
+    content = {"kind": "prior", "model": "pixelcnn", "arguments": prior.arguments, "autoencoder": about["identity"]}
     path = tmp_path_factory.mktemp("prior") / "pixelcnn.pth"
     checkpoint.save(path, content | {"state": prior.state_dict(), "epoch": 1})
     return path
