@@ -50,8 +50,8 @@ class Settings(BaseModel):
                 return cls.model_validate_json(json.dumps(values), strict=True)
             return cls.model_validate(values)
         except ValidationError as error:
-            told = complaints(error, f"{where}: ") if where else complaints(error, named=_option)
-            raise InputError("; ".join(told)) from error
+            told = "; ".join(complaints(error, str if where else _option))
+            raise InputError(f"{where}: {told}" if where else told) from error
 
 
 Kind = TypeVar("Kind", bound=Settings)

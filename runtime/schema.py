@@ -67,19 +67,19 @@ class Schema(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError("; ".join(complaints(error, f"{where}: "))) from error
+            raise InputError(f"{where}: {'; '.join(complaints(error))}") from error
 
 
-def complaints(error: ValidationError, before: str = "", named: Callable[[str], str] = str) -> Iterator[str]:
-    """A line for each of the first few things that pydantic found wrong: `before`, the field as `named`, and what."""
+def complaints(error: ValidationError, named: Callable[[str], str] = str) -> Iterator[str]:
+    """What pydantic found wrong, the first few things; `named` makes of a field's path what it is called."""
     for one in error.errors()[:MOST]:
         known = {key: f"{value:g}" if isinstance(value, float) else value for key, value in one.get("ctx", {}).items()}
         if one["type"] == "value_error":  # of a validator of ours, which says it all
-            yield f"{before}{known['error']}"
+            yield str(known["error"])
         else:
             text = COMPLAINTS.get(one["type"], "{msg}, not {input}")
             field = named(".".join(map(str, one["loc"])))
-            yield f"{before}{field} " + text.format(msg=one["msg"], input=shown(one["input"]), **known)
+            yield f"{field} " + text.format(msg=one["msg"], input=shown(one["input"]), **known)
 
 
 def shown(value: Any) -> str:

@@ -335,7 +335,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.png").write_bytes((tiny_run / "training.png").read_bytes()[:300])
     nib.save(nib.Nifti1Image(np.ones((40, 40, 3), np.float32), np.eye(4)), tmp_path / "small.nii")
-    torch.save({"kind": "prior", "autoencoder": "another"}, tmp_path / "prior.pth")
+    another = torch.load(tiny_run / "dcgan.pth", weights_only=True) | {"autoencoder": "0" * 64}
+    torch.save(another, tmp_path / "prior.pth")
     png = tiny_data / "keras_png_slices_test" / "case_006_slice_4.nii.png"
     model = tiny_run / "vqvae.pth"
     cases = [  # arguments, what the line says
