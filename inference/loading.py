@@ -79,7 +79,7 @@ def _filled(build: Callable[[], Network], state: dict[str, Tensor], path: Path) 
         if state[name].shape != expected[name].shape:
             found, right = list(state[name].shape), list(expected[name].shape)
             raise InputError(f"{path}: state.{name} is {found}, and its arguments tell of {right}; train it again")
-    checkpoint.check_finite(state, f"{path}: state")
+    checkpoint.check_numbers(state, f"{path}: state")
     network.load_state_dict(state)
     return network
 

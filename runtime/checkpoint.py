@@ -84,10 +84,10 @@ def _check_tensors(content: object, size: int) -> None:
         raise ValueError("tensors claim to be larger than the file")
 
 
-def check_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
-    """Raises InputError, naming the first, unless all are numbers that a training can come to."""
+def check_numbers(tensors: dict[str, torch.Tensor], where: str, largest: float = HUGE) -> None:
+    """Raises InputError, naming the first, unless all hold numbers of at most that size, and no NaN or infinity."""
     for name, tensor in tensors.items():
-        if tensor.is_complex() or not (tensor.float().abs() <= HUGE).all():  # NaN is not, either
+        if tensor.is_complex() or not (tensor.isfinite().all() and (tensor.float().abs() <= largest).all()):
             raise InputError(f"{where}.{name} holds numbers that aren't finite, or too large; give another file")
 
 
