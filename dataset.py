@@ -144,7 +144,7 @@ def load(
     if (doubled := listing.overlap()) and not allow_overlap:
         raise InputError(f"{decoding.some(doubled)}: move them, or go on with --allow-overlap (scores will flatter)")
 
-    index, folder = cache.open_or_build(listing, axis, slices)
+    index, folder = cache.open_or_build(listing, axis, slices, splits)
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
     _warn_of_sizes([index["splits"][split] for split in splits], index["canvas"])
     title = "synthetic demo set" if demo.is_demo(listing.root) else listing.root.resolve().name

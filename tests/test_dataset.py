@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -354,20 +355,81 @@ def test_fingerprint_is_of_names_and_pixels_not_of_place_or_time(tmp_path):
     assert dataset.load(str(two)).fingerprint != prints[0]
 
 
-@pytest.mark.parametrize("damage", ["truncated array", "no array", "no index", "half an index"])
-def test_a_damaged_cache_is_built_again(tmp_path, damage):
+def of_index(folder: Path, change: Callable[[dict], object]) -> None:
+    """Change what a cache's index holds."""
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+
+
+def zeroed(folder: Path) -> None:
+    """The array as a crash of the machine can leave it: of its size, but black."""
+    array = np.load(folder / "train.npy", mmap_mode="r+")
+    array[1:] = 0
+    array.flush()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated array": lambda folder: os.truncate(folder / "train.npy", 1000),
+    "empty array": lambda folder: os.truncate(folder / "train.npy", 0),
+    "no array": lambda folder: (folder / "test.npy").unlink(),
+    "another type": lambda folder: np.save(folder / "train.npy", np.load(folder / "train.npy").astype(np.int8)),
+    "turned": lambda folder: np.save(folder / "train.npy", np.load(folder / "train.npy").T.copy().T),
+    "zeroed pixels": zeroed,
+    "pickled": lambda folder: np.save(folder / "train.npy", np.array([{}])),
+    "no index": lambda folder: (folder / "index.json").unlink(),
+    "half an index": lambda folder: os.truncate(folder / "index.json", 100),
+    "a list for an index": lambda folder: (folder / "index.json").write_text("[1]"),
+    "a nested index": lambda folder: (folder / "index.json").write_text("[" * 10**5),
+    "no levels": lambda folder: of_index(folder, lambda index: index["splits"]["train"].pop("levels")),
+    "fewer levels": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["levels"].pop()),
+    "text for a level": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["levels"].append("x")),
+    "another canvas": lambda folder: of_index(folder, lambda index: index.update(canvas=[256, 10**9])),
+    "another name": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["names"].reverse()),
+    "another sum": lambda folder: of_index(folder, lambda index: index["splits"]["train"].update(sha256="0" * 64)),
+    "another fingerprint": lambda folder: of_index(folder, lambda index: index.update(fingerprint="0" * 64)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_cache_that_is_not_as_it_was_written_is_built_again_with_a_note(tmp_path, damage, capsys):
     root = write_set(tmp_path / "set")
-    dataset.load(str(root))
+    before = dataset.load(str(root))
     (folder,) = cached_folders()
-    if damage == "truncated array":
-        os.truncate(folder / "train.npy", 1000)
-    elif damage == "no array":
-        (folder / "test.npy").unlink()
-    elif damage == "no index":
-        (folder / "index.json").unlink()
-    else:
-        os.truncate(folder / "index.json", 100)
-    np.testing.assert_array_equal(dataset.load(str(root)).splits["train"].images[0], picture(100))
+    capsys.readouterr()
+    DAMAGE[damage](folder)
+    after = dataset.load(str(root))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"the cache in {folder} is not as it was written: ")
+    assert said[1].startswith("decoding")
+    assert after.fingerprint == before.fingerprint
+    np.testing.assert_array_equal(after.splits["train"].images[1], picture(101))
+    assert cached_folders() == [folder]
+
+
+def test_a_file_that_is_replaced_with_its_size_and_time_kept_is_decoded_again(tmp_path):
+    path = write_set(tmp_path / "set") / "keras_png_slices_train/case_001_slice_1.nii.png"
+    root = path.parents[1]
+    Image.fromarray(picture(101)).save(path, compress_level=0)
+    before, old = dataset.load(str(root)), path.stat()
+    Image.fromarray(255 - picture(101)).save(path, compress_level=0)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+    after = dataset.load(str(root))
+    np.testing.assert_array_equal(after.splits["train"].images[1], 255 - picture(101))
+    assert before.fingerprint != after.fingerprint
+
+
+def test_without_a_home_the_place_of_the_cache_has_to_be_given(tmp_path, monkeypatch):
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    root = write_set(tmp_path / "set")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+        dataset.load(str(root))
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
