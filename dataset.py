@@ -26,9 +26,10 @@ from tqdm import tqdm
 from reading import cache, decoding, demo, images, inputs, nifti
 from reading.listing import LAYOUTS, SPLITS, Listing, holds_splits, scan
 from reading.names import is_nifti, person_of
-from runtime.errors import InputError, Parser, exit_on_input_error
+from runtime.errors import InputError, Parser, exit_on_input_error, visible
 
 PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
+MOST_LEVELS = 1024  # that a slice's number can tell: a prior keeps statistics of each
 USUAL_PLACES = ("./keras_png_slices_data", "./data/keras_png_slices_data", "/home/groups/comp3710/OASIS")
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -38,9 +39,9 @@ class Slices:
     """One split: N slices, in natural order of person and file name."""
 
     images: np.ndarray  # uint8 [N, H, W], memory-mapped and read-only
-    names: list[str]  # one a slice: the file's; of a volume's slices, the volume's with the level added
+    names: list[str]  # one a slice, to be shown: the file's; of a volume's slices, the volume's with the level added
     people: list[str]  # "case_001"
-    levels: np.ndarray  # int64 [N], slice index from the name, or along a volume's axis; -1 without one
+    levels: np.ndarray  # int64 [N] in [0, 1024), slice index from the name, or along a volume's axis; -1 without one
     paths: list[Path]  # the file that each slice came from; of a DICOM series, its folder
     ranges: np.ndarray | None = None  # float64 [N, 2], the volume's intensities that 0 and 255 stand for
     frames: list[tuple[slice, slice]] | None = None  # of files read one by one: where each lies on the canvas
@@ -91,7 +92,10 @@ def find(data: str | None) -> Path:
         raise InputError(f"{folder} holds no data set: looked in it and one folder down for {layouts}")
     if len(found) > 1:
         raise InputError(f"{folder} holds several data sets: choose one of {', '.join(map(str, found))}")
-    return found[0].absolute()  # it is stored, and has to be found from another directory, too
+    root = found[0].absolute()  # it is stored, and has to be found from another directory, too
+    if any("\udc80" <= sign <= "\udcff" for sign in str(root.resolve())):
+        raise InputError(f"the name of {root} is no UTF-8, and can't be kept in a run: rename it")
+    return root
 
 
 def _list(data: str | None) -> Listing:
@@ -147,7 +151,8 @@ def load(
     index, folder = cache.open_or_build(listing, axis, slices, splits)
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
     _warn_of_sizes([index["splits"][split] for split in splits], index["canvas"])
-    title = "synthetic demo set" if demo.is_demo(listing.root) else listing.root.resolve().name
+    _warn_of_levels([index["splits"][split]["levels"] for split in splits])
+    title = "synthetic demo set" if demo.is_demo(listing.root) else visible(listing.root.resolve().name)
     if limit_people is not None:
         loaded = {split: part.first_people(limit_people) for split, part in loaded.items()}
         title += f", first {limit_people} people of each split"
@@ -171,13 +176,13 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, s
         raise InputError("give at least one file to read")
     parts = inputs.read(paths, axis, slices, spacing)
     canvas = images.whole_blocks(tuple(np.max([part.pictures.shape[1:] for part in parts], axis=0).tolist()))
-    names = [name for part in parts for name in part.names]
+    names = [visible(name) for part in parts for name in part.names]
     pictures = [picture for part in parts for picture in part.pictures]
     return Slices(
         images=np.stack([images.fit(picture, canvas) for picture in pictures]),
         names=names,
         people=[person_of(name) for name in names],
-        levels=np.array([level for part in parts for level in part.levels], np.int64),
+        levels=_known([level for part in parts for level in part.levels]),
         paths=[part.path for part in parts for _ in part.names],
         ranges=None if parts[0].span is None else np.array([part.span for part in parts for _ in part.names]),
         frames=[images.placement(picture.shape, canvas)[1] for picture in pictures],
@@ -198,14 +203,26 @@ def _warn_of_sizes(counts: list[dict], canvas: tuple[int, int]) -> None:
         warnings.warn(f"{padded} slices were padded and {resized} shrunk to fit {size}", stacklevel=3)
 
 
+def _warn_of_levels(levels: list[list[int]]) -> None:
+    if beyond := sum(level >= MOST_LEVELS for part in levels for level in part):
+        told = f"{beyond} slices have numbers of {MOST_LEVELS:,} or more, and count as slices of no known level"
+        warnings.warn(told, stacklevel=3)
+
+
+def _known(levels: list[int]) -> np.ndarray:
+    """Slice levels int64 [N], -1 where it isn't known, or larger than any scan has."""
+    levels = np.array(levels, np.int64)
+    return np.where(levels < MOST_LEVELS, levels, -1)
+
+
 def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slices:
     columns = index["splits"][split]
     files = {file: listing.folders[split] / file for file in listing.files[split]}
     return Slices(
         images=cache.open_array(folder, split),
-        names=columns["names"],
+        names=[visible(name) for name in columns["names"]],
         people=[person_of(file) for file in columns["files"]],
-        levels=np.array(columns["levels"], np.int64),
+        levels=_known(columns["levels"]),
         paths=[files[file] for file in columns["files"]],
         ranges=np.array(columns["ranges"], np.float64) if listing.is_nifti else None,
     )
@@ -388,7 +405,7 @@ def check(folder: str, axis: int = 2, slices: str | None = None) -> list[str]:
     """
     _check_cut(axis, slices)
     listing = _list(folder)
-    print(f"{listing.root}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
+    print(f"{visible(listing.root)}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
     problems = listing.overlap() + listing.links_to_nothing()
     for split in SPLITS:
         files = listing.files.get(split, [])
@@ -437,10 +454,10 @@ def main() -> int:
 
     if args.command == "demo":
         demo.make(args.dir, args.people, args.seed)
-        print(f"synthetic set of {args.people} people, seed {args.seed}: {args.dir}")
+        print(f"synthetic set of {args.people} people, seed {args.seed}: {visible(args.dir)}")
         return 0
     problems = check(args.dir, args.axis, args.slices)
-    print("\n".join([f"{len(problems)} problems", *problems]) if problems else "no problems")
+    print("\n".join([f"{len(problems)} problems", *map(visible, problems)]) if problems else "no problems")
     return 1 if problems else 0
 
 

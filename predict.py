@@ -29,7 +29,7 @@ from report import plots
 from report.results import Results, replacing
 from runtime import cli
 from runtime.cli import Settings, option
-from runtime.errors import InputError, exit_on_input_error
+from runtime.errors import InputError, exit_on_input_error, visible
 from scoring import judge
 from scoring.enough import MIN_SAMPLES
 from scoring.metrics import code_counts, code_usage, summarise
@@ -62,10 +62,12 @@ class Sampling(Settings):
 
     prior: str | None = option(None, "prior's .pth, or 'none' (default: the best one beside)", "PATH")
     samples_only: bool = option(False, "reconstruct nothing: no data set is needed")
-    samples: int = option(64, "how many", ge=0)
+    samples: int = option(64, "how many", ge=0, le=100_000)
     seed: int = option(0, "of the first", ge=0, le=2**31)
-    slice: int | None = option(None, "axial slice level (default: any)", ge=0)
-    temperature: float | None = option(None, "of a transformer or a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE)
+    slice: int | None = option(None, "axial slice level (default: any)", ge=0, le=1023)
+    temperature: float | None = option(
+        None, "of a transformer or a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE, le=100
+    )
     nucleus: float | None = option(
         None, "draw from the likeliest codes that hold this probability only (default: 1, all)", gt=0, le=1
     )
@@ -131,7 +133,7 @@ def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str,
     trained_on, cut = model.description["data"], model.cut(settings.axis, settings.slices)
     if settings.input:
         files = dataset.read_files(settings.input, **cut, spacing=settings.spacing)
-        names = list(dict.fromkeys(path.name for path in files.paths))
+        names = list(dict.fromkeys(visible(path.name) for path in files.paths))
         title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other files"
         data = DataSet(title, settings.input[0].parent, False, dict.fromkeys(splits, files), "")
     else:
@@ -363,7 +365,7 @@ def main() -> int:
         elif not settings.input and settings.samples and settings.prior != "none":
             results.note("no prior beside the checkpoint, so nothing is sampled; give one with --prior")
         results.write(rows, images, describe(settings, model), settings.checkpoint.parent)
-    print(f"report: {settings.folder / 'report.html'}")
+    print(f"report: {visible(settings.folder / 'report.html')}")
     return 0
 
 

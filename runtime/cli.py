@@ -11,17 +11,20 @@ A class is a group in `--help`, titled with its docstring; a command's settings 
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import CliSettingsSource
 
 from runtime.errors import InputError, Parser
 from runtime.schema import complaints
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that are no UTF-8
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
@@ -32,8 +35,11 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _choice_of_numbers(cls, value: Any, field: ValidationInfo) -> Any:
-        """The text "8" for a `Literal[4, 8, 16]`: pydantic takes a text for a number everywhere but there."""
+    def _texts(cls, value: Any, field: ValidationInfo) -> Any:
+        """The text "8" for a `Literal[4, 8, 16]`, a number everywhere else; and no path that JSON can't hold."""
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and not text.isascii() and SURROGATE.search(text) for text in texts):
+            raise PydanticCustomError("string_unicode", "must be a text in UTF-8")
         kind = cls.model_fields[field.field_name].annotation
         choices = [choice for part in (kind, *get_args(kind)) for choice in get_args(part)]
         return int(value) if value in [str(choice) for choice in choices if isinstance(choice, int)] else value
