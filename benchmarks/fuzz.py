@@ -1,6 +1,5 @@
 """What do changed files and command lines do to train.py and predict.py? Nothing worse than one line.
 
-
     python benchmarks/fuzz.py [--examples 2000] [--seed 0] [--json FILE]
 
 Hypothesis changes valid checkpoints, states, configs, cache indexes, PNG and NIfTI files and command lines, anywhere: a
