@@ -277,8 +277,12 @@ class Trial:
     def _outcome(self, example: Example) -> tuple[str, str | None]:
         """How it ended, and what is wrong with that."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(self.whole, self.folder, copy_function=os.link)
+        shutil.copytree(self.whole / "run", self.folder / "run")
         shutil.copytree(self.cache, self.folder / "cache-home")
+        if any(name.startswith("data/") for name in example.files):
+            shutil.copytree(self.whole / "data", self.folder / "data")
+        else:
+            (self.folder / "data").symlink_to(self.whole / "data")  # the same set, so that its cache is the same, too
         for name, data in example.files.items():
             path = self.folder / name
             if name.startswith("cache/"):

@@ -202,6 +202,31 @@ def test_links_to_nothing_are_named(tmp_path, monkeypatch, capsys):
         dataset.load(str(root))
 
 
+def test_a_large_slice_number_is_no_known_level(tmp_path):
+    """A prior keeps a matrix for each level up to the largest."""
+    root = write_set(tmp_path / "set")
+    folder = root / "keras_png_slices_train"
+    (folder / "case_001_slice_2.nii.png").rename(folder / "case_001_slice_200000.png")
+    with pytest.warns(UserWarning, match="1 slices have numbers of 1,024 or more, and count as slices of no known"):
+        data = dataset.load(str(root))
+    assert data.splits["train"].levels.tolist() == [0, 1, -1, 0, 1, 2]
+
+
+def test_names_of_any_bytes_are_read_and_shown_escaped(tmp_path):
+    root = write_set(tmp_path / "set \x1b[2J")
+    odd = os.fsencode(root / "keras_png_slices_train") + b"/case_001_slice_\xff\x1b.png"
+    os.rename(root / "keras_png_slices_train/case_001_slice_2.nii.png", odd)
+    for _ in range(2):  # decoded, and from the cache
+        data = dataset.load(str(root))
+        assert data.title == "set \\x1b[2J"
+        assert data.splits["train"].names[2] == "case_001_slice_\\udcff\\x1b.png"
+        np.testing.assert_array_equal(data.splits["train"].images[2], picture(102))
+    assert dataset.read_files([Path(os.fsdecode(odd))]).names == ["case_001_slice_\\udcff\\x1b.png"]
+    os.rename(root, os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(InputError, match="is no UTF-8"):
+        dataset.load(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+
+
 def test_limit_people(tmp_path):
     root = write_set(tmp_path / "set", counts=(("train", 3), ("validate", 1), ("test", 1)))
     data = dataset.load(str(root), limit_people=2)
