@@ -70,12 +70,12 @@ def _foreign(out: Path) -> list[str]:
         known = {*LISTS, *FIGURES.values(), *(name for name in made if isinstance(name, str))}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or another's
         known = {*LISTS, *FIGURES.values()}
-    return sorted(set(_files(out)) - known)
+    at_the_top = {entry.name for entry in out.iterdir()} - {Path(name).parts[0] for name in known if name}
+    return sorted(at_the_top or set(_files(out)) - known)  # what is below is looked at where all above is known
 
 
 def _files(folder: Path) -> list[str]:
     """Paths of all files below a folder, from there; sorted."""
-    next(folder.iterdir(), None)  # `rglob` finds nothing where this raises an error
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
