@@ -26,10 +26,11 @@ from reading import cache, decoding, demo, images, inputs, nifti, stored
 from reading.listing import SPLITS, Listing, scan
 from reading.names import is_nifti, person_of
 from reading.places import find
-from runtime.errors import InputError, Parser, exit_on_input_error
+from runtime.errors import InputError, Parser, exit_on_input_error, visible
 from runtime.wording import counted
 
 PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
+MOST_LEVELS = 1024  # that a slice's number can tell: a prior keeps statistics of each
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
@@ -38,9 +39,9 @@ class Slices:
     """One split: N slices, in natural order of person and file name."""
 
     images: np.ndarray  # uint8 [N, H, W], memory-mapped and read-only
-    names: list[str]  # one a slice: the file's; of a volume's slices, the volume's with the level added
+    names: list[str]  # one a slice, to be shown: the file's; of a volume's slices, the volume's with the level added
     people: list[str]  # "case_001"
-    levels: np.ndarray  # int64 [N], slice index from the name, or along a volume's axis; -1 without one
+    levels: np.ndarray  # int64 [N] in [0, 1024), slice index from the name, or along a volume's axis; -1 without one
     paths: list[Path]  # the file that each slice came from; of a DICOM series, its folder
     ranges: np.ndarray | None = None  # float64 [N, 2], the volume's intensities that 0 and 255 stand for
     frames: list[tuple[slice, slice]] | None = None  # of files read one by one: where each lies on the canvas
@@ -106,9 +107,9 @@ def load(
     if (doubled := listing.overlap()) and not allow_overlap:
         raise InputError(f"{decoding.some(doubled)}: move them, or go on with --allow-overlap (scores will flatter)")
 
-    index, folder = cache.open_or_build(listing, axis, slices)
+    index, folder = cache.open_or_build(listing, axis, slices, splits)
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
-    title = "synthetic demo set" if demo.is_demo(listing.root) else listing.root.resolve().name
+    title = "synthetic demo set" if demo.is_demo(listing.root) else visible(listing.root.resolve().name)
     if limit_people is not None:
         loaded = {split: part.first_people(limit_people) for split, part in loaded.items()}
         title += f", first {counted(limit_people, 'person', 'people')} of each split"
@@ -132,13 +133,13 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, s
         raise InputError("give at least one file to read")
     parts = inputs.read(paths, axis, slices, spacing)
     canvas = images.whole_blocks(tuple(np.max([part.pictures.shape[1:] for part in parts], axis=0).tolist()))
-    names = [name for part in parts for name in part.names]
+    names = [visible(name) for part in parts for name in part.names]
     pictures = [picture for part in parts for picture in part.pictures]
     return Slices(
         images=np.stack([images.fit(picture, canvas) for picture in pictures]),
         names=names,
         people=[person_of(name) for name in names],
-        levels=np.array([level for part in parts for level in part.levels], np.int64),
+        levels=_known([level for part in parts for level in part.levels]),
         paths=[part.path for part in parts for _ in part.names],
         ranges=None if parts[0].span is None else np.array([part.span for part in parts for _ in part.names]),
         frames=[images.placement(picture.shape, canvas)[1] for picture in pictures],
@@ -158,17 +159,29 @@ def _notes_of_sizes(columns: dict, canvas: tuple[int, int], split: str) -> list[
     return [f"{split}: {' and '.join(told)} to fit {'x'.join(map(str, canvas))}"] if told else []
 
 
+def _notes_of_levels(levels: list[int], split: str) -> list[str]:
+    beyond = sum(level >= MOST_LEVELS for level in levels)
+    told = f"{split}: {counted(beyond, 'slice')} with a number of {MOST_LEVELS:,} or more, taken as of no known level"
+    return [told] if beyond else []
+
+
+def _known(levels: list[int]) -> np.ndarray:
+    """Slice levels int64 [N], -1 where it isn't known, or larger than any scan has."""
+    levels = np.array(levels, np.int64)
+    return np.where(levels < MOST_LEVELS, levels, -1)
+
+
 def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slices:
     columns = index["splits"][split]
     files = {file: listing.folders[split] / file for file in listing.files[split]}
     return Slices(
         images=cache.open_array(folder, split),
-        names=columns["names"],
+        names=[visible(name) for name in columns["names"]],
         people=[person_of(file) for file in columns["files"]],
-        levels=np.array(columns["levels"], np.int64),
+        levels=_known(columns["levels"]),
         paths=[files[file] for file in columns["files"]],
         ranges=np.array(columns["ranges"], np.float64) if listing.is_nifti else None,
-        notes=_notes_of_sizes(columns, index["canvas"], split),
+        notes=_notes_of_sizes(columns, index["canvas"], split) + _notes_of_levels(columns["levels"], split),
     )
 
 
@@ -349,7 +362,7 @@ def check(folder: str, axis: int = 2, slices: str | None = None) -> list[str]:
     """
     _check_cut(axis, slices)
     listing = _list(folder)
-    print(f"{listing.root}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
+    print(f"{visible(listing.root)}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
     problems = listing.overlap() + listing.links_to_nothing()
     for split in SPLITS:
         files = listing.files.get(split, [])
@@ -414,10 +427,10 @@ def main() -> int:
         return 0
     if args.command == "demo":
         demo.make(args.dir, args.people, args.seed)
-        print(f"synthetic set of {counted(args.people, 'person', 'people')}, seed {args.seed}: {args.dir}")
+        print(f"synthetic set of {counted(args.people, 'person', 'people')}, seed {args.seed}: {visible(args.dir)}")
         return 0
     problems = check(args.dir, args.axis, args.slices)
-    print("\n".join([counted(len(problems), "problem"), *problems]) if problems else "no problems")
+    print("\n".join([counted(len(problems), "problem"), *map(visible, problems)]) if problems else "no problems")
     return 1 if problems else 0
 
 

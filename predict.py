@@ -32,7 +32,7 @@ from reading import nifti
 from reading.names import stem
 from report import plots
 from report.results import Results, replacing
-from runtime.errors import InputError, exit_on_input_error
+from runtime.errors import InputError, exit_on_input_error, visible
 from runtime.wording import counted
 from scoring import judge
 from scoring.enough import MIN_SAMPLES
@@ -77,7 +77,7 @@ def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str,
     trained_on, cut = model.description["data"], model.cut(settings.axis, settings.slices)
     if settings.input:
         files = dataset.read_files(settings.input, **cut, spacing=settings.spacing)
-        names = list(dict.fromkeys(path.name for path in files.paths))
+        names = list(dict.fromkeys(visible(path.name) for path in files.paths))
         title = names[0] if len(names) == 1 else f"{names[0]} and {counted(len(names) - 1, 'other file')}"
         data = DataSet(title, settings.input[0].parent, False, dict.fromkeys(splits, files), "")
     else:
@@ -309,7 +309,7 @@ def main() -> int:
         elif not settings.input and settings.samples and settings.prior != "none":
             results.note("no prior beside the checkpoint, so nothing is sampled; give one with --prior")
         results.write(rows, images, describe(settings, model), settings.checkpoint.parent)
-    print(f"report: {settings.folder / 'report.html'}")
+    print(f"report: {visible(settings.folder / 'report.html')}")
     return 0
 
 

@@ -320,12 +320,24 @@ def check_state(run: Run, settings: TrainSettings) -> None:
     """Raises InputError when the state of a run to go on with doesn't fit its settings."""
     if run.state and run.state["stage"] not in ("autoencoder", "texture", settings.prior):
         raise InputError(f"last.pth in {run.folder} is not of the run that config.json tells of; start anew")
+    if run.state:
+        check_weights(run, settings)
     trained = len(run.rows_of("autoencoder"))
     if run.is_past("autoencoder") and not settings.autoencoder and trained < settings.epochs:
         raise InputError(f"{run.folder} is past training its autoencoder; for more --epochs start anew")
     drawn = len(run.rows_of("texture"))
     if run.is_past("texture") and draws_texture(settings) and drawn < settings.texture_epochs:
         raise InputError(f"the prior of {run.folder} has been begun; for more --texture-epochs start anew")
+
+
+def check_weights(run: Run, settings: TrainSettings) -> None:
+    """Raises InputError when weights that the run has kept are gone: what remains to do doesn't make them anew."""
+    stage = run.state["stage"]
+    kept = [f"{stage}.pth" if stage == settings.prior else "vqvae.pth"] if run.state["best"] is not None else []
+    if run.is_past("autoencoder") and not settings.autoencoder:
+        kept.append("vqvae.pth")
+    if gone := [name for name in kept if not (run.folder / name).is_file()]:
+        raise InputError(f"{gone[0]} is gone from {run.folder}: put it back, or start anew")
 
 
 def describe_step(data: DataSet, settings: TrainSettings, epoch: int, step: int) -> str:

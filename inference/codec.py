@@ -15,6 +15,7 @@ from modules import Autoencoder
 from networks.prior import Codes
 from reading.images import whole_blocks
 from runtime.compute import Compute
+from runtime.errors import InputError
 
 BATCH = 32
 PIXELS = 32 * 256 * 256  # of a batch: larger slices go in smaller ones
@@ -99,6 +100,8 @@ class Codec:
                 decoded = self.autoencoder.decode(batch)
             whole = box.paste(decoded, canvas)[:, 0, : size[0], : size[1]]
             pictures[start : start + step] = whole.cpu().numpy()
+        if not np.isfinite(pictures).all():
+            raise InputError("the autoencoder makes no numbers of these codes: its weights are damaged, give others")
         return pictures
 
     def _place(self, codes: Codes) -> tuple[Box, tuple[int, int]]:

@@ -1,13 +1,24 @@
 """How do networks come back from checkpoints? Built from the sizes in the file, and checked against each other.
 
-An autoencoder's file says what it was trained on; a prior's, whose codes it draws.
+An autoencoder's file says what it was trained on; a prior's, whose codes it draws. What a file says has to be in the
+ranges of `inference.contents`, and its weights must be those of the network that it tells of, all of them numbers.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from inference.contents import ARGUMENTS, AutoencoderContent, PriorContent
 from modules import AUTOENCODERS, DCGAN, Autoencoder
 from networks.pixelcnn import PixelCNN
 from networks.prior import Prior
@@ -16,8 +27,7 @@ from runtime import checkpoint
 from runtime.checkpoint import MISFITS
 from runtime.errors import InputError
 
-# What a checkpoint says of its data.
-ABOUT_DATA = ("title", "root", "synthetic", "fingerprint", "size", "box", "levels", "axis", "slices")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_autoencoder(path: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
@@ -25,36 +35,91 @@ def load_autoencoder(path: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
 
     That is "model", "arguments", "epoch", "validation_ssim", "identity", and "data": title, root, synthetic,
     fingerprint, size [H, W], box [top, left, height, width], levels, and the axis and slices of volumes. Raises
-    InputError when it is another file.
+    InputError when it is another file, or says what can't be.
     """
     path = Path(path)
-    content = checkpoint.load(path, "autoencoder")
-    try:
-        model = AUTOENCODERS[content["model"]](**content["arguments"])
-        model.load_state_dict(content["state"])
-        description = {key: content[key] for key in ("model", "arguments", "epoch", "validation_ssim", "data")}
-        description["data"] = {key: description["data"][key] for key in ABOUT_DATA}
-    except MISFITS as error:
-        raise InputError(f"{path} holds a network that this version doesn't know; train it again") from error
+    content = AutoencoderContent.checked(checkpoint.load(path, "autoencoder"), path)
+    arguments = ARGUMENTS[content.model].checked(content.arguments, f"{path}: arguments").model_dump()
+    model = _filled(partial(AUTOENCODERS[content.model], **arguments), content.state, path)
+    description = content.model_dump(include={"model", "arguments", "epoch", "validation_ssim", "data"})
     return model.eval(), description | {"identity": identity(model)}
 
 
 def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[str, Any]]:
     """The prior of a file such as dcgan.pth, in eval mode on the CPU, and the file's description of it.
 
-    Raises InputError when it is another kind of file, or was trained on another autoencoder's codes.
+    Raises InputError when it is another kind of file, says what can't be, or was trained on another autoencoder's
+    codes.
     """
     path = Path(path)
-    content = checkpoint.load(path, "prior")
-    if content.get("autoencoder") != identity(autoencoder):
+    content = PriorContent.checked(checkpoint.load(path, "prior"), path)
+    if content.autoencoder != identity(autoencoder):
         raise InputError(f"{path} was trained with another autoencoder; give the --prior of this one's run")
+    arguments = ARGUMENTS[content.model].checked(content.arguments, f"{path}: arguments").model_dump()
+    _check_speaks(arguments, autoencoder, path)
+    priors = {"dcgan": partial(DCGAN, autoencoder), "pixelcnn": PixelCNN, "transformer": Transformer}
+    prior = _filled(partial(priors[content.model], **arguments), content.state, path)
+    if (prior.level_share < 0).any() or not prior.level_share.sum() > 0:
+        raise InputError(f"{path}: state.level_share holds no shares of slice levels; give another file")
+    return prior.eval(), content.model_dump(exclude={"state"})
+
+
+def _filled(build: Callable[[], Network], state: dict[str, Tensor], path: Path) -> Network:
+    """The network that `build` makes, filled with the weights of a file, which have to be its own."""
     try:
-        priors = {"dcgan": partial(DCGAN, autoencoder), "pixelcnn": PixelCNN, "transformer": Transformer}
-        prior = priors[content["model"]](**content["arguments"])
-        prior.load_state_dict(content["state"])
+        with _no_larger_than(sum(tensor.numel() for tensor in state.values())):
+            network = build()
     except MISFITS as error:
-        raise InputError(f"{path} holds a network that this version doesn't know; train it again") from error
-    return prior.eval(), {key: value for key, value in content.items() if key != "state"}
+        raise InputError(f"{path}: its arguments tell of a network that is not in it; train it again") from error
+    expected = network.state_dict()
+    for name in dict.fromkeys([*expected, *state]):
+        if name not in state or name not in expected:
+            wrong = "is missing" if name not in state else "is no part of the network that its arguments tell of"
+            raise InputError(f"{path}: state.{name} {wrong}; train it again")
+        if state[name].shape != expected[name].shape:
+            found, right = list(state[name].shape), list(expected[name].shape)
+            raise InputError(f"{path}: state.{name} is {found}, and its arguments tell of {right}; train it again")
+    checkpoint.check_numbers(state, f"{path}: state")
+    network.load_state_dict(state)
+    return network
+
+
+@contextmanager
+def _no_larger_than(numbers: int) -> Iterator[None]:
+    """Within, building a network raises ValueError at twice so many weights: few bytes can tell of any size."""
+    left = 2 * numbers
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if tensor is None else tensor.numel()
+        if left < 0:
+            raise ValueError(f"more than {2 * numbers:,} weights")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_speaks(arguments: dict[str, Any], autoencoder: Autoencoder, path: Path) -> None:
+    """Raises InputError unless a prior of these arguments draws codes that this autoencoder can decode."""
+    of_gan = "channels" in arguments
+    number = arguments["codes"] if of_gan else len(arguments["sizes"])
+    grids = arguments["grids"] if "grids" in arguments else [arguments["grid"]] * number
+    height, width = (side * autoencoder.downsample for side in grids[-1])
+    shapes = autoencoder.grid_shapes(height, width)
+    fits = number == len(shapes) or number < autoencoder.depth
+    fits = fits and height % autoencoder.factor == width % autoencoder.factor == 0
+    if of_gan:
+        codes = [torch.zeros(1, *shape, dtype=torch.long) for shape in shapes]
+        fits = fits and arguments["channels"] == autoencoder.embed(codes).shape[1]
+    else:
+        fits = fits and [tuple(grid) for grid in grids] == shapes[:number]
+        fits = fits and arguments["sizes"] == autoencoder.codebook_sizes[:number]
+    if not fits:
+        raise InputError(f"{path}: its arguments tell of other codes than this autoencoder's; train it again")
 
 
 def identity(model: Autoencoder) -> str:

@@ -34,10 +34,12 @@ class Sampling(Settings):
 
     prior: str | None = option(None, "prior's .pth, or 'none' (default: the best one beside)", "PATH")
     samples_only: bool = option(False, "reconstruct nothing: no data set is needed")
-    samples: int = option(64, "how many", ge=0)
+    samples: int = option(64, "how many", ge=0, le=100_000)
     seed: int = option(0, "of the first", ge=0, le=2**31)
-    slice: int | None = option(None, "axial slice level (default: any)", ge=0)
-    temperature: float | None = option(None, "of a transformer or a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE)
+    slice: int | None = option(None, "axial slice level (default: any)", ge=0, le=1023)
+    temperature: float | None = option(
+        None, "of a transformer or a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE, le=100
+    )
     nucleus: float | None = option(
         None, "draw from the likeliest codes that hold this probability only (default: 1, all)", gt=0, le=1
     )

@@ -2,33 +2,65 @@
 
 A data set is decoded once, to one `SPLIT.npy` (uint8 [N, H, W]) for each split and an `index.json`, in a folder of
 the user's cache that is named after the files' names, sizes and times; later runs memory-map those arrays. A
-folder there is whole or absent: it is made under another name, under a lock, and then renamed. It can be deleted
-at any time.
+folder there is whole or absent: it is made under another name, under a lock, and then renamed. What it holds is
+compared with the SHA-256 of what was written, and decoded again where it is anything else. It can be deleted at any
+time.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import filelock
 import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
 from reading.decoding import THREADS, Problems, Unit, canvas_of, decode, plan
-from reading.listing import Listing
-from runtime.errors import InputError
+from reading.listing import SPLITS, Listing
+from runtime.errors import InputError, one_line, visible
 from runtime.files import whole_folder
+from runtime.schema import Schema
 from runtime.wording import counted
 
 VERSION = 1  # raise it when the same files would give other arrays
 
 
+Count = Annotated[int, Field(ge=0, le=2**31)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Columns(Schema):
+    """What the index tells of a split's slices."""
+
+    names: list[Any]  # texts; not `str`, which is UTF-8 there, and a file's name may be anything
+    levels: list[Annotated[int, Field(ge=-1, lt=10**9)]]
+    files: list[Any]
+    ranges: list[Annotated[list[float], Field(min_length=2, max_length=2)] | None]
+    padded: Count
+    resized: Count
+    sha256: Hash
+
+
+class Index(Schema):
+    """An index.json."""
+
+    canvas: Annotated[list[Annotated[int, Field(ge=16, le=2**14)]], Field(min_length=2, max_length=2)]
+    splits: dict[Literal[*SPLITS], Columns]
+    fingerprint: Hash
+
+
 def cache_root() -> Path:
-    """`$XDG_CACHE_HOME/brain-vqvae`, or `~/.cache/brain-vqvae`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brain-vqvae"
+    """`$XDG_CACHE_HOME/brain-vqvae`, or `~/.cache/brain-vqvae`. Raises InputError when there is no home, either."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brain-vqvae"
+    except RuntimeError:
+        raise InputError("this user has no home folder: set XDG_CACHE_HOME to a folder for decoded slices") from None
 
 
 def _write_split(
@@ -81,7 +113,7 @@ def _decode_all(listing: Listing, axis: int, slices: str | None, folder: Path) -
             index["splits"][split] = columns
     problems.check()
     sums = {split: columns["sha256"] for split, columns in index["splits"].items()}
-    index["fingerprint"] = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    index["fingerprint"] = _sum_of(sums)
     with open(folder / "index.json", "w") as file:
         json.dump(index, file)
         _sync(file)
@@ -96,29 +128,33 @@ def _sync(file: BinaryIO) -> None:
 # ------------------------------------------------------------------------------------------- keeping the arrays
 
 
-def open_or_build(listing: Listing, axis: int, slices: str | None) -> tuple[dict, Path]:
-    """The cache of a data set: its index and its folder. Built when it isn't there, or is damaged.
+def open_or_build(listing: Listing, axis: int, slices: str | None, splits: Iterable[str] = SPLITS) -> tuple[dict, Path]:
+    """The cache of a data set: its index and its folder. Built when it isn't there, or not as it was written.
 
     Index: "canvas" (H, W), "fingerprint" (SHA-256 of all names and pixels), "splits": for each, the columns
-    "names", "levels", "files", "ranges" and the numbers of slices "padded" and "resized". Raises InputError that
-    names each file which can't be read, or when the cache can't be written.
+    "names", "levels", "files", "ranges" and the numbers of slices "padded" and "resized". `splits`: those whose
+    pixels will be used, and are compared. Raises InputError that names each file which can't be read, or when the
+    cache can't be written.
     """
     how = (axis, slices) if listing.is_nifti else None
     identity = repr((VERSION, str(listing.root.resolve()), listing.key, how))
-    folder = cache_root() / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    if (index := _read_index(folder)) is not None:
-        return index, folder
+    folder = cache_root() / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:24]
+    with suppress(*DAMAGE):
+        return _read_index(folder, splits), folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
-            if (index := _read_index(folder)) is None:  # else another process built it while this one waited
-                index = _build(listing, axis, slices, folder)
+            try:
+                return _read_index(folder, splits), folder  # another process built it while this one waited
+            except DAMAGE as problem:
+                if folder.exists():
+                    print(f"the cache in {visible(folder)} is not as it was written: {one_line(problem)}")
+            return _build(listing, axis, slices, folder), folder
     except OSError as error:
         raise InputError(
             f"can't write the cache in {folder.parent} ({error.strerror or error}):"
             " free space there, or set XDG_CACHE_HOME to another folder"
         ) from error
-    return index, folder
 
 
 def open_array(folder: Path, split: str) -> np.ndarray:
@@ -126,22 +162,45 @@ def open_array(folder: Path, split: str) -> np.ndarray:
     return np.asarray(np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False))
 
 
-def _read_index(folder: Path) -> dict | None:
-    """A cache's index, or None when there is no cache or its arrays aren't whole."""
-    try:
-        index = json.loads((folder / "index.json").read_text())
-        for split, columns in index["splits"].items():
-            shape = (len(columns["names"]), *index["canvas"])
-            if shape[0] and open_array(folder, split).shape != shape:  # an empty file can't be mapped
-                return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+DAMAGE = (OSError, ValueError, EOFError, RecursionError)  # what reading a cache that isn't whole raises
+
+
+def _read_index(folder: Path, splits: Iterable[str]) -> dict:
+    """A cache's index. Raises one of `DAMAGE` when it, or the array of one of `splits`, is not as it was written."""
+    content = json.loads((folder / "index.json").read_text())
+    index = Index.checked(content, "index.json").model_dump()
+    sums = {split: columns["sha256"] for split, columns in index["splits"].items()}
+    if _sum_of(sums) != index["fingerprint"]:
+        raise ValueError("index.json holds another fingerprint")
+    with ThreadPoolExecutor(len(SPLITS)) as pool:
+        list(pool.map(lambda split: _check_array(folder, split, index), splits))
     return index
+
+
+def _check_array(folder: Path, split: str, index: dict) -> None:
+    columns = index["splits"].get(split, {"names": []})
+    if not columns["names"]:  # an empty file can't be mapped
+        return
+    shape = (len(columns["names"]), *index["canvas"])
+    array = open_array(folder, split)
+    if array.dtype != np.uint8 or array.shape != shape or not array.flags.c_contiguous:
+        raise ValueError(f"{split}.npy is {array.dtype} {list(array.shape)}, not uint8 {list(shape)}")
+    if any(len(columns[name]) != len(array) for name in ("levels", "files", "ranges")):
+        raise ValueError(f"index.json has not one level, file and range for each slice of {split}")
+    digest = hashlib.sha256(json.dumps(columns["names"]).encode())
+    digest.update(array)
+    if digest.hexdigest() != columns["sha256"]:
+        raise ValueError(f"{split}.npy holds other pixels")
+
+
+def _sum_of(sums: dict[str, str]) -> str:
+    """The data set's fingerprint, from the sums of its splits."""
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def _build(listing: Listing, axis: int, slices: str | None, folder: Path) -> dict:
     """Decode a data set into `folder`: all of it, or nothing. The caller holds the lock."""
     total = sum(map(len, listing.files.values()))
-    print(f"decoding {counted(total, 'file')} of {listing.root} once, to {folder}", flush=True)
+    print(f"decoding {counted(total, 'file')} of {visible(listing.root)} once, to {visible(folder)}", flush=True)
     with whole_folder(folder, replace=True) as new:  # what is there is a damaged cache
         return _decode_all(listing, axis, slices, new)

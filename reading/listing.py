@@ -57,7 +57,8 @@ def scan(root: Path) -> Listing:
         broken += [folder / entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path)]
         kinds |= {is_nifti(name) for name in found}
         files[split] = sorted(found, key=lambda name: natural(f"{person_of(name)} {name}"))
-        stats = [(name, found[name].st_size, found[name].st_mtime_ns) for name in files[split]]
+        # A file can be replaced by another of its size and time; the time of that change can't be set.
+        stats = [(name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name in files[split] for at in [found[name]]]
         digest.update(repr((split, stats)).encode())
     if len(kinds) > 1:
         raise InputError(f"{root} holds both pictures and NIfTI files: keep one kind")

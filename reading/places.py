@@ -36,7 +36,10 @@ def find(data: str | None) -> Path:
         raise InputError(f"{folder} holds no data set: looked in it and one folder down for {layouts}")
     if len(found) > 1:
         raise InputError(f"{folder} holds several data sets: choose one of {', '.join(map(str, found))}")
-    return found[0].absolute()  # it is stored, and has to be found from another directory, too
+    root = found[0].absolute()  # it is stored, and has to be found from another directory, too
+    if any("\udc80" <= sign <= "\udcff" for sign in str(root.resolve())):
+        raise InputError(f"the name of {root} is no UTF-8, and can't be kept in a run: rename it")
+    return root
 
 
 def _find_usual() -> Path:

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from report import page
-from runtime.errors import InputError
+from runtime.errors import InputError, visible
 from runtime.files import atomic, whole_folder
 from scoring.scores import SCORES
 
@@ -44,7 +44,7 @@ TRAINING_FIGURES = {  # the same, of the run folder that the checkpoint is in
     "pixelcnn_curves": "pixelcnn.png",
     "transformer_curves": "transformer.png",
 }
-FILES = {*FIGURES.values(), "metrics.json", "ssim_scores.csv", "report.html", "samples", "reconstructions"}
+LISTS = "metrics.json", "ssim_scores.csv", "report.html"  # what is written last
 
 
 @contextmanager
@@ -55,12 +55,39 @@ def replacing(out: Path) -> Iterator[Path]:
     """
     out = out.resolve()
     try:
-        if foreign := sorted({entry.name for entry in out.iterdir()} - FILES if out.exists() else []):
+        if foreign := _foreign(out) if out.exists() else []:
             raise InputError(f"{out} holds {foreign[0]}, which is not of predict.py: choose another --out")
         with whole_folder(out, replace=True) as new:
             yield new
     except OSError as error:
         raise InputError(f"can't write to {out}: {error.strerror}; choose another --out") from error
+
+
+def _foreign(out: Path) -> list[str]:
+    """The files below `out` that predict.py hasn't made: those that the metrics.json there doesn't name."""
+    try:
+        made = json.loads((out / LISTS[0]).read_text())["files"]
+        known = {*LISTS, *FIGURES.values(), *(name for name in made if isinstance(name, str))}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or another's
+        known = {*LISTS, *FIGURES.values()}
+    at_the_top = {entry.name for entry in out.iterdir()} - {Path(name).parts[0] for name in known if name}
+    return sorted(at_the_top or set(_files(out)) - known)  # what is below is looked at where all above is known
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of all files below a folder, from there; sorted."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def can_be_shown(path: Path) -> bool:
+    """Whether there is a picture at `path`, which an earlier program made, and all of it can be decoded."""
+    try:
+        with Image.open(path) as image:
+            for frame in ImageSequence.Iterator(image):
+                frame.load()
+    except Exception:  # a decoder fed with damaged bytes raises nearly anything
+        return False
+    return True
 
 
 class Results:
@@ -77,8 +104,8 @@ class Results:
 
     def note(self, text: str) -> None:
         """Print what the reader of the numbers has to know, and keep it with them."""
-        print(f"note: {text}")
-        self.notes.append(text)
+        self.notes.append(visible(text))
+        print(f"note: {self.notes[-1]}")
 
     def draw(self, name: str, plot: Callable, *arguments, title: str) -> None:
         """Make one of `FIGURES` with a function of plots.py."""
@@ -106,11 +133,16 @@ class Results:
         writer = csv.DictWriter(table, ["name", *SCORES])
         writer.writeheader()
         writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)  # NaN: no foreground
+        figures = dict(self.figures)
+        for name, file in TRAINING_FIGURES.items() if training else ():
+            if can_be_shown(training / file):
+                figures[name] = training / file
+            elif (training / file).exists():
+                self.note(f"{training / file} is damaged, and not shown")
         metrics = self.metrics | {"notes": self.notes}
-        text = json.dumps(metrics | {"settings": settings}, indent=2, allow_nan=False)
+        made = sorted({*_files(self.folder), *LISTS})
+        text = json.dumps(metrics | {"settings": settings, "files": made}, indent=2, allow_nan=False)
         for name, content in (("ssim_scores.csv", table.getvalue()), ("metrics.json", text)):
             with atomic(self.folder / name) as file:
                 file.write(content.encode())
-        of_training = {name: training / file for name, file in TRAINING_FIGURES.items()} if training else {}
-        figures = self.figures | {name: path for name, path in of_training.items() if path.is_file()}
         page.write_report(self.folder, self.title, metrics, rows, figures, settings, images)

@@ -11,35 +11,23 @@ A class is a group in `--help`, titled with its docstring; a command's settings 
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import CliSettingsSource
 
 from runtime.errors import InputError, Parser, exit_on_input_error
+from runtime.schema import complaints
 
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["auto", "fp32", "bf16"]
+SURROGATE = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that are no UTF-8
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
-COMPLAINTS = {  # type of pydantic's error -> what we say of the value
-    "greater_than_equal": "must be at least {ge}, not {input}",
-    "less_than_equal": "must be at most {le}, not {input}",
-    "finite_number": "must be a finite number, not {input}",
-    "int_parsing": "must be a whole number, not {input}",
-    "int_parsing_size": "must be a smaller number, not {input}",
-    "int_from_float": "must be a whole number, not {input}",
-    "int_type": "must be a whole number, not {input}",
-    "float_parsing": "must be a number, not {input}",
-    "float_type": "must be a number, not {input}",
-    "bool_type": "must be true or false, not {input}",
-    "string_type": "must be a text, not {input}",
-    "literal_error": "must be {expected}, not {input}",
-    "extra_forbidden": "is no setting of this version",
-    "missing": "is missing",
-}
 
 
 class Settings(BaseModel):
@@ -49,8 +37,11 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _choice_of_numbers(cls, value: Any, field: ValidationInfo) -> Any:
-        """The text "8" for a `Literal[4, 8, 16]`: pydantic takes a text for a number everywhere but there."""
+    def _texts(cls, value: Any, field: ValidationInfo) -> Any:
+        """The text "8" for a `Literal[4, 8, 16]`, a number everywhere else; and no path that JSON can't hold."""
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and not text.isascii() and SURROGATE.search(text) for text in texts):
+            raise PydanticCustomError("string_unicode", "must be a text in UTF-8")
         kind = cls.model_fields[field.field_name].annotation
         choices = [choice for part in (kind, *get_args(kind)) for choice in get_args(part)]
         return int(value) if value in [str(choice) for choice in choices if isinstance(choice, int)] else value
@@ -67,7 +58,8 @@ class Settings(BaseModel):
                 return cls.model_validate_json(json.dumps(values), strict=True)
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError("; ".join(_complaints(error, where))) from error
+            told = "; ".join(complaints(error, str if where else _option))
+            raise InputError(f"{where}: {told}" if where else told) from error
 
 
 Kind = TypeVar("Kind", bound=Settings)
@@ -82,6 +74,11 @@ def option(default: Any, description: str, metavar: str | None = None, **checks)
 def flag(name: str) -> str:
     """`batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")
+
+
+def _option(field: str) -> str:
+    """`input.3`, an item of a list, -> `--input`."""
+    return flag(field.partition(".")[0])
 
 
 def given(kind: type[Settings], description: str, arguments: list[str] | None = None) -> dict[str, Any]:
@@ -140,22 +137,3 @@ def _metavar(field: Any, theirs: str) -> str:
         return theirs
     kinds = {field.annotation, *get_args(field.annotation)}
     return next(name for kind, name in METAVARS.items() if kind in kinds)
-
-
-def _complaints(error: ValidationError, where: str) -> Iterable[str]:
-    """A line for each thing that pydantic found wrong."""
-    for one in error.errors():
-        known = {key: f"{value:g}" if isinstance(value, float) else value for key, value in one.get("ctx", {}).items()}
-        field = ".".join(map(str, one["loc"]))
-        name = f"{where}: {field}" if where else flag(field.partition(".")[0])  # without the index in a list
-        if one["type"] == "value_error":  # of a validator of ours, which says it all
-            yield f"{where}: {known['error']}" if where else str(known["error"])
-        else:
-            text = COMPLAINTS.get(one["type"], "{msg}, not {input}")
-            yield f"{name} " + text.format(msg=one["msg"], input=_shown(one["input"]), **known)
-
-
-def _shown(value: Any) -> str:
-    """A value in a complaint: all of it, unless it is long, and visible when it is empty."""
-    text = str(value) or "''"
-    return text if len(text) <= 40 else f"{text[:40]}..."

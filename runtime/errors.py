@@ -1,9 +1,15 @@
-"""How does bad input end? With exit status 2 and one line that says what is wrong and what to do."""
+"""How does a command end when something is wrong? In one line that says what, and what to do.
+
+Bad input ends with exit status 2. What nobody foresaw ends with status 1, and its traceback in a file.
+"""
 
 import argparse
 import functools
+import io
 import math
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -13,20 +19,77 @@ class InputError(ValueError):
 
 
 def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], int]:
-    """Wrap a command line's `main`: an `InputError` becomes `error: ...` on stderr and status 2, Ctrl-C status 130."""
+    """The gate around a command line's `main`: whatever it raises becomes one line on stderr and an exit status.
+
+    2 for an `InputError`, 130 for Ctrl-C, and 1 for any other error, whose traceback goes to a file that is named.
+    """
 
     @functools.wraps(main)
     def wrapped() -> int:
+        for stream in (sys.stdout, sys.stderr):  # what their encoding lacks, of a file's name say, is shown escaped
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main() or 0
         except InputError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except Exception as error:
+            print(f"error: {one_line(_unforeseen(error))}; {_keep_traceback()}", file=sys.stderr)
+            return 1
 
     return wrapped
+
+
+def visible(text: object) -> str:
+    r"""A text, a file's name say, with whatever a terminal would act on, or can't show, escaped: `\x1b`, `\udcff`."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(text))
+
+
+def one_line(text: object) -> str:
+    """A text of any lines as one, with nothing in it that a terminal would act on."""
+    return visible(" ".join(str(text).split()))
+
+
+HINTS = {  # what it means, and what to do -> signs of it in the error's name or message
+    "there is not enough memory; give smaller batches, fewer samples, or more memory": (
+        "MemoryError",
+        "OutOfMemory",
+        "allocate memory",
+    ),
+    "the system allows no more threads; raise ulimit -u, or set OMP_NUM_THREADS=1": (
+        "start new thread",
+        "Resource temporarily unavailable",
+    ),
+    "the system allows no more open files; raise ulimit -n": ("Too many open files",),
+    "this user has no home folder; set HOME to a folder that can be written": ("home directory",),
+    "a text can't be told in this system's encoding; set PYTHONUTF8=1": ("UnicodeEncodeError", "UnicodeDecodeError"),
+    "something is nested too deeply to be read": ("RecursionError",),
+}
+
+
+def _unforeseen(error: Exception) -> str:
+    told = f"{type(error).__name__}: {error}"
+    known = (hint for hint, signs in HINTS.items() if any(sign in told for sign in signs))
+    meant = next(known, "this shouldn't happen; please report it")
+    return f"{meant} ({told if len(told) <= 200 else told[:200] + '...'})"
+
+
+def _keep_traceback() -> str:
+    """Write the traceback of the error at hand to a new file, here or in the temporary folder; says where it is."""
+    for folder in (".", None):
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", prefix="traceback-", suffix=".txt", dir=folder, delete=False, encoding="utf-8", errors="replace"
+            ) as file:
+                traceback.print_exc(file=file)
+            return f"the traceback is in {file.name}"
+        except OSError:
+            continue
+    return "there was no room for its traceback"
 
 
 class Parser(argparse.ArgumentParser):

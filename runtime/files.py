@@ -1,5 +1,6 @@
 """How does a file or a folder appear on disk? Whole or not at all, whatever stops the process that writes it."""
 
+import ctypes
 import errno
 import os
 import secrets
@@ -64,15 +65,27 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             new = hidden / "new"
             new.mkdir(parents=True)
             yield new
-            if replace and path.exists():
-                path.rename(hidden / "old")
-            new.rename(path)
+            if not (replace and path.exists()):
+                new.rename(path)
+            elif not _exchange(new, path):
+                path.rename(hidden / "old")  # killed here, the process leaves nothing at `path`: the next call mends it
+                new.rename(path)
         except OSError as error:
             if error.errno == errno.ENOTEMPTY:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             raise
         finally:
             _remove(hidden, path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, so that both names stand at any time; whether the system can."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        rename = ctypes.CDLL(None).renameat2  # of Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _lock_of(hidden: Path) -> Path:

@@ -45,8 +45,9 @@ def folder(tiny_run, tmp_path_factory):
     arguments = {"grids": [list(shape) for shape in codec.grid_shapes()], "sizes": autoencoder.codebook_sizes}
     arguments |= {"levels": about["data"]["levels"], "width": 16, "layers": 3}
     torch.manual_seed(0)
-    content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
-    checkpoint.save(folder / "pixelcnn.pth", content | {"state": PixelCNN(**arguments).state_dict(), "epoch": 1})
+    prior = PixelCNN(**arguments)
+    content = {"kind": "prior", "model": "pixelcnn", "arguments": prior.arguments, "autoencoder": about["identity"]}
+    checkpoint.save(folder / "pixelcnn.pth", content | {"state": prior.state_dict(), "epoch": 1})
     return folder
 
 

@@ -23,16 +23,17 @@ def written(tmp_path):
     torch.manual_seed(0)
     arguments = {"codebook_size": 16}
     model = modules.VQVAE(**arguments).eval()
-    content = {"kind": "autoencoder", "model": "vqvae", "arguments": arguments, "data": DATA, "epoch": 3}
+    content = {"kind": "autoencoder", "model": "vqvae", "arguments": model.arguments, "data": DATA, "epoch": 3}
     checkpoint.save(tmp_path / "vqvae.pth", content | {"validation_ssim": 0.9, "state": model.state_dict()})
     about = {"kind": "prior", "autoencoder": identity(model), "epoch": 1}
     gan = {"grid": [8, 8], "channels": 64, "levels": 4, "codes": 1}
     dcgan = DCGAN(model, **gan).eval()
     dcgan.mean.fill_(0.5)
-    checkpoint.save(tmp_path / "dcgan.pth", about | {"model": "dcgan", "arguments": gan, "state": dcgan.state_dict()})
+    content = about | {"model": "dcgan", "arguments": dcgan.arguments, "state": dcgan.state_dict()}
+    checkpoint.save(tmp_path / "dcgan.pth", content)
     grids = {"grids": [[8, 8]], "sizes": [16], "levels": 4, "width": 8, "layers": 2}
     pixelcnn = PixelCNN(**grids).eval()
-    content = about | {"model": "pixelcnn", "arguments": grids, "state": pixelcnn.state_dict()}
+    content = about | {"model": "pixelcnn", "arguments": pixelcnn.arguments, "state": pixelcnn.state_dict()}
     checkpoint.save(tmp_path / "pixelcnn.pth", content)
     return {"folder": tmp_path, "model": model, "dcgan": dcgan, "pixelcnn": pixelcnn}
 
@@ -70,7 +71,7 @@ def test_identity_is_of_what_decides_the_codes(written):
 @pytest.mark.parametrize("name", sorted(AUTOENCODERS))
 def test_every_autoencoder_loads_with_weights_only(name, tmp_path):
     model = AUTOENCODERS[name](codebook_size=8)
-    content = {"kind": "autoencoder", "model": name, "arguments": {"codebook_size": 8}, "data": DATA, "epoch": 1}
+    content = {"kind": "autoencoder", "model": name, "arguments": model.arguments, "data": DATA, "epoch": 1}
     content["validation_ssim"] = 0.5
     checkpoint.save(tmp_path / "a.pth", content | {"state": model.state_dict()})
     assert torch.load(tmp_path / "a.pth", weights_only=True)["model"] == name
@@ -123,29 +124,108 @@ def test_the_prior_of_another_autoencoder_is_refused(written):
             load_prior(written["folder"] / f"{name}.pth", modules.VQVAE(16))
 
 
-@pytest.mark.parametrize("name", ["vqvae", "dcgan", "pixelcnn"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": "transformer"},
-        {"model": []},
-        {"arguments": {"colour": 3}},
-        {"arguments": {"codebook_size": -4}},
-        {"arguments": [1]},
-        {"arguments": None},
-        {"state": {}},
-        {"state": None},
-        {"state": {"encoder.0.weight": torch.zeros(3)}},
-        {"state": 7},
+WRONG = {  # what a file is changed to -> what is said of it
+    "vqvae": [
+        ({"model": "transformer"}, "model must be 'vqvae', 'vqvae2' or 'rqvae', not transformer"),
+        ({"model": []}, "model must be 'vqvae', 'vqvae2' or 'rqvae', not []"),
+        ({"model": "rqvae"}, "arguments: depth is missing; "),
+        ({"arguments": {"colour": 3}}, "arguments: colour is no setting of this version"),
+        ({"arguments": {"codebook_size": -4}}, "arguments: codebook_size must be at least 2, not -4"),
+        (
+            {"arguments": {"codebook_size": 10**300}},
+            f"arguments: codebook_size must be at most 32767, not 1{39 * '0'}...",
+        ),
+        (
+            {"arguments": {"codebook_size": 17}},
+            "state.quantizers.0.codebook is [16, 64], and its arguments tell of [17, 64]",
+        ),
+        ({"arguments": {"codebook_size": 32767}}, "its arguments tell of a network that is not in it"),
+        ({"arguments": {"codebook_size": True}}, "arguments: codebook_size must be a whole number, not True"),
+        ({"arguments": {"beta": float("nan")}}, "arguments: beta must be a finite number, not nan"),
+        ({"arguments": {"beta": -1.0}}, "arguments: beta must be at least 0, not -1"),
+        ({"arguments": {"ema": False}}, "state.quantizers.0.cluster_size is no part of the network"),
+        ({"arguments": [1]}, "arguments must be names and values, not [1]"),
+        ({"arguments": None}, "arguments must be names and values, not None"),
+        ({"data": {"size": [32]}}, "data.size must have at least 2 values, not 1"),
+        ({"data": {"size": [32, 31]}}, "data.size.1 must be a multiple of 16, not 31"),
+        ({"data": {"size": [32, 10**9]}}, "data.size.1 must be at most 4096, not 1000000000"),
+        ({"data": {"box": [0, 0, 32, 48]}}, "data.box [0, 0, 32, 48] is not inside of data.size [32, 32]"),
+        ({"data": {"box": [0, 0, 0, 0]}}, "data.box [0, 0, 0, 0] has sides that are no multiples of 16"),
+        ({"data": {"box": [-16, 0, 32, 32]}}, "data.box.0 must be at least 0, not -16"),
+        ({"data": {"box": None}}, "data.box must be a list, not None"),
+        ({"data": {"slices": 5}}, "data.slices must be a text, not 5"),
+        ({"data": {"axis": 3}}, "data.axis must be 0, 1 or 2, not 3"),
+        ({"data": {"levels": 10**6}}, "data.levels must be at most 1024, not 1000000"),
+        ({"data": {"fingerprint": "../x"}}, "data.fingerprint must look like ^[0-9a-f]{64}$, not ../x"),
+        ({"data": {"root": b"x"}}, "data.root must be a text, not a bytes"),
+        ({"epoch": -1}, "epoch must be at least 0, not -1"),
+        ({"validation_ssim": float("nan")}, "validation_ssim must be a finite number, not nan"),
+        ({"validation_ssim": torch.zeros(3)}, "validation_ssim must be a number, not a Tensor"),
+        ({"state": {"encoder.0.bias": None}}, "state.encoder.0.bias must be a Tensor, not None"),
+        ({"state": {"encoder.0.bias": torch.zeros(3)}}, "state.encoder.0.bias is [3], and its arguments tell of [32]"),
+        ({"state": {"encoder.0.bias": torch.full((32,), torch.nan)}}, "state.encoder.0.bias holds numbers that aren't"),
+        ({"state": {"encoder.0.bias": torch.full((32,), -1e30)}}, "state.encoder.0.bias holds numbers that aren't"),
+        ({"state": {"more": torch.zeros(3)}}, "state.more is no part of the network"),
+        ({"state": None}, "state must be names and values, not None"),
     ],
-    ids=str,
+    "dcgan": [
+        ({"model": "pixelcnn"}, "arguments: grids is missing"),
+        ({"arguments": {"grid": [8, 8, 8]}}, "arguments: grid must have at most 2 values, not 3"),
+        ({"arguments": {"grid": [8, 9]}}, "state."),
+        ({"arguments": {"levels": 10**6}}, "arguments: levels must be at most 1024, not 1000000"),
+        ({"arguments": {"components": 4096}}, "its arguments tell of a network that is not in it"),
+        ({"arguments": {"network": "flow"}}, "arguments: network must be 'refiner' or 'baseline', not flow"),
+        ({"arguments": {"codes": 2}}, "its arguments tell of other codes than this autoencoder's"),
+        ({"arguments": {"channels": 32}}, "its arguments tell of other codes than this autoencoder's"),
+        ({"autoencoder": 5}, "autoencoder must be a text, not 5"),
+        ({"state": {"level_share": torch.zeros(5)}}, "state.level_share holds no shares of slice levels"),
+        ({"state": {"level_share": -torch.ones(5)}}, "state.level_share holds no shares of slice levels"),
+        ({"state": {"mean": torch.zeros(1, 64, 1, 1).fill_(torch.inf)}}, "state.mean holds numbers that aren't finite"),
+    ],
+    "pixelcnn": [
+        ({"model": "dcgan"}, "arguments: grid is missing"),
+        ({"arguments": {"layers": 10**6}}, "arguments: layers must be at most 64, not 1000000"),
+        ({"arguments": {"layers": 3}}, "is missing"),
+        ({"arguments": {"dropout": 1.0}}, "arguments: dropout must be less than 1, not 1"),
+        ({"arguments": {"sizes": [32]}}, "its arguments tell of other codes than this autoencoder's"),
+        ({"arguments": {"grids": [[8, 8], [8, 8]]}}, "its arguments tell of other codes than this autoencoder's"),
+        ({"arguments": {"grids": []}}, "arguments: grids must have at least 1 values, not 0"),
+        ({"state": {"level_share": torch.full((5,), torch.nan)}}, "state.level_share holds numbers that aren't finite"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [(name, *case) for name, cases in WRONG.items() for case in cases],
+    ids=lambda value: str(value)[:60],
 )
-def test_a_network_that_does_not_fit_is_refused(name, change, written):
+def test_what_can_not_be_is_refused_with_the_field(name, change, told, written):
     path = written["folder"] / f"{name}.pth"
-    checkpoint.save(path, torch.load(path, weights_only=True) | change)
+    content = torch.load(path, weights_only=True)
+    for field, value in change.items():
+        content[field] = content[field] | value if isinstance(value, dict) else value
+    checkpoint.save(path, content)
     load = load_autoencoder if name == "vqvae" else partial(load_prior, autoencoder=written["model"])
-    with pytest.raises(InputError, match="train it again"):
+    with pytest.raises(InputError) as caught:
         load(path)
+    assert str(caught.value).startswith(str(path))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "claim", [{"depth": 10**6}, {"blocks": 10**5}, {"width": 4096, "blocks": 64, "depth": 16}], ids=str
+)
+def test_a_small_file_that_claims_a_huge_network_costs_nothing(claim, tmp_path, monkeypatch):
+    model = modules.RQVAE(codebook_size=4, depth=2, width=8, blocks=1)
+    content = {"kind": "autoencoder", "model": "rqvae", "arguments": model.arguments | claim, "data": DATA, "epoch": 1}
+    checkpoint.save(tmp_path / "a.pth", content | {"validation_ssim": 0.5, "state": model.state_dict()})
+    made = []
+    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", lambda self: made.append(self.weight.numel()))
+    with pytest.raises(InputError, match=r"must be at most|not in it"):
+        load_autoencoder(tmp_path / "a.pth")
+    assert sum(made) < 10**6
 
 
 @pytest.mark.parametrize("missing", ["model", "arguments", "state", "data"])
@@ -160,6 +240,52 @@ def test_a_checkpoint_without_a_part_is_refused(missing, written):
     if missing != "data":
         with pytest.raises(InputError):
             load_prior(written["folder"] / "pixelcnn.pth", written["model"])
+
+
+def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path):
+    """Storages that are deflated can be gigabytes in a file of some kilobytes."""
+    stored, path = tmp_path / "stored.pth", tmp_path / "packed.pth"
+    checkpoint.save(stored, {"kind": "run", "x": torch.zeros(10**6)})
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+    assert path.stat().st_size < 10**5
+    assert torch.load(path, weights_only=True)["x"].shape == (10**6,)
+    with pytest.raises(InputError, match="damaged or no checkpoint"):
+        checkpoint.load(path, "run")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(10**6, 10**6), torch.zeros(2).to_sparse(), torch.zeros(3, device="meta")],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_tensors_are_plain_and_no_larger_than_the_file(tensor, tmp_path):
+    checkpoint.save(tmp_path / "a.pth", {"kind": "run", "deep": [{"x": (tensor,)}]})
+    with pytest.raises(InputError, match="damaged or no checkpoint"):
+        checkpoint.load(tmp_path / "a.pth", "run")
+
+
+def test_lists_that_hold_themselves_and_each_other_come_to_an_end(tmp_path):
+    tower: list = ["x"]
+    for _ in range(60):
+        tower = [tower, tower]
+    tower.append(tower)
+    checkpoint.save(tmp_path / "a.pth", {"kind": "autoencoder", "model": tower, "epoch": tower, "data": tower})
+    with pytest.raises(InputError) as caught:
+        load_autoencoder(tmp_path / "a.pth")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_file_that_can_not_be_read_is_not_called_damaged(written, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    path = written["folder"] / "vqvae.pth"
+    with pytest.raises(InputError) as caught:
+        load_autoencoder(path)
+    assert str(caught.value) == f"can't read {path}: Permission denied"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -202,6 +203,31 @@ def test_links_to_nothing_are_named(tmp_path, monkeypatch, capsys):
         dataset.load(str(root))
 
 
+def test_a_large_slice_number_is_no_known_level(tmp_path):
+    """A prior keeps a matrix for each level up to the largest."""
+    root = write_set(tmp_path / "set")
+    folder = root / "keras_png_slices_train"
+    (folder / "case_001_slice_2.nii.png").rename(folder / "case_001_slice_200000.png")
+    with pytest.warns(UserWarning, match="1 slices have numbers of 1,024 or more, and count as slices of no known"):
+        data = dataset.load(str(root))
+    assert data.splits["train"].levels.tolist() == [0, 1, -1, 0, 1, 2]
+
+
+def test_names_of_any_bytes_are_read_and_shown_escaped(tmp_path):
+    root = write_set(tmp_path / "set \x1b[2J")
+    odd = os.fsencode(root / "keras_png_slices_train") + b"/case_001_slice_\xff\x1b.png"
+    os.rename(root / "keras_png_slices_train/case_001_slice_2.nii.png", odd)
+    for _ in range(2):  # decoded, and from the cache
+        data = dataset.load(str(root))
+        assert data.title == "set \\x1b[2J"
+        assert data.splits["train"].names[2] == "case_001_slice_\\udcff\\x1b.png"
+        np.testing.assert_array_equal(data.splits["train"].images[2], picture(102))
+    assert dataset.read_files([Path(os.fsdecode(odd))]).names == ["case_001_slice_\\udcff\\x1b.png"]
+    os.rename(root, os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(InputError, match="is no UTF-8"):
+        dataset.load(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+
+
 def test_limit_people(tmp_path):
     root = write_set(tmp_path / "set", counts=(("train", 3), ("validate", 1), ("test", 1)))
     data = dataset.load(str(root), limit_people=2)
@@ -356,20 +382,81 @@ def test_fingerprint_is_of_names_and_pixels_not_of_place_or_time(tmp_path):
     assert dataset.load(str(two)).fingerprint != prints[0]
 
 
-@pytest.mark.parametrize("damage", ["truncated array", "no array", "no index", "half an index"])
-def test_a_damaged_cache_is_built_again(tmp_path, damage):
+def of_index(folder: Path, change: Callable[[dict], object]) -> None:
+    """Change what a cache's index holds."""
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+
+
+def zeroed(folder: Path) -> None:
+    """The array as a crash of the machine can leave it: of its size, but black."""
+    array = np.load(folder / "train.npy", mmap_mode="r+")
+    array[1:] = 0
+    array.flush()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated array": lambda folder: os.truncate(folder / "train.npy", 1000),
+    "empty array": lambda folder: os.truncate(folder / "train.npy", 0),
+    "no array": lambda folder: (folder / "test.npy").unlink(),
+    "another type": lambda folder: np.save(folder / "train.npy", np.load(folder / "train.npy").astype(np.int8)),
+    "turned": lambda folder: np.save(folder / "train.npy", np.load(folder / "train.npy").T.copy().T),
+    "zeroed pixels": zeroed,
+    "pickled": lambda folder: np.save(folder / "train.npy", np.array([{}])),
+    "no index": lambda folder: (folder / "index.json").unlink(),
+    "half an index": lambda folder: os.truncate(folder / "index.json", 100),
+    "a list for an index": lambda folder: (folder / "index.json").write_text("[1]"),
+    "a nested index": lambda folder: (folder / "index.json").write_text("[" * 10**5),
+    "no levels": lambda folder: of_index(folder, lambda index: index["splits"]["train"].pop("levels")),
+    "fewer levels": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["levels"].pop()),
+    "text for a level": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["levels"].append("x")),
+    "another canvas": lambda folder: of_index(folder, lambda index: index.update(canvas=[256, 10**9])),
+    "another name": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["names"].reverse()),
+    "another sum": lambda folder: of_index(folder, lambda index: index["splits"]["train"].update(sha256="0" * 64)),
+    "another fingerprint": lambda folder: of_index(folder, lambda index: index.update(fingerprint="0" * 64)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_cache_that_is_not_as_it_was_written_is_built_again_with_a_note(tmp_path, damage, capsys):
     root = write_set(tmp_path / "set")
-    dataset.load(str(root))
+    before = dataset.load(str(root))
     (folder,) = cached_folders()
-    if damage == "truncated array":
-        os.truncate(folder / "train.npy", 1000)
-    elif damage == "no array":
-        (folder / "test.npy").unlink()
-    elif damage == "no index":
-        (folder / "index.json").unlink()
-    else:
-        os.truncate(folder / "index.json", 100)
-    np.testing.assert_array_equal(dataset.load(str(root)).splits["train"].images[0], picture(100))
+    capsys.readouterr()
+    DAMAGE[damage](folder)
+    after = dataset.load(str(root))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"the cache in {folder} is not as it was written: ")
+    assert said[1].startswith("decoding")
+    assert after.fingerprint == before.fingerprint
+    np.testing.assert_array_equal(after.splits["train"].images[1], picture(101))
+    assert cached_folders() == [folder]
+
+
+def test_a_file_that_is_replaced_with_its_size_and_time_kept_is_decoded_again(tmp_path):
+    path = write_set(tmp_path / "set") / "keras_png_slices_train/case_001_slice_1.nii.png"
+    root = path.parents[1]
+    Image.fromarray(picture(101)).save(path, compress_level=0)
+    before, old = dataset.load(str(root)), path.stat()
+    Image.fromarray(255 - picture(101)).save(path, compress_level=0)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+    after = dataset.load(str(root))
+    np.testing.assert_array_equal(after.splits["train"].images[1], 255 - picture(101))
+    assert before.fingerprint != after.fingerprint
+
+
+def test_without_a_home_the_place_of_the_cache_has_to_be_given(tmp_path, monkeypatch):
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    root = write_set(tmp_path / "set")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+        dataset.load(str(root))
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):

@@ -15,18 +15,38 @@ from runtime.files import UNFINISHED, atomic, whole_folder
 
 KILLED = """
 import os, pathlib, signal, sys
-from runtime.files import whole_folder
-path = pathlib.Path(sys.argv[1])
-with whole_folder(path, replace=True) as new:
-    (new / "half").write_text("of it")
-    if "rename" in sys.argv:
-        path.rename(new.with_name("old"))
+from runtime import files
+path, when, exchange = pathlib.Path(sys.argv[1]), sys.argv[2], files._exchange
+
+def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
+
+if when == "after the exchange":
+    files._exchange = lambda one, other: exchange(one, other) and die()
+if when in ("before the renames", "between the renames", "after the renames"):
+    files._exchange = lambda one, other: False
+    count, rename = [0], pathlib.Path.rename
+    last = ["before the renames", "between the renames", "after the renames"].index(when)
+
+    def counted(self, target):
+        if count[0] == last:
+            die()
+        count[0] += 1
+        rename(self, target)
+        if count[0] == last:
+            die()
+
+    pathlib.Path.rename = counted
+with files.whole_folder(path, replace=True) as new:
+    (new / "file").write_text("half")
+    if when == "while it is made":
+        die()
+    (new / "file").write_text("new")
 """
 
 
-def kill_while_making(path, *when):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path), *when], cwd=ROOT, check=False)
+def kill_while_making(path, when="while it is made"):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path), when], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -126,13 +146,33 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     assert os.listdir(tmp_path) == ["d"]
 
 
-def test_a_process_killed_while_it_replaces_a_folder_loses_nothing(tmp_path):
-    fill(tmp_path / "b.c", "results")
-    kill_while_making(tmp_path / "b.c", "rename")
-    assert not (tmp_path / "b.c").exists()
+@pytest.mark.parametrize(
+    ("when", "at_once", "in_the_end"),
+    [
+        ("while it is made", "old", "old"),
+        ("after the exchange", "new", "new"),
+        ("before the renames", "old", "old"),
+        ("between the renames", None, "old"),  # where the system can't exchange folders
+        ("after the renames", "new", "new"),
+    ],
+)
+def test_a_process_killed_while_it_replaces_a_folder_loses_nothing(tmp_path, when, at_once, in_the_end):
+    fill(tmp_path / "b.c", "old")
+    kill_while_making(tmp_path / "b.c", when)
+    assert (tmp_path / "b.c").exists() == (at_once is not None)
+    if at_once:
+        assert (tmp_path / "b.c" / "file").read_text() == at_once
     fill(tmp_path / "d", "")
     assert sorted(os.listdir(tmp_path)) == ["b.c", "d"]
-    assert (tmp_path / "b.c" / "file").read_text() == "results"
+    assert (tmp_path / "b.c" / "file").read_text() == in_the_end
+
+
+def test_a_folder_that_is_replaced_is_there_at_any_time(tmp_path, monkeypatch):
+    """In one step on Linux: no rename takes it away."""
+    fill(tmp_path / "a", "old")
+    monkeypatch.setattr("pathlib.Path.rename", lambda *_: pytest.fail("renamed"))
+    fill(tmp_path / "a", "new", replace=True)
+    assert (tmp_path / "a" / "file").read_text() == "new"
 
 
 def test_folders_that_are_made_at_once_leave_each_other_alone(tmp_path):

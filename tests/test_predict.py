@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sys
 
@@ -9,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import LEVELS, blob, run_script
+from conftest import LEVELS, ROOT, blob, run_script
 from PIL import Image
 from skimage.metrics import structural_similarity
 
@@ -77,7 +78,7 @@ def pixelcnn(tiny_run, tmp_path_factory):
     prior = PixelCNN(**arguments)
     torch.nn.init.zeros_(prior.grids[0].heads[0][-1].weight)
     torch.nn.init.zeros_(prior.grids[0].heads[0][-1].bias)
-    content = {"kind": "prior", "model": "pixelcnn", "arguments": arguments, "autoencoder": about["identity"]}
+    content = {"kind": "prior", "model": "pixelcnn", "arguments": prior.arguments, "autoencoder": about["identity"]}
     path = tmp_path_factory.mktemp("prior") / "pixelcnn.pth"
     checkpoint.save(path, content | {"state": prior.state_dict(), "epoch": 1})
     return path
@@ -335,7 +336,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.png").write_bytes((tiny_run / "training.png").read_bytes()[:300])
     nib.save(nib.Nifti1Image(np.ones((40, 40, 3), np.float32), np.eye(4)), tmp_path / "small.nii")
-    torch.save({"kind": "prior", "autoencoder": "another"}, tmp_path / "prior.pth")
+    another = torch.load(tiny_run / "dcgan.pth", weights_only=True) | {"autoencoder": "0" * 64}
+    torch.save(another, tmp_path / "prior.pth")
     png = tiny_data / "keras_png_slices_test" / "case_006_slice_4.nii.png"
     model = tiny_run / "vqvae.pth"
     cases = [  # arguments, what the line says
@@ -386,6 +388,26 @@ def test_a_folder_of_the_users_own_is_never_replaced(tmp_path, call):
     assert status == 2
     assert "holds thesis.txt" in error
     assert files(folder) == ["thesis.txt"]
+
+
+def test_a_users_own_file_among_the_samples_is_never_deleted(tmp_path, monkeypatch, capsys):
+    folder, weights = tmp_path / "out", ROOT / "resources" / "pretrained" / "vqvae.pth"
+
+    def status(samples):
+        options = [f"--samples={samples}", "--samples-only", "--device=cpu", f"--out={folder}"]
+        monkeypatch.setattr(sys, "argv", ["predict.py", str(weights), *options])
+        return predict.main()
+
+    assert status(3) == 0
+    made = files(folder)
+    assert json.loads((folder / "metrics.json").read_text())["files"] == [name for name in made if "." in name]
+    (folder / "samples" / "seed_00009.png").write_text("mine")
+    assert status(2) == 2
+    assert f"holds {os.path.join('samples', 'seed_00009.png')}" in capsys.readouterr().err
+    assert files(folder) == sorted([*made, "samples/seed_00009.png"])
+    (folder / "samples" / "seed_00009.png").unlink()
+    assert status(2) == 0
+    assert "samples/seed_00002.png" not in files(folder)
 
 
 def test_a_failure_leaves_the_results_that_were_there(tmp_path):

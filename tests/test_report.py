@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from report import plots
+from report import plots, results
 from report.page import FRAMES, PAIRS, _animation, write_report
 
 TITLE = "synthetic demo set, test split"
@@ -330,3 +330,21 @@ def test_page_fits_a_phone(opened):
     width = opened.run("return document.documentElement.scrollWidth")
     opened.cdp("Emulation.clearDeviceMetricsOverride")
     assert width == 390  # wide figures and tables scroll within themselves
+
+
+def test_a_damaged_figure_of_the_training_is_left_out_with_a_note(tmp_path, capsys):
+    """An animation is looked at to its last frame."""
+    training, folder = tmp_path / "run", tmp_path / "predict"
+    training.mkdir()
+    folder.mkdir()
+    frames = [Image.fromarray(np.full((64, 64), 60 * i, np.uint8)) for i in range(4)]
+    frames[0].save(training / "progress.gif", save_all=True, append_images=frames[1:], duration=100)
+    frames[0].save(training / "training.png")
+    assert results.can_be_shown(training / "progress.gif")
+    (training / "progress.gif").write_bytes((training / "progress.gif").read_bytes()[:-60])
+    assert not results.can_be_shown(training / "progress.gif")
+    assert not results.can_be_shown(training / "dcgan.png")
+    results.Results(folder, "made up").write([], None, {}, training)
+    assert f"{training / 'progress.gif'} is damaged, and not shown" in capsys.readouterr().out
+    assert "training.png is damaged" not in (folder / "metrics.json").read_text()
+    assert "is damaged" in (folder / "report.html").read_text()

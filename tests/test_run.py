@@ -220,6 +220,14 @@ def test_resuming_a_finished_run_changes_nothing(whole, trainer):
     tiny.assert_same_run(folder, whole(prior="pixelcnn"))
 
 
+@pytest.mark.parametrize("name", ["vqvae.pth", "pixelcnn.pth"])
+def test_a_finished_run_whose_weights_are_gone_is_an_error(name, trainer, capsys):
+    _, folder = trainer(prior="pixelcnn" if name == "pixelcnn.pth" else "none")
+    (folder / name).unlink()
+    assert trainer.resume(folder) == 2
+    assert f"{name} is gone from {folder}" in capsys.readouterr().err
+
+
 def test_early_stop_holds_after_a_resume(trainer, monkeypatch):
     monkeypatch.setattr(likelihood, "PATIENCE", 0)
     monkeypatch.setattr(likelihood, "held_out_bits", lambda *args: 1.0)  # never better than the first epoch
@@ -255,6 +263,47 @@ def test_both_states_damaged_is_an_error(trainer, capsys):
         truncate(folder / name)
     assert trainer.resume(folder) == 2
     assert "damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("stage", None, "stage must be a text, not None"),
+        ("epoch", -1, "epoch must be at least 0, not -1"),
+        ("step", 10**300, f"step must be at most 1000000000, not 1{39 * '0'}..."),
+        ("best", float("nan"), "best must be a finite number, not nan"),
+        ("rows", [{"epoch": 1}], "rows.0.stage is missing"),
+        ("rows", [{"stage": "autoencoder", "epoch": 1, "x": [1]}], "rows.0.x"),
+        ("parts", [], "parts must be names and values, not []"),
+        ("sums", {"x": 1}, "sums.x must be a Tensor, not 1"),
+        ("rng", torch.zeros(3), "not of the run"),
+        ("parts", {}, "not of the run"),
+        ("parts.model.encoder.0.bias", torch.full((32,), torch.nan), "not of the run"),
+        ("parts.optimizer.state.0.exp_avg", torch.zeros(3), "not of the run"),
+        ("parts.optimizer.state.0.exp_avg_sq", torch.full((32, 1, 4, 4), torch.inf), "not of the run"),
+    ],
+)
+def test_a_state_that_can_not_be_is_refused_with_the_field(field, value, told, trainer, capsys):
+    trainer.kill_at_step(2)
+    _, folder = trainer()
+    state = torch.load(folder / "last.pth", weights_only=True)
+    where, (*path, last) = state, field.split(".", 2) if field.startswith("parts.model") else field.split(".")
+    for name in path:
+        where = where[int(name) if name.isdecimal() else name]
+    where[last] = value
+    checkpoint.save(folder / "last.pth", state)
+    assert trainer.resume(folder) == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_an_optimiser_is_set_to_comes_from_the_settings(trainer, whole):
+    trainer.kill_at_step(2)
+    _, folder = trainer()
+    state = torch.load(folder / "last.pth", weights_only=True)
+    state["parts"]["optimizer"]["param_groups"] = [{"lr": "fast"}]
+    checkpoint.save(folder / "last.pth", state)
+    assert trainer.resume(folder) == 0
+    tiny.assert_same_run(folder, whole())
 
 
 @pytest.mark.parametrize("kept", [("next.pth", "last.pth"), ("next.pth", "previous.pth")])

@@ -6,7 +6,7 @@ from dataset import Box, DataSet, content_box
 from inference.codec import Codec
 from modules import Autoencoder
 from report import page, plots
-from report.results import TRAINING_FIGURES
+from report.results import TRAINING_FIGURES, can_be_shown
 from runtime.compute import Compute
 from training.run import Run
 from training.settings import TrainSettings
@@ -37,7 +37,9 @@ def draw_autoencoder(run: Run, codec: Codec, data: DataSet) -> None:
     if not run.main:
         return
     plots.training_curves(run.rows_of("autoencoder"), run.folder / "training.png", data.title)
-    plots.animate(sorted(run.folder.glob("epoch_*.png")), run.folder / "progress.gif", 0.5)
+    frames = [path for path in sorted(run.folder.glob("epoch_*.png")) if can_be_shown(path)]
+    if frames:
+        plots.animate(frames, run.folder / "progress.gif", 0.5)
     slices = data.splits["validate"]
     middle = len(slices) // 2
     image = slices.images[middle : middle + 1]
@@ -53,7 +55,7 @@ def draw_report(run: Run, data: DataSet, settings: TrainSettings) -> None:
     if not run.main:
         return
     files = TRAINING_FIGURES | {"code_map": "codes.png"}
-    figures = {name: path for name, file in files.items() if (path := run.folder / file).is_file()}
+    figures = {name: path for name, file in files.items() if can_be_shown(path := run.folder / file)}
     last = {f"{row['stage']}, last epoch": {k: v for k, v in row.items() if k != "stage"} for row in run.rows}
     title = f"{data.title}, training and validation splits"
     page.write_report(run.folder, title, last, [], figures, settings.model_dump(mode="json"))

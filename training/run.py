@@ -31,10 +31,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from runtime import checkpoint, compute
-from runtime.errors import InputError
+from runtime.errors import InputError, one_line, visible
 from runtime.files import atomic, whole_folder
 from runtime.wording import counted
 from training.board import Board
+from training.state import State, restore
 from training.telling import Pace, StepTable, epoch_told
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit status of a run that was stopped and saved
@@ -80,6 +81,7 @@ class Run:
     def log(self, text: str) -> None:
         """Print a line and keep it in log.txt."""
         if self.main:
+            text = visible(text)
             with tqdm.external_write_mode():  # beside a bar, not through it
                 print(text, flush=True)
             with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
@@ -127,9 +129,10 @@ def load_last(folder: Path) -> dict[str, Any] | None:
         if path.exists():
             try:
                 state = checkpoint.load(path, "run")
+                State.checked(state, path)
             except InputError as error:
                 problem = error
-                print(f"warning: {error}", file=sys.stderr)
+                print(f"warning: {one_line(error)}", file=sys.stderr)
                 continue
             return state
     if problem:
@@ -205,7 +208,7 @@ class Stage:
     def _load(self, state: dict[str, Any]) -> None:
         try:
             for name, part in self.parts.items():
-                part.load_state_dict(state["parts"][name])
+                restore(part, state["parts"][name])
             self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
             self.sums = state["sums"]
             torch.set_rng_state(state["rng"])

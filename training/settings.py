@@ -40,8 +40,8 @@ class AutoencoderSettings(Settings):
     optimizer: Literal["muon", "adam"] | None = option(
         None, "Muon, momentum made orthogonal, or Adam (default: muon for rqvae only)"
     )
-    lr: float = option(1e-3, "learning rate, after warm-up and before it falls", ge=0)
-    beta: float = option(0.25, "weight of the commitment loss", ge=0)
+    lr: float = option(1e-3, "learning rate, after warm-up and before it falls", ge=0, le=10)
+    beta: float = option(0.25, "weight of the commitment loss", ge=0, le=1000)
     downsample: Literal[4, 8, 16] = option(8, "rqvae: pixels per code, in height and in width")
     depth: int = option(8, "rqvae: codes per position", ge=1, le=16)
     width: int = option(64, "rqvae: channels at a quarter of the size, twice as many below", ge=8, le=4096)
@@ -73,12 +73,12 @@ class PriorSettings(Settings):
     prior_epochs: int = option(25, "passes over the training codes", ge=1, le=1_000_000)
     prior_batch_size: int = option(16, "code grids a step, over all processes together", ge=1, le=1_000_000)
     prior_lr: float | None = option(
-        None, "its learning rate (default: 2e-4 for dcgan, 2e-3 for transformer, 1e-3 for pixelcnn)", ge=0
+        None, "its learning rate (default: 2e-4 for dcgan, 2e-3 for transformer, 1e-3 for pixelcnn)", ge=0, le=10
     )
     gan: Literal["refiner", "baseline"] = option(
         "refiner", "dcgan: a refiner of Gaussian drafts, with R3GAN's loss, or the course baseline, with cross-entropy"
     )
-    gan_gamma: float = option(2.0, "refiner: weight of the gradient penalties R1 and R2", ge=0)
+    gan_gamma: float = option(2.0, "refiner: weight of the gradient penalties R1 and R2", ge=0, le=1_000_000)
 
     @field_validator("autoencoder")
     @classmethod
@@ -94,8 +94,10 @@ class RunSettings(Settings):
     seed: int = option(0, "seed of everything random", ge=0, le=2**31)
     device: Device = option("auto", "where to compute; auto is CUDA if there is any, else the CPU")
     precision: Precision = option("auto", "auto is bf16 where the device computes in it, else fp32")
-    save_minutes: float = option(10.0, "minutes between two saves within an epoch", ge=0)
-    time_limit: float | None = option(None, "minutes after which to save and stop with exit status 143", ge=0)
+    save_minutes: float = option(10.0, "minutes between two saves within an epoch", ge=0, le=1_000_000)
+    time_limit: float | None = option(
+        None, "minutes after which to save and stop with exit status 143; not of a resumed run", ge=0, le=1_000_000
+    )
     tensorboard: bool = option(False, "write event files for TensorBoard, too (pip install -r requirements-extra.txt)")
 
 
@@ -103,6 +105,11 @@ class TrainSettings(
     RunSettings, PriorSettings, TextureSettings, AutoencoderSettings, DataSettings
 ):  # the last base's fields come first
     """Everything that makes a run; config.json holds it."""
+
+    def check(self) -> None:
+        """Raises InputError for settings that exclude each other; those of a run to go on with are told by then."""
+        if self.prior == "dcgan" and self.gan == "baseline" and self.prior_batch_size < 2:
+            raise InputError("--gan baseline has batch normalisation: give a --prior-batch-size of 2 at least")
 
 
 class TrainCommand(TrainSettings, StartSettings):
@@ -138,6 +145,7 @@ def settle(command: TrainCommand) -> tuple[TrainSettings, str | None]:
             raise InputError(f"--autoencoder is trained already: leave out {flag(unused[0])}")
         if settings.prior == "none":
             raise InputError("--autoencoder with --prior none leaves nothing to train")
+    settings.check()
     return settings, fingerprint
 
 
@@ -169,9 +177,12 @@ def read_config(path: Path) -> tuple[TrainSettings, str | None]:
 
 
 def config_of(settings: TrainSettings, data: "DataSet") -> dict[str, Any]:
-    """What config.json holds: every setting, the data's folder as an absolute path, and the data's fingerprint."""
+    """What config.json holds: every setting but the limit of this one start, the data's folder and its fingerprint.
+
+    The folder is an absolute path.
+    """
     folder = settings.data if settings.data == "demo" else str(data.root.resolve())
-    return settings.model_dump(mode="json") | {"data": folder, FINGERPRINT: data.fingerprint}
+    return settings.model_dump(mode="json", exclude={"time_limit"}) | {"data": folder, FINGERPRINT: data.fingerprint}
 
 
 def check_files(command: TrainCommand) -> None:
