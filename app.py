@@ -4,28 +4,37 @@
     python app.py runs/<run>/vqvae.pth --port 8000
 
 Needs `pip install -r requirements-extra.txt`. Only this machine can open the page, which asks no other host for
-anything. Samples and walks are there when a prior lies beside the checkpoint.
+anything. Samples and walks are there when a prior lies beside the checkpoint; all that do can be chosen.
 """
 
 import html
 import sys
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image
 from pydantic_settings import CliPositionalArg
 
 import dataset
+from dataset import Slices
 from inference.codec import to_uint8
+from inference.depths import draw_codes
 from inference.model import TrainedModel
 from inference.reconstruction import reconstruct
-from inference.sampling import WALK
+from inference.sampling import FILES as PRIORS
+from inference.sampling import WALK, Sampler
 from inference.settings import Computing
+from reading import nifti
 from report import plots
+from report.page import parts_of
+from report.results import write_png
 from report.style import BLUE, INK, MUTED
 from runtime import cli
 from runtime.cli import option
@@ -37,12 +46,14 @@ HOST = "127.0.0.1"
 MOST = 64  # samples at a time
 LARGEST_SEED = 2**31
 ANY = "any"  # slice level
+EXAMPLE = Path(__file__).parent / "resources" / "example.nii.gz"
+EXAMPLE_NOTE = "An example: slices drawn from the MNI152 template, no real person's. Drop a file of yours above."
 
 
 class AppSettings(Computing):
     """What to play with"""
 
-    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run; its prior is the one beside it")
+    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run; its priors are those beside it")
     port: int = option(7860, "of the page", ge=1, le=65535)
 
 
@@ -50,48 +61,91 @@ class AppSettings(Computing):
 # What the page does, whatever it looks like
 
 
+class View(NamedTuple):
+    """What is shown of one slice. Pictures are of the pixels that are coded, with a small margin."""
+
+    pair: tuple[np.ndarray, np.ndarray]  # original and reconstruction, uint8 [h, w]
+    error: np.ndarray  # in colour, uint8 [h, w, 3]
+    scores: str  # Markdown
+    notes: list[str]  # what its owner has to know
+
+
 class Playground:
-    """A trained model whose arguments come from the fields of a page, and whose answers are figures."""
+    """A trained model, and each prior beside it, whose arguments come from the fields of a page.
+
+    Attributes:
+        models: the model with one prior each, by what the page calls the prior; the best first.
+    """
 
     def __init__(self, model: TrainedModel):
-        self.model = model
+        self.model, self.models = model, {}
+        for path in (model.path.parent / name for name in PRIORS):
+            if path.is_file():
+                sampler = Sampler(path, model.codec)
+                name = f"{sampler.title} ({path.name})"
+                self.models[name] = TrainedModel(model.codec, model.description, sampler, model.path)
+        self.folder = tempfile.TemporaryDirectory(prefix="brain-vqvae-")  # of files to download, while the page is up
 
-    def reconstruct(self, file: str) -> tuple[Image.Image, Image.Image, str]:
-        """Of a picture, or the middle slice of a volume: reconstruction and error, codes, scores and notes.
+    def sampler(self, prior: str) -> Sampler:
+        """The prior that the page calls so."""
+        return self.models[prior].sampler
 
-        Raises InputError when the file is none of these.
-        """
+    def open(self, file: str | Path) -> Slices:
+        """The slices of a picture or a volume. Raises InputError when the file is neither."""
         path = Path(file)
         try:
-            slices = dataset.read_files([path], **self.model.cut())
+            return dataset.read_files([path], **self.model.cut())
         except InputError as error:  # the folder that the upload went to is nobody's business
             raise InputError(str(error).replace(f"{path.parent}/", "")) from error
-        middle = len(slices) // 2
-        name, images = slices.names[middle], slices.images[middle : middle + 1]
-        frame = slices.frames[middle]
+
+    def reconstruct(self, slices: Slices, index: int) -> View:
+        """What the model makes of one of the slices."""
+        images, frame = slices.images[index : index + 1], slices.frames[index]
         made = reconstruct(self.model, images, frames=[frame])
-        scores = {key: values[0] for key, values in made.scores.items()}
-        own = images[:, *frame], made.pictures[:, *frame]
-        pictures = drawn(plots.reconstructions, *own, [f"SSIM {scores['ssim']:.4f}"], title=name)
-        codes, box = made.codes_of(0)
-        which = f"{name}, the {box.height}x{box.width} pixels that are coded"
-        maps = drawn(plots.code_map, box.crop(images[0]), codes, box.crop(made.pictures[0]), title=which)
-        notes = [html.escape(note, quote=False) for note in slices.notes]
+        window = self.model.codec.window(images)
+        original, reconstruction = (enlarged(window.crop(pictures[0])) for pictures in (images, made.pictures))
+        error = np.abs(original.astype(np.float32) - reconstruction) / 255
+        colours = colormaps["magma"](np.clip(plots.ERROR_GAIN * error, 0, 1), bytes=True)[..., :3]
+        notes = [*([EXAMPLE_NOTE] if slices.paths[index] == EXAMPLE else []), *slices.notes]
         if len(made.unlike(self.model.description["validation_ssim"])):
             notes.append("Reconstructed far worse than any like the training slices: is this a brain?")
-        return pictures, maps, "\n\n".join([score_table(scores, made.bytes_per_image), *notes])
+        scores = {key: values[0] for key, values in made.scores.items()}
+        return View((original, reconstruction), colours, score_table(scores, made.bytes_per_image), notes)
 
-    def sample(self, seed: float, samples: float, level: str, temperature: float | None = None) -> Image.Image:
-        """A figure of samples, of seeds from `seed` on; each depends on its seed only. Raises InputError."""
-        seeds = range(whole(seed), whole(seed) + int(samples))
-        pictures = to_uint8(self.model.sample(seeds, chosen(level), temperature))
-        labels = [f"seed {seed}" for seed in seeds]
-        title = f"{self.model.sampler.title}, slice level {level}"
-        return drawn(plots.sample_grid, pictures, title=title, labels=labels)
+    def codes(self, slices: Slices, index: int) -> list[tuple[Image.Image, str]]:
+        """What the slice's codes hold, as pictures with labels: see `draw_codes`."""
+        with tempfile.TemporaryDirectory(dir=self.folder.name) as folder:
+            path = Path(folder) / "codes.png"
+            draw_codes(self.model.codec, slices.images[index], path, slices.names[index], frame=slices.frames[index])
+            _, parts = parts_of(path)
+        return [(picture, label) for label, picture in parts]
 
-    def walk(self, first: float, last: float, level: str) -> np.ndarray:
-        """The pictures between two seeds' samples, uint8 [WALK, H, W]. Raises InputError."""
-        return to_uint8(self.model.walk((whole(first), whole(last)), chosen(level)))
+    def sample(
+        self, prior: str, seed: float, samples: float, level: str, temperature: float
+    ) -> tuple[list, Path, Path]:
+        """Samples of seeds from `seed` on, each with its label; all of them as PNG files in a ZIP file, and as NIfTI.
+
+        Each depends on its seed only. Raises InputError.
+        """
+        model, seeds = self.models[prior], range(whole(seed), whole(seed) + int(samples))
+        heat = None if model.sampler.is_gan else temperature
+        pictures = to_uint8(model.sample(seeds, chosen(level), heat))
+        source = f"{model.sampler.title} trained on {model.description['data']['title']}, slice level {level}"
+        folder = Path(tempfile.mkdtemp(dir=self.folder.name))
+        name = f"samples_{model.sampler.path.stem}_seeds_{seeds[0]}_to_{seeds[-1]}"
+        with zipfile.ZipFile(packed := folder / f"{name}.zip", "w") as archive:
+            for number, picture in zip(seeds, pictures, strict=True):
+                write_png(file := folder / f"seed_{number:05d}.png", picture, f"{source}, seed {number}")
+                archive.write(file, file.name)
+        nifti.write_stack(volume := folder / f"{name}.nii.gz", pictures, model.cut()["axis"])
+        window = model.codec.window(pictures)
+        return [(window.crop(one), f"seed {n}") for n, one in zip(seeds, pictures, strict=True)], packed, volume
+
+    def walk(self, prior: str, first: float, last: float, level: str) -> np.ndarray:
+        """The pictures between two seeds' samples, uint8 [WALK, h, w]. Raises InputError."""
+        model = self.models[prior]
+        pictures = to_uint8(model.walk((whole(first), whole(last)), chosen(level)))
+        return enlarged(model.codec.window(pictures).crop(pictures))
 
 
 def chosen(level: str) -> int | None:
@@ -106,13 +160,10 @@ def whole(seed: float | None) -> int:
     return int(seed)
 
 
-def drawn(plot: Callable[..., None], *arguments, **options) -> Image.Image:
-    """What a function of plots.py draws."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figure.png"
-        plot(*arguments, path=path, **options)
-        with Image.open(path) as figure:
-            return figure.convert("RGB")
+def enlarged(pictures: np.ndarray) -> np.ndarray:
+    """Small pictures [..., h, w] with every pixel repeated, towards 512 a side: a browser would smooth them."""
+    zoom = max(1, 512 // max(pictures.shape[-2:]))
+    return pictures.repeat(zoom, -2).repeat(zoom, -1)
 
 
 def score_table(scores: dict[str, float], size: float) -> str:
@@ -125,10 +176,20 @@ def score_table(scores: dict[str, float], size: float) -> str:
 # What it looks like
 
 CSS = """
-.gradio-container { max-width: 1120px !important; }
-#step img { image-rendering: pixelated; height: 512px; object-fit: contain !important; }
+.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
+:is(#compare, #error, #step, #codes, #samples) img { image-rendering: pixelated; }
+:is(#error, #step) img { width: 100% !important; height: auto !important; max-height: none !important; }
+#step { max-width: 640px; }
+:is(#codes, #samples) .grid-wrap { height: auto !important; min-height: 0; max-height: none !important; }
+:is(#codes, #samples) .grid-container { padding-top: 24px; }
+:is(#codes, #samples) .grid-container { grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)) !important; }
+:is(#codes, #samples) .thumbnail-item { height: auto; aspect-ratio: auto; background: none; }
+:is(#codes, #samples) .thumbnail-item img { height: auto; object-fit: contain; }
+:is(#codes, #samples) .caption-label { position: static; max-width: none; border: 0; white-space: normal; }
 #scores :is(table, thead, tbody, tr) { border: 0 !important; }
 #scores :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); }
+.said p { margin: 0 0 8px; padding: 8px 12px; border-left: 4px solid #0072b2; }
+.said p.wrong { border-color: #d55e00; }
 """
 
 
@@ -142,68 +203,154 @@ def look() -> dict:
     return {"theme": theme, "css": CSS, "footer_links": [], "run_history": False}
 
 
+def introduction(play: Playground) -> str:
+    """What the model does to a slice, in two sentences."""
+    described, codec = play.model.description, play.model.codec
+    height, width = codec.size
+    codes = sum(rows * columns for rows, columns in codec.grid_shapes())
+    novel = " or draw brains that nobody has" if play.models else ""
+    return (
+        f"# Brain slices and their codes\nThe `{described['model']}` of epoch {described['epoch']} turns a slice of"
+        f" {height}x{width} pixels into {codes:,} codes, {codec.bytes_per_image():,.0f} bytes, and these back into a"
+        f" picture. Give it a slice of yours{novel}: nothing leaves this machine."
+    )
+
+
+def said(*texts: str, wrong: bool = False) -> str:
+    """Texts as HTML; nothing of a file's name becomes markup."""
+    paragraphs = (f"<p{' class=wrong' if wrong else ''}>{html.escape(text)}</p>" for text in texts)
+    return f"<div role=status>{''.join(paragraphs)}</div>"
+
+
+def told(function: Callable, cleared: Sequence) -> Callable:
+    """`function`, which returns values and then notes; what it complains of is said beside what is `cleared`."""
+
+    def wrapped(*arguments):
+        try:
+            *values, notes = function(*arguments)
+        except InputError as error:
+            return *cleared, said(str(error), wrong=True)
+        return *values, said(*notes)
+
+    return wrapped
+
+
 def page(play: Playground) -> "gr.Blocks":
     """The page, not yet served."""
-
-    def told(function: Callable) -> Callable:
-        """`function`, whose complaints stay on the page until they are clicked away."""
-
-        def wrapped(*arguments):
-            try:
-                return function(*arguments)
-            except InputError as error:
-                text = html.escape(str(error), quote=False)
-                raise gr.Error(text, duration=None, title="That didn't work", print_exception=False) from error
-
-        return wrapped
-
-    def figure(name: str, label: str) -> gr.Image:
-        return gr.Image(
-            alt_text=label, show_label=False, format="png", interactive=False, buttons=["download"], elem_id=name
-        )
-
-    def show(steps: np.ndarray | None, place: float) -> Image.Image | None:
-        return None if steps is None else Image.fromarray(steps[int(place) - 1])
-
-    def level() -> gr.Dropdown:
-        return gr.Dropdown([ANY, *map(str, range(prior.levels))], value=ANY, label="slice level")
-
-    described, prior = play.model.description, play.model.sampler
-    with gr.Blocks(title="Brain slices and their codes", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# Brain slices and their codes\n`{described['model']}`, epoch {described['epoch']}")
+    with gr.Blocks(title="Brain slices and their codes", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.Markdown(introduction(play))
         with gr.Tab("Reconstruct"):
-            with gr.Row():
-                with gr.Column(scale=2):
-                    file = gr.File(label="a slice or a volume: PNG, JPEG, TIFF, NIfTI, DICOM", elem_id="file")
-                    scores = gr.Markdown(elem_id="scores")
-                with gr.Column(scale=3):
-                    pictures = figure("pictures", "original, reconstruction, error")
-            maps = figure("maps", "codes")
-            file.upload(told(play.reconstruct), file, [pictures, maps, scores])
-        if prior:
+            reconstruct_tab(blocks, play)
+        if play.models:
             with gr.Tab("Sample"):
-                with gr.Row():
-                    asked = [
-                        gr.Number(0, label="first seed", precision=0, elem_id="seed"),
-                        gr.Slider(1, MOST, 16, step=1, label="samples"),
-                        level(),
-                    ]
-                    if not prior.is_gan:
-                        asked.append(gr.Slider(0.1, 2, 1, label="temperature"))
-                draw = gr.Button("Sample", variant="primary", elem_id="draw")
-                drawing = figure("samples", f"samples of the {prior.title}")
-                draw.click(told(play.sample), asked, drawing)
+                sample_tab(play)
             with gr.Tab("Walk"):
-                with gr.Row():
-                    ends = [gr.Number(i, label=f"seed {x}", precision=0) for i, x in enumerate("AB")]
-                    ends.append(level())
-                go = gr.Button("Walk", variant="primary", elem_id="go")
-                place = gr.Slider(1, WALK, 1, step=1, label="picture, from A to B", elem_id="place")
-                picture = figure("step", "sample")
-                steps = gr.State()
-                go.click(told(play.walk), ends, steps).success(show, [steps, place], picture)
-                place.change(show, [steps, place], picture, show_progress="hidden")
+                walk_tab(play)
     return blocks
+
+
+def reconstruct_tab(blocks: "gr.Blocks", play: Playground) -> None:
+    """A file, one of its slices beside the reconstruction, scores, notes, and what the codes hold."""
+    slices = gr.State()
+    with gr.Row():
+        with gr.Column(scale=2):
+            file = gr.File(label="a slice or a volume: PNG, JPEG, TIFF, NIfTI, DICOM", elem_id="file", height=180)
+            place = gr.Slider(1, 2, 1, step=1, label="slice of the volume", visible=False, elem_id="slice")
+            message = gr.HTML(padding=False, elem_classes="said", elem_id="said")
+            scores = gr.Markdown(elem_id="scores")
+        with gr.Column(scale=3):
+            pair = gr.ImageSlider(
+                label="original | reconstruction", format="png", interactive=False, elem_id="compare", max_height=560
+            )
+            error = figure("error", f"{plots.ERROR_GAIN} x |original - reconstruction|, black (0) to pale (1)")
+    codes = gallery("codes", "what the codes hold")
+
+    def opened(path: str | Path) -> tuple:
+        found = play.open(path)
+        middle = len(found) // 2
+        moved = gr.update(maximum=max(len(found), 2), value=middle + 1, visible=len(found) > 1)
+        view = play.reconstruct(found, middle)
+        return found, moved, view.pair, view.error, view.scores, play.codes(found, middle), view.notes
+
+    def seen(found: Slices, number: float) -> tuple:
+        view = play.reconstruct(found, int(number) - 1)
+        return view.pair, view.error, view.scores, said(*view.notes)
+
+    shown = [slices, place, pair, error, scores, codes, message]
+    cleared = [None, gr.update(visible=False), None, None, None, None]
+    blocks.load(told(lambda: opened(EXAMPLE), cleared), None, shown)
+    file.upload(told(opened, cleared), file, shown)
+    file.clear(lambda: [*cleared, None], None, shown)
+    moved = place.input(seen, [slices, place], [pair, error, scores, message], trigger_mode="always_last")
+    moved.then(lambda found, number: play.codes(found, int(number) - 1), [slices, place], codes)
+
+
+def sample_tab(play: Playground) -> None:
+    """Samples of a prior, to look at and to download."""
+    prior = choice_of_prior(play)
+    with gr.Row():
+        level = choice_of_level(play, prior)
+        seed = gr.Number(0, label="first seed", precision=0, elem_id="seed")
+        number = gr.Slider(1, MOST, 16, step=1, label="samples")
+        temperature = gr.Slider(0.1, 2, 1, label="temperature", visible=not play.sampler(prior.value).is_gan)
+    draw = gr.Button("Sample", variant="primary", elem_id="draw")
+    message = gr.HTML(padding=False, elem_classes="said")
+    drawing = gallery("samples", "samples")
+    with gr.Row():
+        packed = gr.DownloadButton("PNG files (ZIP)", interactive=False, elem_id="as-png")
+        volume = gr.DownloadButton("NIfTI", interactive=False, elem_id="as-nifti")
+
+    def sampled(*asked: object) -> tuple:
+        pictures, *files = play.sample(*asked)
+        return pictures, *(gr.update(value=str(path), interactive=True) for path in files), []
+
+    prior.change(lambda name: gr.update(visible=not play.sampler(name).is_gan), prior, temperature)
+    cleared = [None, *2 * [gr.update(value=None, interactive=False)]]
+    draw.click(told(sampled, cleared), [prior, seed, number, level, temperature], [drawing, packed, volume, message])
+
+
+def walk_tab(play: Playground) -> None:
+    """The pictures between two samples, one after the other."""
+    prior = choice_of_prior(play)
+    with gr.Row():
+        level = choice_of_level(play, prior)
+        ends = [gr.Number(i, label=f"seed {x}", precision=0) for i, x in enumerate("AB")]
+    go = gr.Button("Walk", variant="primary", elem_id="go")
+    message = gr.HTML(padding=False, elem_classes="said")
+    place = gr.Slider(1, WALK, 1, step=1, label="picture, from A to B", elem_id="place")
+    picture = figure("step", "sample")
+    steps = gr.State()
+
+    def show(steps: np.ndarray | None, place: float) -> np.ndarray | None:
+        return None if steps is None else steps[int(place) - 1]
+
+    walked = go.click(told(lambda *asked: (play.walk(*asked), []), [None]), [prior, *ends, level], [steps, message])
+    walked.then(show, [steps, place], picture)
+    place.input(show, [steps, place], picture, show_progress="hidden", trigger_mode="always_last")
+
+
+def choice_of_prior(play: Playground) -> "gr.Radio":
+    names = list(play.models)
+    return gr.Radio(names, value=names[0], label="prior", elem_classes="prior")
+
+
+def choice_of_level(play: Playground, prior: "gr.Radio") -> "gr.Dropdown":
+    """One of the slice levels of the prior that is chosen, or any."""
+
+    def levels(name: str) -> list[str]:
+        return [ANY, *map(str, range(play.sampler(name).levels))]
+
+    level = gr.Dropdown(levels(prior.value), value=ANY, label="slice level")
+    prior.change(lambda name: gr.update(choices=levels(name), value=ANY), prior, level)
+    return level
+
+
+def figure(name: str, label: str) -> "gr.Image":
+    return gr.Image(label=label, alt_text=label, format="png", interactive=False, buttons=["download"], elem_id=name)
+
+
+def gallery(name: str, label: str) -> "gr.Gallery":
+    return gr.Gallery(label=label, format="png", interactive=False, buttons=["download", "fullscreen"], elem_id=name)
 
 
 @exit_on_input_error
@@ -211,7 +358,7 @@ def main() -> int:
     settings = cli.parse(AppSettings, __doc__)
     if gr is None:
         raise InputError("the package gradio is missing: pip install -r requirements-extra.txt")
-    model = TrainedModel.load(settings.checkpoint, device=settings.device, precision=settings.precision)
+    model = TrainedModel.load(settings.checkpoint, "none", device=settings.device, precision=settings.precision)
     blocks = page(Playground(model))
     try:
         blocks.launch(

@@ -16,6 +16,7 @@ from runtime import cli
 if __name__ == "__main__":  # a command line that can't be right is refused before the imports below take their seconds
     cli.refuse_early(PredictSettings, __doc__, check_files)
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 import dataset
 from dataset import DataSet, Slices
 from inference.codec import to_uint8
+from inference.depths import draw_codes
 from inference.model import TrainedModel
 from inference.reconstruction import Reconstruction, reconstruct
 from inference.sampling import Sampler
@@ -40,7 +42,7 @@ from scoring.metrics import code_counts, code_usage, summarise
 from scoring.scores import score_table
 
 COLUMNS = 6  # slices in a figure of reconstructions
-SHOWN = 64  # samples in a figure
+SHOWN = 32  # samples in a figure
 
 # ----------------------------------------------------------------------------------------------------
 # What it needs
@@ -129,12 +131,13 @@ def draw_reconstructions(
     for name, chosen in (("worst", ranked[:COLUMNS]), ("best", ranked[: -COLUMNS - 1 : -1])):
         labels = [f"{rows[i]['name']} SSIM {rows[i]['ssim']:.4f}" for i in chosen]
         which = f"{title}, {'lowest' if name == 'worst' else 'highest'} SSIM first"
-        results.draw(name, plots.reconstructions, slices.images[chosen], made.pictures[chosen], labels, title=which)
+        window = model.codec.window(slices.images[chosen])
+        pictures = window.crop(slices.images[chosen]), window.crop(made.pictures[chosen])
+        results.draw(name, plots.reconstructions, *pictures, labels, title=which)
     median = ranked[len(ranked) // 2]
-    codes, box = made.codes_of(median)
-    image, decoded = (box.crop(pictures[median]) for pictures in (slices.images, made.pictures))
-    which = f"{title}, {rows[median]['name']}, the {box.height}x{box.width} pixels that are coded"
-    results.draw("code_map", plots.code_map, image, codes, decoded, title=which)
+    which = f"{title}, {rows[median]['name']}, the one of median SSIM"
+    draw = partial(draw_codes, kept=len(made.groups[0][1]), frame=slices.frames and slices.frames[median])
+    results.draw("code_map", draw, model.codec, slices.images[median], title=which)
     sizes = model.codec.autoencoder.codebook_sizes
     counts = [code_counts(grid, size).numpy() for grid, size in zip(made.flat_codes(), sizes, strict=False)]
     results.draw("code_usage", plots.code_usage, counts, title=title)
@@ -171,22 +174,45 @@ def sample(
     results.metrics["samples"] = {"number": len(seeds), "first_seed": seeds[0], "source": source}
     results.save_pictures("samples", pictures, [f"seed_{seed:05d}.png" for seed in seeds], source)
 
-    shown = pictures[:SHOWN]
-    which = f"{source}, seeds {seeds[0]} to {seeds[len(shown) - 1]}"
-    results.draw("sample_grid", plots.sample_grid, shown, title=which)
-    if slices and slices.images.shape[1:] == pictures.shape[1:]:
-        at_level = np.flatnonzero(slices.levels == settings.slice)
-        candidates = at_level if len(at_level) else np.arange(len(slices))
-        n = min(len(shown), len(candidates))
-        real = slices.images[candidates[np.linspace(0, len(candidates) - 1, n).round().astype(int)]]
-        beside = f"{which}; {results.title}"
-        results.draw("samples_beside_real", plots.samples_beside_real, shown[:n], real, title=beside)
+    draw_samples(results, settings, model, slices, pictures, source)
     if len(seeds) > 1:
         which = f"{source}, from seed {seeds[0]} to seed {seeds[1]}"
-        results.draw("walk", plots.walk_gif, model.walk(seeds[:2], settings.slice), title=which)
+        walk = to_uint8(model.walk(seeds[:2], settings.slice))
+        results.draw("walk", plots.walk_gif, model.codec.window(walk).crop(walk), title=which)
     print(f"{counted(len(seeds), 'sample')} of the {source}")
     if data := data_to_judge_with(results, settings, model):
         judge_samples(results, settings, data, model, ceiling, codes, pictures)
+
+
+def draw_samples(
+    results: Results,
+    settings: PredictSettings,
+    model: TrainedModel,
+    slices: Slices | None,
+    pictures: np.ndarray,
+    source: str,
+) -> None:
+    """The first samples, and as many of them as there are slices of their level beside these."""
+
+    def which(n: int) -> str:
+        last = settings.seed + n - 1
+        return f"{source}, {f'seeds {settings.seed} to {last}' if n > 1 else f'seed {last}'}"
+
+    shown = pictures[:SHOWN]
+    window = model.codec.window(shown)
+    results.draw("sample_grid", plots.sample_grid, window.crop(shown), title=which(len(shown)))
+    if slices is None or slices.images.shape[1:] != pictures.shape[1:]:
+        return
+    at_level = np.flatnonzero(slices.levels == settings.slice)
+    candidates = at_level if len(at_level) else np.arange(len(slices))
+    n = min(len(shown), len(candidates))
+    others = slices.images[candidates[np.linspace(0, len(candidates) - 1, n).round().astype(int)]]
+    window = model.codec.window(np.concatenate([shown[:n], others]))
+    draw = partial(plots.samples_beside_real, kind="template slice" if results.metrics["synthetic"] else "real slice")
+    beside = f"{which(n)}; {results.title}"
+    results.draw("samples_beside_real", draw, window.crop(shown[:n]), window.crop(others), title=beside)
+    if n == len(shown):
+        del results.figures["sample_grid"]  # the report needn't show them twice
 
 
 def data_to_judge_with(results: Results, settings: PredictSettings, model: TrainedModel) -> DataSet | None:
@@ -243,6 +269,8 @@ def judge_samples(
     closest = verdict["memorisation"]["closest"]
     columns = {key: [one[key] for one in closest] for key in closest[0]}
     pairs = pictures[columns["sample"]], judged.as_seen(columns["train_index"], columns["mirrored"])
+    window = model.codec.window(np.concatenate(pairs))
+    pairs = [window.crop(pair) for pair in pairs]
     names = ["mirrored " * one["mirrored"] + one["train_name"] for one in closest]
     results.draw("nearest_training", plots.nearest_training, *pairs, columns["ssim"], names, title=title)
 
@@ -303,7 +331,8 @@ def main() -> int:
             results = Results(folder, data.title if settings.input else f"{data.title}, {settings.split} split")
             results.metrics["synthetic"] = data.synthetic
             rows, pictures = reconstruct_slices(results, settings, model, data)
-            images = slices.images, pictures
+            window = model.codec.window(slices.images)
+            images = window.crop(slices.images), window.crop(pictures)
         if model.sampler:
             sample(results, settings, model, ceiling, slices)
         elif not settings.input and settings.samples and settings.prior != "none":

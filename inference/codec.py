@@ -18,6 +18,7 @@ from runtime.compute import Compute
 from runtime.errors import InputError
 
 BATCH = 32
+MARGIN = 8  # pixels around what is coded, in figures
 PIXELS = 32 * 256 * 256  # of a batch: larger slices go in smaller ones
 
 
@@ -55,6 +56,10 @@ class Codec:
         """What `encode` codes of slices [N, H, W]: one box for all of them, on the canvas that sides of 16 make."""
         least = self.box if tuple(slices.shape[1:]) == self.size else None
         return content_box(_on_canvas(np.asarray(slices.cpu() if isinstance(slices, Tensor) else slices)), least)
+
+    def window(self, slices: np.ndarray | Tensor) -> Box:
+        """What a figure shows of slices [N, H, W]: what is coded and a small margin, where they have one."""
+        return self.box_of(slices).around(MARGIN, tuple(slices.shape[1:]))
 
     def alike(self, slices: np.ndarray) -> Iterator[np.ndarray]:
         """The indices, int64 [n], of slices [N, H, W] that have one box, for one box after the other."""

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import Box
 from inference.codec import PlacedCodes, to_uint8
 from inference.model import TrainedModel
 from scoring.metrics import reconstruction_scores
@@ -27,11 +26,6 @@ class Reconstruction:
     pictures: np.ndarray  # uint8 [N, H, W]
     scores: dict[str, np.ndarray]  # float64 [N] for each of `SCORES`
     bytes_per_image: float  # the mean
-
-    def codes_of(self, index: int) -> tuple[list[np.ndarray], Box]:
-        """The code grids [h, w] of one slice, and where they lie."""
-        rows, codes = next(group for group in self.groups if index in group[0])
-        return [grid[list(rows).index(index)] for grid in codes], codes.box
 
     def flat_codes(self) -> list[torch.Tensor]:
         """The codes of all slices in a row, for each grid."""

@@ -296,3 +296,13 @@ def write_all(
     for (source, own), name in zip(rows.items(), names, strict=True):
         write(folder / name, source, pictures[own], tuple(ranges[own[0]]), axis, slices, spacing)
     return [folder / name for name in names]
+
+
+def write_stack(path: Path, pictures: np.ndarray, axis: int = 2) -> None:
+    """Write slices that come of no volume, uint8 [n, H, W], as one NIfTI file of 1 mm voxels that `cut` gives back.
+
+    They lie along `axis` of its RAS+ orientation, whatever they show: neighbours need not belong together.
+    """
+    image = nib.Nifti1Image(np.moveaxis(pictures, 0, axis), np.eye(4))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)

@@ -7,6 +7,7 @@ script. All text passes through Jinja2's autoescape, so a slice may have any nam
 import base64
 import hashlib
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageSequence
 
 from report.plots import unit_range
+from report.style import CHART_DPI, DPI
 from runtime.files import atomic
 from scoring.scores import SCORES, SSIM_PASS, Score
 
@@ -30,7 +32,7 @@ SECTIONS = {  # section -> its figures in order, by the names of the functions i
     "Samples": ["samples_beside_real", "sample_grid", "walk", "memorisation", "nearest_training"],
     "Training": ["progress", "training_curves", "gan_curves", "pixelcnn_curves", "transformer_curves"],
 }
-HEADINGS = {  # where the figure's own heading does not tell two of them apart, or there is none
+HEADINGS = {  # where the figure's own heading does not tell two of them apart, or is one frame's, or there is none
     "worst": "Lowest SSIM",
     "best": "Highest SSIM",
     "walk": "A walk between two samples",
@@ -39,16 +41,28 @@ HEADINGS = {  # where the figure's own heading does not tell two of them apart, 
 
 
 @dataclass(frozen=True)
-class Figure:
+class Part:
     """A picture in the page: `source` and `still` (the last frame of an animation) are data URIs."""
 
-    name: str
-    heading: str
-    caption: str
+    label: str
     source: str
-    still: str | None
     width: int
     height: int
+    still: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Parts, which the page puts beside each other where there is room, with one heading and one caption.
+
+    `kind`: "chart", "halves", "columns", "tiles" as report/style.py has them, or "animation".
+    """
+
+    name: str
+    kind: str
+    heading: str
+    caption: str
+    parts: list[Part]
 
 
 @dataclass(frozen=True)
@@ -83,16 +97,43 @@ def _animation(image: Image.Image) -> tuple[str, str, tuple[int, int]]:
 
 
 def _figure(name: str, path: Path, title: str) -> Figure:
-    """The figure at `path`: a PNG with heading and caption in its text fields, a GIF with its caption as comment."""
+    """The figure at `path`: a PNG with heading, caption and parts in its text fields, or a GIF with a comment."""
     with Image.open(path) as image:
         heading = HEADINGS.get(name) or image.info.get("Title", name)
         caption = image.info.get("Description") or image.info.get("comment", b"").decode() or title
         if getattr(image, "is_animated", False):
             source, still, size = _animation(image)
-        else:
-            exact = path.stat().st_size <= EXACT_BYTES
-            source, still, size = _data_uri(image.convert("RGB"), lossless=exact, quality=88), None, image.size
-    return Figure(name, heading, caption, source, still, *size)
+            return Figure(name, "animation", heading, caption, [Part("", source, *size, still)])
+    kind, pictures = parts_of(path)
+    exact = path.stat().st_size <= EXACT_BYTES
+    scale = CHART_DPI // DPI if kind == "chart" else 1
+    parts = []
+    for label, picture in pictures:
+        width, height = (side // scale for side in picture.size)
+        parts.append(Part(label, _data_uri(picture, lossless=exact, quality=88), width, height))
+    return Figure(name, kind, heading, caption, parts)
+
+
+def parts_of(path: Path) -> tuple[str, list[tuple[str, Image.Image]]]:
+    """The kind of the figure at `path`, and its parts: (label, picture). One that names none, is one: a GIF's frame."""
+    with Image.open(path) as image:
+        pixels = image.convert("RGB")
+        if "Parts" not in image.info:
+            return "animation", [("", pixels)]
+        layout = json.loads(image.info["Parts"])
+    return layout["kind"], [(part["label"], _put_together(pixels, part["tiles"])) for part in layout["parts"]]
+
+
+def _put_together(pixels: Image.Image, tiles: list[list[list[int] | None]]) -> Image.Image:
+    """Rows of tiles, each [left, top, right, bottom] in `pixels`, edge to edge; black where one is None."""
+    left, top, right, bottom = next(tile for line in tiles for tile in line if tile)
+    width, height = right - left, bottom - top
+    together = Image.new("RGB", (width * max(map(len, tiles)), height * len(tiles)))
+    for row, line in enumerate(tiles):
+        for column, tile in enumerate(line):
+            if tile:
+                together.paste(pixels.crop(tile), (column * width, row * height))
+    return together
 
 
 def _exact(picture: np.ndarray) -> str:
@@ -130,7 +171,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:.4g}" if 0 < abs(value) < 0.001 else f"{value:,.4f}" if abs(value) < 10 else f"{value:,.2f}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(_text, value)) or "-"
     return str(value)
 
 
@@ -184,7 +225,7 @@ def _tables(heading: str, values: Mapping) -> Iterator[Table]:
 
 def _judge_tables(judge: Mapping) -> list[Table]:
     """The judge's verdict: each feature space's samples beside the floor and ceiling, and all else after them."""
-    kinds = {"fidelity": "samples", "floor": "floor (real slices)", "ceiling": "ceiling (another prior)"}
+    kinds = {"fidelity": "samples", "floor": "floor (training slices)", "ceiling": "ceiling (another prior)"}
     spaces = dict.fromkeys(space for kind in kinds for space in judge.get(kind, {}))
     together = {
         f"{space}: {label}": judge[kind][space]
@@ -287,7 +328,6 @@ def write_report(
         title=title,
         cards=_headline(scores),
         sections=sections,
-        extra_headings=list(HEADINGS),
         pairs=list(pairs.values()),
         shape=images[0].shape[1:] if pairs else None,
         table=_score_table(scores, pairs),

@@ -21,11 +21,12 @@ from PIL import Image
 
 from report.style import BLUE, INK, VERMILION, Pictures, chart
 from runtime.files import atomic
+from runtime.wording import counted
 from scoring.scores import SSIM_PASS
 
+PANEL_COLUMNS = 4  # tiles beside each other in one of two panels
 ERROR_GAIN = 5  # error maps show this many times the absolute error, since the error itself is all but black
-CODE_COLUMNS = 5  # tiles beside each other in a map of codes
-LEGEND_WIDTH = 90  # characters beside each other in a legend
+LEGEND_WIDTH = 64  # characters beside each other in a legend
 
 
 def unit_range(pictures: np.ndarray) -> np.ndarray:
@@ -48,10 +49,6 @@ def _pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if first.shape != second.shape:
         raise ValueError(f"pictures must pair up, got shapes {list(first.shape)} and {list(second.shape)}")
     return first, second
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 # ----------------------------------------------------------------------------------------------- curves
@@ -115,31 +112,38 @@ def _panel(
 
 
 def training_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
-    """The autoencoder's training, in linear scale on the left and in log scale on the right.
+    """The autoencoder's training: losses and SSIM in log scale, use of the codes.
 
     rows: one mapping an epoch, as `csv.DictReader` reads metrics.csv, with `epoch`, `train_reconstruction`,
         `train_commitment`, `validation_ssim`, `perplexity_0`, `codes_used_0` and so on for each level. Cells
-        may be strings; empty ones are left out. On the log side SSIM is 1 - SSIM, the part still missing.
+        may be strings; empty ones are left out. The scale of SSIM is the log of 1 - SSIM, the part still missing.
+        A number of codes used that never changes is told in the caption.
     """
     epochs, ssims = _series(rows, "validation_ssim")
     missing = [{"epoch": epoch, "missing": 1 - ssim} for epoch, ssim in zip(epochs, ssims, strict=True)]
-    panels = [  # heading, unit, lines
-        ("Reconstruction loss (train)", "loss per pixel", {"train_reconstruction": ""}),
-        ("Commitment loss (train)", "loss per latent", {"train_commitment": ""}),
-        ("SSIM (validation)", "SSIM", {"validation_ssim": ""}),
-        ("Perplexity of the codes", "codes", _levels(rows, "perplexity")),
-        ("Codes used in an epoch", "codes", _levels(rows, "codes_used")),
+    panels = [  # rows, heading, unit, lines, log scale
+        (rows, "Reconstruction loss (train)", "loss per pixel (log scale)", {"train_reconstruction": ""}, True),
+        (rows, "Commitment loss (train)", "loss per latent (log scale)", {"train_commitment": ""}, True),
+        (missing, "SSIM (validation)", "SSIM", {"missing": ""}, True),
+        (rows, "Perplexity of the codes", "codes", _levels(rows, "perplexity"), False),
     ]
-    caption = f"{title}; {_count(len(rows), 'epoch')}. Left: linear scale. Right: log scale (SSIM as 1 - SSIM)."
-    with chart(path, "Training the autoencoder", caption, 9, 12) as figure:
-        for (left, right), (heading, unit, lines) in zip(figure.subplots(5, 2), panels, strict=True):
-            _panel(left, rows, heading, unit, lines)
+    caption = f"{title}; {counted(len(rows), 'epoch')}. The scale of SSIM is log of 1 - SSIM."
+    used = _levels(rows, "codes_used")
+    if len(numbers := {value for key in used for value in _series(rows, key)[1]}) == 1:
+        caption += f" Codes used in every epoch{', at each level' if len(used) > 1 else ''}: {numbers.pop():,.0f}."
+    elif numbers:
+        panels.append((rows, "Codes used in an epoch", "codes", used, False))
+    with _panels(path, "Training the autoencoder", caption, len(panels)) as grid:
+        for axes, (its_rows, heading, unit, lines, log) in zip(grid, panels, strict=True):
+            _panel(axes, its_rows, heading, unit, lines, log)
             if unit == "SSIM":
-                up = "1 - SSIM (up is better)"
-                _panel(right, missing, f"{heading}, log scale", up, {"missing": ""}, log=True)
-                right.invert_yaxis()
-            else:
-                _panel(right, rows, f"{heading}, log scale", unit, lines, log=True)
+                _as_ssim(axes)
+
+
+def _as_ssim(axes: Axes) -> None:
+    """Label an axis in log of 1 - SSIM with the SSIM, the best at the top."""
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda missing, _: f"{1 - missing:.4g}"))
+    axes.invert_yaxis()
 
 
 GAN_PANELS = [  # (heading, unit, log scale, {key of metrics.csv: label})
@@ -171,7 +175,7 @@ def gan_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
     panels = [panel for panel in panels if panel[-1]]
     if not panels:
         raise ValueError(f"no column of a GAN's training among {sorted(present)}")
-    caption = f"{title}; {_count(len(rows), 'epoch')}."
+    caption = f"{title}; {counted(len(rows), 'epoch')}."
     with _panels(path, "Training the GAN", caption, len(panels)) as grid:
         for axes, (heading, unit, log, lines) in zip(grid, panels, strict=True):
             _panel(axes, rows, heading, f"{unit} (log scale)" if log else unit, lines, log)
@@ -181,10 +185,10 @@ def gan_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
 
 @contextmanager
 def _panels(path: Path, heading: str, caption: str, n: int) -> Iterator[list[Axes]]:
-    """A chart of `n` axes, up to three in a row."""
-    columns = min(3, n)
+    """A chart of `n` axes, up to three in a row; of four, two."""
+    columns = 2 if n == 4 else min(3, n)
     rows = math.ceil(n / columns)
-    with chart(path, heading, caption, max(4.2 * columns, 7), 3.1 * rows + 0.8) as figure:
+    with chart(path, heading, caption, max(4.2 * columns, 5.4), 3.2 * rows + 0.8) as figure:
         yield [figure.add_subplot(rows, columns, 1 + number) for number in range(n)]
 
 
@@ -193,7 +197,7 @@ def likelihood_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
     epochs, bits = _series(rows, "validation_bits")
     best = int(np.argmin(bits))
     lowest = f"Circle: lowest on validation, {bits[best]:.3f} bits per code in epoch {epochs[best]:g}."
-    caption = f"{title}; {_count(len(rows), 'epoch')}. {lowest}"
+    caption = f"{title}; {counted(len(rows), 'epoch')}. {lowest}"
     with _panels(path, "Training the autoregressive prior", caption, 1) as [axes]:
         axes.plot(epochs[best], bits[best], "o", markersize=9, fillstyle="none", color=INK)
         lines = {"train_bits": "train", "validation_bits": "validation"}
@@ -218,7 +222,8 @@ def reconstructions(
         grid.show(0, column, original)
         grid.show(1, column, reconstruction)
         grid.show_map(2, column, ERROR_GAIN * np.abs(original - reconstruction), "magma", 1)
-    caption = f"{title}; {_count(n, 'slice')}. Bottom row: {gain} |original - reconstruction|, cut at 1."
+    rows = f"From top to bottom: original, reconstruction, {gain} |original - reconstruction|, black (0) to pale (1)."
+    caption = f"{title}; {counted(n, 'slice')}. {rows}"
     grid.save(path, "Originals and reconstructions", caption, (2, f"{gain} |error|", "magma", 1))
 
 
@@ -228,58 +233,66 @@ def code_map(image: np.ndarray, codes: Sequence[np.ndarray], decoded: np.ndarray
     sizes = [f"{len(grid)} x {len(grid[0])}" for grid in codes]
     names = [f"codes, level {i}, {size}" for i, size in enumerate(sizes)] if len(codes) > 1 else [f"codes, {sizes[0]}"]
     highest = max(1, *(int(grid.max()) for grid in codes))
-    tiles = ["slice", *names, "decoded"]
-    columns = min(len(tiles), CODE_COLUMNS)
-    labels = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
-    labels[-1] += [""] * (columns - len(labels[-1]))
-    grid = Pictures(image.shape[1:], len(labels), columns, labels, gutter=70)
+    grid = Pictures(image.shape[1:], 1, len(codes) + 2, [["slice", *names, "decoded"]], gutter=70)
     grid.show(0, 0, image[0])
     for place, indices in enumerate(codes, start=1):
-        grid.show_map(*divmod(place, columns), indices, "viridis", highest)
-    grid.show(*divmod(len(codes) + 1, columns), decoded[0])
+        grid.show_map(0, place, indices, "viridis", highest)
+    grid.show(0, len(codes) + 1, decoded[0])
     caption = f"{title}; 1 slice. Colour is the code's index; codes of near indices need not look alike."
     grid.save(path, "From slice to codes and back", caption, (0, "index of the code", "viridis", highest))
 
 
+def code_depths(image: np.ndarray, decoded: np.ndarray, labels: Sequence[str], path: Path, title: str) -> None:
+    """A slice [H, W], and what the first few of its codes per position become, [N, H, W], with N labels."""
+    tiles = np.concatenate([unit_range(image[None]), unit_range(decoded)])
+    grid = Pictures(image.shape, 1, len(tiles), [["slice", *labels]])
+    for column, tile in enumerate(tiles):
+        grid.show(0, column, tile)
+    caption = f"{title}; 1 slice, and what is decoded from the first of its codes per position."
+    grid.save(path, "What each further code adds", caption)
+
+
 def ssim_distribution(scores: Sequence[float], path: Path, title: str) -> None:
-    """Histogram of the slices' SSIM [N], and every slice from lowest to highest with the line at 0.6."""
+    """Histogram of the slices' SSIM [N], and every slice from lowest to highest."""
     scores = np.sort(np.asarray(scores, dtype=np.float64))
     n, passed = len(scores), int((scores >= SSIM_PASS).sum())
     caption = (
-        f"{title}; {_count(n, 'slice')}. Mean {scores.mean():.4f}, standard deviation {scores.std():.4f}, "
+        f"{title}; {counted(n, 'slice')}. Mean {scores.mean():.4f}, standard deviation {scores.std():.4f}, "
         f"lowest {scores[0]:.4f}, highest {scores[-1]:.4f}; {passed:,} of {n:,} at or above {SSIM_PASS}."
     )
-    with chart(path, "SSIM of the reconstructions", caption, 10, 4.2) as figure:
-        left, right = figure.subplots(1, 2)
+    with _panels(path, "SSIM of the reconstructions", caption, 2) as (left, right):
         left.hist(scores, bins=min(40, max(5, n // 8)), color=BLUE, edgecolor="white", linewidth=0.5)
         left.axvline(scores.mean(), color=INK, linestyle="--", linewidth=1.2, label=f"mean, {scores.mean():.4f}")
         left.set(xlabel="SSIM", ylabel="slices")
         _whole_numbers(left.yaxis)
         right.plot(np.arange(1, n + 1), scores, marker="o" if n <= 40 else None)
-        right.axhline(SSIM_PASS, color=VERMILION, linestyle="--", linewidth=1.2, label=f"{SSIM_PASS}")
-        right.set(xlabel="rank of the slice", ylabel="SSIM", ylim=(min(0.5, scores[0] - 0.05), 1.01))
+        if passed < n:  # else the line would lie far below all slices, which would look alike
+            right.axhline(SSIM_PASS, color=VERMILION, linestyle="--", linewidth=1.2, label=f"{SSIM_PASS}")
+        right.set(xlabel="rank of the slice", ylabel="SSIM")
         _whole_numbers(right.xaxis)
         _head(left, "Distribution")
         _head(right, "Every slice, lowest first")
 
 
 def code_usage(histograms: Sequence[np.ndarray], path: Path, title: str) -> None:
-    """How often each code is used, most frequent first; a panel for each level's counts (int [K])."""
-    counted = sum(int(np.sum(counts)) for counts in histograms)
-    caption = f"{title}; {_count(counted, 'code')} counted. Dashed: every code used alike."
-    with _panels(path, "Use of the codebook", caption, len(histograms)) as grid:
-        for level, (axes, counts) in enumerate(zip(grid, histograms, strict=True)):
-            share = np.sort(np.asarray(counts, dtype=np.float64))[::-1] / np.sum(counts)
-            used, size = share[share > 0], len(share)
-            perplexity = math.exp(-(used * np.log(used)).sum())
-            floor = min(used[-1], 1 / size) / 2
-            axes.fill_between(np.arange(1, len(used) + 1), used, floor, color=BLUE, step="mid")
-            axes.axhline(1 / size, color=VERMILION, linestyle="--", linewidth=1.2)
-            axes.set(xlim=(0, size + 1), xlabel="rank of the code", ylabel="share of all codes (log scale)")
-            name = f"Level {level}: " if len(histograms) > 1 else ""
-            axes.set_title(f"{name}{len(used)} of {size} used, perplexity {perplexity:.0f}")
-            axes.set_ylim(floor, 2 * max(used[0], 1 / size))
-            _log_scale(axes)
+    """How often each code is used, most frequent first; a line for each level's counts (int [K])."""
+    number = sum(int(np.sum(counts)) for counts in histograms)
+    used = [f"{np.count_nonzero(counts):,} of {len(counts):,} used" for counts in histograms]
+    alike = len(used) > 1 and len(set(used)) == 1
+    at_each = f" {used[0]} at each level." if alike else ""
+    caption = f"{title}; {counted(number, 'code')} counted.{at_each} Dotted: every code used alike."
+    with _panels(path, "Use of the codebook", caption, 1) as [axes]:
+        for level, counts in enumerate(histograms):
+            share = np.sort(counts[counts > 0])[::-1] / np.sum(counts)
+            perplexity = math.exp(-(share * np.log(share)).sum())
+            name = f"level {level}: " if len(histograms) > 1 else ""
+            label = f"{name}{'' if alike else f'{used[level]}, '}perplexity {perplexity:.0f}"
+            axes.plot(np.arange(1, len(share) + 1), share, marker="o" if len(share) == 1 else None, label=label)
+        for size in {len(counts) for counts in histograms}:
+            axes.axhline(1 / size, color=INK, linestyle=":", linewidth=1.2)
+        axes.set(xlabel="rank of the code", ylabel="share of all codes (log scale)")
+        _log_scale(axes)
+        _head(axes, "Share of each code, most frequent first")
 
 
 def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
@@ -300,8 +313,7 @@ def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
         axes.set(xlabel="bytes per image (log scale)", ylabel="SSIM")
         _log_scale(axes, "x")
         _log_scale(axes, "y")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda missing, _: f"{1 - missing:.4g}"))
-        axes.invert_yaxis()
+        _as_ssim(axes)
         _head(axes, "Up and left is better")
 
 
@@ -323,23 +335,24 @@ def sample_grid(images: np.ndarray, path: Path, title: str, labels: Sequence[str
     grid = Pictures(images.shape[1:], rows, columns, texts)
     for index, image in enumerate(images):
         grid.show(*divmod(index, columns), image)
-    grid.save(path, "Samples", f"{title}; {_count(len(images), 'sample')}.")
+    grid.save(path, "Samples", f"{title}; {counted(len(images), 'sample')}.")
 
 
-def samples_beside_real(samples: np.ndarray, real: np.ndarray, path: Path, title: str) -> None:
-    """Samples [N, H, W] on the left, as many real slices on the right, both in reading order."""
-    samples, real = _pairs(samples, real)
+def samples_beside_real(
+    samples: np.ndarray, others: np.ndarray, path: Path, title: str, kind: str = "real slice"
+) -> None:
+    """Samples [N, H, W] on the left, as many other slices of one `kind` on the right, both in reading order."""
+    samples, others = _pairs(samples, others)
     n = len(samples)
-    half = _columns(n, samples.shape[1:])
+    half = min(n, PANEL_COLUMNS)
     rows = math.ceil(n / half)
-    head = ["samples", *[""] * (half - 1), "real slices", *[""] * (half - 1)]
+    head = ["samples", *[""] * (half - 1), f"{kind}s", *[""] * (half - 1)]
     grid = Pictures(samples.shape[1:], rows, 2 * half, [head, *[[""] * 2 * half] * (rows - 1)], split=half)
     for index in range(n):
         row, column = divmod(index, half)
         grid.show(row, column, samples[index])
-        grid.show(row, half + column, real[index])
-    caption = f"{title}; {_count(n, 'sample')} on the left, {_count(n, 'real slice')} on the right."
-    grid.save(path, "Samples beside real slices", caption)
+        grid.show(row, half + column, others[index])
+    grid.save(path, f"Samples beside {kind}s", f"{title}; {counted(n, 'sample')}, {counted(n, kind)}.")
 
 
 def nearest_training(
@@ -358,7 +371,7 @@ def nearest_training(
     for column in range(n):
         grid.show(0, column, samples[column])
         grid.show(1, column, neighbours[column])
-    caption = f"{title}; {_count(n, 'sample')}, each above the training slice nearest to it, or its mirror image."
+    caption = f"{title}; {counted(n, 'sample')}, each above the training slice nearest to it, or its mirror image."
     grid.save(path, "Closest samples beside training slices", caption)
 
 
@@ -369,7 +382,7 @@ def memorisation(samples: Sequence[float], held_out: Sequence[float], path: Path
     """
     threshold = float(np.quantile(held_out, 0.99))
     share = 100 * float(np.mean(np.asarray(samples) > threshold))
-    counts = f"{_count(len(samples), 'sample')}, {_count(len(held_out), 'held-out slice')}"
+    counts = f"{counted(len(samples), 'sample')}, {counted(len(held_out), 'held-out slice')}"
     caption = f"{title}; {counts}. Dashed: SSIM {threshold:.3f}; {share:.1f} % of the samples lie above it."
     bins = np.linspace(min(*samples, *held_out), max(*samples, *held_out), 41)
     with _panels(path, "Likeness to the training slices", caption, 1) as [axes]:
@@ -393,12 +406,14 @@ def epoch_frame(
     """
     originals, reconstructions = _pairs(originals, reconstructions)
     n = len(originals)
-    grid = Pictures(originals.shape[1:], 2, n, side=["original", "reconstruction"])
+    labels = [["original", *[""] * (n - 1)], ["reconstruction", *[""] * (n - 1)]]
+    grid = Pictures(originals.shape[1:], 2, n, labels)
     for column in range(n):
         grid.show(0, column, originals[column])
         grid.show(1, column, reconstructions[column])
-    slices = f"{_count(n, 'slice')}, the same in every frame; SSIM is the whole validation split's."
-    grid.save(path, f"Epoch {epoch}, validation SSIM {ssim:.4f}", f"{title}; {slices}" if title else slices)
+    slices = f"{counted(n, 'slice')}, the same in every frame; SSIM is the whole validation split's."
+    caption = f"{title}; {slices}" if title else slices
+    grid.save(path, f"Epoch {epoch}, validation SSIM {ssim:.4f}", caption, foot=False)
 
 
 def _save_gif(frames: list[Image.Image], path: Path, milliseconds: list[int], caption: str) -> None:
@@ -427,7 +442,7 @@ def animate(frame_paths: Sequence[Path], path: Path, seconds_per_frame: float) -
 
 def walk_gif(images: np.ndarray, path: Path, title: str = "") -> None:
     """A walk through pictures [N, H, W] as an endless GIF, there and back, 80 ms a picture."""
-    caption = f"{title}{'; ' if title else ''}{_count(len(images), 'picture')}, there and back."
+    caption = f"{title}{'; ' if title else ''}{counted(len(images), 'picture')}, there and back."
     pixels = np.round(255 * unit_range(images)).astype(np.uint8)
     zoom = max(1, 256 // max(pixels.shape[1:]))
     frames = [Image.fromarray(picture.repeat(zoom, 0).repeat(zoom, 1)) for picture in pixels]

@@ -90,6 +90,15 @@ def can_be_shown(path: Path) -> bool:
     return True
 
 
+def write_png(path: Path, picture: np.ndarray, title: str) -> None:
+    """Write a picture, uint8 [H, W], as an 8-bit PNG file that says in its text what it is."""
+    path.parent.mkdir(exist_ok=True)
+    about = PngInfo()
+    about.add_itxt("Description", title)
+    with atomic(path) as file:
+        Image.fromarray(picture).save(file, "PNG", pnginfo=about)
+
+
 class Results:
     """What goes into `folder`: figures at once, the numbers and the page that shows all with `write`.
 
@@ -114,12 +123,8 @@ class Results:
 
     def save_pictures(self, name: str, pictures: Iterable[np.ndarray], files: list[str], title: str) -> None:
         """Write N pictures, uint8 [H, W], as 8-bit PNG files in the folder `name`; each says in its text what it is."""
-        (self.folder / name).mkdir()
-        about = PngInfo()
-        about.add_itxt("Description", title)
         for picture, file_name in zip(pictures, files, strict=True):
-            with atomic(self.folder / name / file_name) as file:
-                Image.fromarray(picture).save(file, "PNG", pnginfo=about)
+            write_png(self.folder / name / file_name, picture, title)
 
     def write(
         self, rows: list[dict], images: tuple[np.ndarray, np.ndarray] | None, settings: Mapping, training: Path | None

@@ -1,9 +1,11 @@
 """How does every figure look? Colours, type and layout, set here and nowhere else.
 
-Charts and figures of pictures both carry a heading and, at their foot, a caption. They are PNG files with the
-two in their text fields `Title` and `Description`. A file appears whole or not at all.
+Charts are drawn on white, pictures on black. Both carry a heading and, at their foot, a caption, which the PNG file
+has in its text fields `Title` and `Description`, too. Its field `Parts` says where the panels or tiles lie, so that a
+page can show these alone, one beside the other where there is room. A file appears whole or not at all.
 """
 
+import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "
 INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e6ea"
 
 DPI = 100
+CHART_DPI = 200  # a panel is read on screens that show two pixels for each of a page's
 STYLE = {
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
@@ -61,12 +64,13 @@ HEADING_SIZE, CAPTION_SIZE = 12, 8  # points
 CHARACTER, LINE = 6.6, 15  # a caption's character is at most this wide on average, its line this high; pixels
 MARGIN, GAP = 16, 6  # pixels around a figure of pictures, and between them
 HEADING_HEIGHT, NARROWEST = 28, 560  # pixels
+GROUND, TEXT = "#000000", "#d5dae0"  # of figures of pictures: slices are black around the brain
 
 
-def _save(figure: Figure, path: Path, heading: str, caption: str) -> None:
-    about = {"Title": heading, "Description": caption, "Software": None}
+def _save(figure: Figure, path: Path, heading: str, caption: str, parts: dict, dpi: int) -> None:
+    about = {"Title": heading, "Description": caption, "Parts": json.dumps(parts), "Software": None}
     with atomic(path) as file:
-        figure.savefig(file, format="png", metadata=about)
+        figure.savefig(file, format="png", metadata=about, dpi=dpi)
 
 
 def _wrap(text: str, width: float) -> str:
@@ -87,13 +91,27 @@ def chart(path: Path, heading: str, caption: str, width: float, height: float) -
         wrapped = _wrap(caption, width * DPI - 2 * MARGIN)
         figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=CAPTION_SIZE, color=MUTED)
         yield figure
-        _save(figure, path, heading, caption)
+        _save(figure, path, heading, caption, _panels_of(figure), CHART_DPI)
+
+
+def _panels_of(figure: Figure) -> dict:
+    """The `Parts` of a chart: its axes with all that is written around them."""
+    figure.draw_without_rendering()  # lays them out
+    scale, parts = CHART_DPI / DPI, []
+    width, height = (int(scale * side) for side in figure.get_size_inches() * DPI)
+    for axes in figure.axes:
+        area = axes.get_tightbbox().padded(3)
+        left, right = max(int(scale * area.x0), 0), min(int(scale * area.x1) + 1, width)
+        top, bottom = max(height - int(scale * area.y1), 0), min(height - int(scale * area.y0) + 1, height)
+        parts.append({"label": "", "tiles": [[[left, top, right, bottom]]]})
+    return {"kind": "chart", "parts": parts}
 
 
 class Pictures:
     """A figure of tiles, each one picture enlarged a whole number of times, so that no pixel is smoothed.
 
-    The layout counts pixels from the top left corner; matplotlib's own would give tiles a fractional size.
+    The layout counts pixels from the top left corner; matplotlib's own would give tiles a fractional size. The `Parts`
+    of the file are the two halves where the figure is split, else its columns where rows have names, else its tiles.
 
     Args:
         shape: (H, W) of the pictures; small ones are enlarged towards 256 pixels.
@@ -116,9 +134,10 @@ class Pictures:
     ):
         zoom = max(1, 256 // max(shape))
         self.tile_height, self.tile_width = zoom * shape[0], zoom * shape[1]
-        labels = labels or [[""] * columns] * rows
-        self.labels = [[_wrap(text, self.tile_width) for text in row] for row in labels]
-        self.side = side
+        self.texts = labels or [[""] * columns] * rows
+        self.labels = [[_wrap(text, self.tile_width) for text in row] for row in self.texts]
+        self.side, self.split = side, split
+        self.kind = "halves" if split else "columns" if side else "tiles"
         left = MARGIN + (round(CHARACTER * max(map(len, side))) + GAP if side else 0)
         wide = 0 if split is None else 2 * MARGIN
         self.x = [left + i * (self.tile_width + GAP) + (wide if i >= (split or 0) else 0) for i in range(columns)]
@@ -142,14 +161,17 @@ class Pictures:
         """Place `values`, whose height and width divide the tile's, in colours that span 0 to `vmax`."""
         self.tiles.append((row, column, values, {"cmap": cmap, "vmin": 0, "vmax": vmax}))
 
-    def save(self, path: Path, heading: str, caption: str, colour_bar: tuple | None = None) -> None:
-        """Draw and write the figure; `colour_bar` is (row, label, cmap, vmax), a scale at that row's right."""
-        wrapped = _wrap(caption, self.width - 2 * MARGIN)
-        self.total = self.bottom + _height(wrapped) + MARGIN
+    def save(self, path: Path, heading: str, caption: str, colour_bar: tuple | None = None, foot: bool = True) -> None:
+        """Draw and write the figure; `colour_bar` is (row, label, cmap, vmax), a scale at that row's right.
+
+        Without `foot` the caption is in the file's text alone.
+        """
+        wrapped = _wrap(caption, self.width - 2 * MARGIN) if foot else ""
+        self.total = self.bottom + _height(wrapped) + (MARGIN if foot else 0)
         with matplotlib.rc_context(STYLE):
-            self.figure = Figure(figsize=(self.width / DPI, self.total / DPI))
-            self._text(MARGIN, MARGIN, heading, fontsize=HEADING_SIZE, fontweight="bold", color=INK)
-            self._text(MARGIN, self.bottom, wrapped, color=MUTED)
+            self.figure = Figure(figsize=(self.width / DPI, self.total / DPI), facecolor=GROUND)
+            self._text(MARGIN, MARGIN, heading, fontsize=HEADING_SIZE, fontweight="bold")
+            self._text(MARGIN, self.bottom, wrapped)
             for y, name in zip(self.y, self.side, strict=False):
                 self._text(MARGIN, y + self.tile_height / 2, name, va="center", fontweight="bold")
             for row, column, picture, colours in self.tiles:
@@ -160,17 +182,38 @@ class Pictures:
                 self._text(x, y - 3, self.labels[row][column], va="bottom")
             if colour_bar:
                 self._colour_bar(*colour_bar)
-            _save(self.figure, path, heading, caption)
+            _save(self.figure, path, heading, caption, {"kind": self.kind, "parts": self._parts()}, DPI)
+
+    def _parts(self) -> list[dict]:
+        """Each part's label, and its rows of tiles: [left, top, right, bottom] in pixels, None where there is none."""
+        rows, columns = range(len(self.y)), range(len(self.x))
+        blocks = {
+            "halves": [(rows, columns[: self.split]), (rows, columns[self.split or 0 :])],
+            "columns": [(rows, [column]) for column in columns],
+            "tiles": [([row], [column]) for row in rows for column in columns],
+        }
+        drawn, parts = {(row, column) for row, column, *_ in self.tiles}, []
+        for its_rows, its_columns in blocks[self.kind]:
+            places = [[(row, column) for column in its_columns] for row in its_rows]
+            texts = [self.texts[row][column] for line in places for row, column in line]
+            tiles = [[self._tile(*place) if place in drawn else None for place in line] for line in places]
+            if any(tile for line in tiles for tile in line):
+                parts.append({"label": ", ".join(filter(None, texts)), "tiles": tiles})
+        return parts
+
+    def _tile(self, row: int, column: int) -> list[int]:
+        left, top = self.x[column], self.y[row]
+        return [left, top, left + self.tile_width, top + self.tile_height]
 
     def _colour_bar(self, row: int, label: str, cmap: str, vmax: float) -> None:
         axes = self._axes(self.x[-1] + self.tile_width + 10, self.y[row], 12)
         bar = self.figure.colorbar(ScalarMappable(Normalize(0, vmax), cmap), cax=axes)
-        bar.set_label(label, fontsize=CAPTION_SIZE)
-        bar.ax.tick_params(labelsize=CAPTION_SIZE)
+        bar.set_label(label, fontsize=CAPTION_SIZE, color=TEXT)
+        bar.ax.tick_params(labelsize=CAPTION_SIZE, color=TEXT, labelcolor=TEXT)
         bar.outline.set_visible(False)
 
     def _text(self, x: float, y: float, text: str, va: str = "top", **style) -> None:
-        style = {"fontsize": CAPTION_SIZE, "color": INK} | style
+        style = {"fontsize": CAPTION_SIZE, "color": TEXT} | style
         self.figure.text(x / self.width, 1 - y / self.total, text, va=va, **style)
 
     def _axes(self, x: int, y: int, width: int) -> Axes:

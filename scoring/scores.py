@@ -1,5 +1,6 @@
 """Which scores does a reconstruction get? Their names, decimals and units, the same wherever a number is shown."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,5 +45,6 @@ def score_table(metrics: Mapping) -> str:
     ssim = metrics["ssim"]
     lines.append(f"SSIM of {SSIM_PASS} or more: {counted(ssim['passed'], 'slice')}, {ssim['passed_share']:.1%}")
     coded = f", {metrics['entropy_coded_bytes']:,.0f} entropy-coded" if "entropy_coded_bytes" in metrics else ""
-    grids = [f"{one['grid']} codes, {one['codes_used']} of {one['codebook_size']} used" for one in metrics["codes"]]
-    return "\n".join([*lines, f"{metrics['bytes_per_image']:,.0f} bytes an image{coded}: {'; '.join(grids)}"])
+    used = (f"{one['grid']} codes, {one['codes_used']} of {one['codebook_size']} used" for one in metrics["codes"])
+    listed = "; ".join(text if n == 1 else f"{n} times {text} in each" for text, n in Counter(used).items())
+    return "\n".join([*lines, f"{metrics['bytes_per_image']:,.0f} bytes an image{coded}: {listed}"])

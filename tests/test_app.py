@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from conftest import ROOT, blob, run_script
 from PIL import Image
 
 import app
+import dataset
 from inference.codec import Codec
 from inference.loading import load_autoencoder
 from inference.model import TrainedModel
@@ -31,7 +34,7 @@ from runtime.errors import InputError
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 TEST_PERSON = 6  # of the tiny data set
-FIRST = slice(60, 300), slice(20, 270)  # pixels of a figure of samples that are the first sample's, not its label's
+PRIOR, GAN = "PixelCNN (pixelcnn.pth)", "GAN-refined Gaussian (dcgan.pth)"
 needs_gradio = pytest.mark.skipif(app.gr is None, reason="needs gradio: pip install -r requirements-extra.txt")
 
 
@@ -53,7 +56,7 @@ def folder(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def play(folder):
-    return app.Playground(TrainedModel.load(folder / "vqvae.pth", device="cpu"))
+    return app.Playground(TrainedModel.load(folder / "vqvae.pth", "none", device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +81,43 @@ def table(text: str) -> dict[str, str]:
 
 
 def test_scores_are_those_of_predict(play, predicted):
-    pictures, maps, text = play.reconstruct(predicted["path"])
-    shown = table(text)
+    view = play.reconstruct(play.open(predicted["path"]), 0)
+    shown = table(view.scores)
     assert shown["SSIM"] == f"{float(predicted['ssim']):.4f}"
     assert shown["foreground SSIM"] == f"{float(predicted['foreground_ssim']):.4f}"
     assert shown["PSNR (dB)"] == f"{float(predicted['psnr']):.2f}"
     assert shown["bytes"] == f"{play.model.codec.bytes_per_image():,.0f}"
-    assert min(*pictures.size, *maps.size) > 256
+    assert view.notes == []
+    with Image.open(predicted["path"]) as image:
+        slice_ = np.asarray(image)
+    window = play.model.codec.window(slice_[None])
+    original, reconstruction = view.pair
+    zoom = len(original) // window.height
+    assert np.array_equal(original[::zoom, ::zoom], window.crop(slice_))
+    error = np.abs(original.astype(int) - reconstruction)
+    assert 0 < error.mean() < 30
+    assert view.error[error == 0].tolist() == [[0, 0, 3]] * int((error == 0).sum())  # the darkest of the colour map
+
+
+def test_codes_of_a_slice_have_labels(play, predicted):
+    codes = play.codes(play.open(predicted["path"]), 0)
+    assert [label for _, label in codes] == ["slice", "codes, 12 x 12", "decoded"]
+    assert {picture.size for picture, _ in codes} == {codes[0][0].size}
+
+
+def test_volumes_are_seen_slice_by_slice(play):
+    slices = play.open(app.EXAMPLE)
+    assert len(slices) == 8
+    first, last = (play.reconstruct(slices, index) for index in (0, 7))
+    assert not np.array_equal(first.pair[0], last.pair[0])
+    assert first.scores != last.scores
+    assert first.notes[0] == last.notes[0] == app.EXAMPLE_NOTE
 
 
 def test_slice_without_foreground_has_no_foreground_score(play, tmp_path):
     Image.fromarray(np.zeros((256, 256), np.uint8)).save(tmp_path / "black.png")
-    assert table(play.reconstruct(str(tmp_path / "black.png"))[2])["foreground SSIM"] == "-"
+    view = play.reconstruct(play.open(tmp_path / "black.png"), 0)
+    assert table(view.scores)["foreground SSIM"] == "-"
 
 
 def test_bad_files_are_named_without_their_folder(play, tmp_path):
@@ -98,29 +126,54 @@ def test_bad_files_are_named_without_their_folder(play, tmp_path):
     (tmp_path / "volume.nii.gz").write_bytes(b"")
     for name in ("text.png", "wide.png", "volume.nii.gz"):
         with pytest.raises(InputError, match=name) as told:
-            play.reconstruct(str(tmp_path / name))
+            play.open(tmp_path / name)
         assert str(tmp_path) not in str(told.value)
 
 
 def test_what_was_done_to_a_file_is_said_beside_its_scores(play, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "colour.png")
-    *_, text = play.reconstruct(str(tmp_path / "colour.png"))
-    assert "colour.png: colour, converted to grey" in text
+    assert "colour.png: colour, converted to grey" in play.reconstruct(play.open(tmp_path / "colour.png"), 0).notes
 
 
 def test_samples_depend_on_the_seed_alone(play):
-    first, again, other = (np.asarray(play.sample(seed, 1, "any"))[FIRST] for seed in (3, 3, 4))
+    first, again, other = (play.sample(PRIOR, seed, 1, "any", 1)[0][0][0] for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert play.sample(3, 4, "5", 0.5).size > (560, 560)
+    assert [label for _, label in play.sample(PRIOR, 3, 4, "5", 0.5)[0]] == [f"seed {seed}" for seed in (3, 4, 5, 6)]
     with pytest.raises(InputError, match="knows slice levels 0 to 31"):
-        play.sample(3, 1, "32")
+        play.sample(PRIOR, 3, 1, "32", 1)
+
+
+def test_samples_are_downloaded_as_they_are_seen(play):
+    shown, packed, volume = play.sample(PRIOR, 7, 3, "any", 1)
+    slices = dataset.read_files([volume])
+    window = play.model.codec.window(slices.images)
+    with zipfile.ZipFile(packed) as archive:
+        assert archive.namelist() == [f"seed_{seed:05d}.png" for seed in (7, 8, 9)]
+        files = [Image.open(archive.open(name)) for name in archive.namelist()]
+    assert [file.text["Description"].rpartition(", ")[2] for file in files] == ["seed 7", "seed 8", "seed 9"]
+    for (picture, _), file, voxels in zip(shown, files, np.asarray(nib.load(volume).dataobj).T, strict=True):
+        assert np.array_equal(picture, window.crop(np.asarray(file)))
+        assert np.array_equal(voxels.T, np.asarray(file))
+    assert slices.images.shape == (3, 256, 256)
+    assert {packed.name, volume.name} == {f"samples_pixelcnn_seeds_7_to_9.{end}" for end in ("zip", "nii.gz")}
+
+
+def test_every_prior_beside_the_checkpoint_can_be_chosen(tiny_run, folder, tmp_path):
+    for file in (tiny_run / "vqvae.pth", tiny_run / "dcgan.pth", folder / "pixelcnn.pth"):
+        shutil.copy(file, tmp_path)
+    both = app.Playground(TrainedModel.load(tmp_path / "vqvae.pth", "none", device="cpu"))
+    assert len(both.models) == 2
+    assert [both.sampler(name).is_gan for name in both.models] == [True, False]
+    pictures = [both.sample(name, 0, 1, "3", 0.7)[0][0][0] for name in both.models]
+    assert not np.array_equal(*pictures)
 
 
 def test_walk_goes_from_one_seed_to_the_other(play):
-    steps = play.walk(0, 1, "any")
-    assert (steps.shape, steps.dtype) == ((WALK, 256, 256), np.uint8)
-    back = play.walk(1, 0, "any")
+    steps = play.walk(PRIOR, 0, 1, "any")
+    assert (len(steps), steps.dtype) == (WALK, np.uint8)
+    assert 256 < max(steps.shape[1:]) <= 512
+    back = play.walk(PRIOR, 1, 0, "any")
     assert np.abs(steps[0].astype(int) - back[-1]).mean() < 1
     assert not np.array_equal(steps[0], steps[-1])
 
@@ -128,9 +181,9 @@ def test_walk_goes_from_one_seed_to_the_other(play):
 @pytest.mark.parametrize("seed", [None, -1, 0.5, 2.0**31 + 1])
 def test_seeds_are_whole_numbers(play, seed):
     with pytest.raises(InputError, match="whole number from 0"):
-        play.sample(seed, 1, "any")
+        play.sample(PRIOR, seed, 1, "any", 1)
     with pytest.raises(InputError, match="whole number from 0"):
-        play.walk(0, seed, "any")
+        play.walk(PRIOR, 0, seed, "any")
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -163,14 +216,17 @@ def test_port_that_is_taken_is_one_line(tiny_run, monkeypatch, capsys):
 @needs_gradio
 def test_tabs_and_fields_are_those_that_the_prior_has(folder, tiny_run, tmp_path):
     shutil.copy(tiny_run / "vqvae.pth", tmp_path)
-    tabs, temperature = [], []
+    tabs, temperature, choices = [], [], []
     for place in (folder, tiny_run, tmp_path):
-        blocks = app.page(app.Playground(TrainedModel.load(place / "vqvae.pth", device="cpu")))
+        blocks = app.page(app.Playground(TrainedModel.load(place / "vqvae.pth", "none", device="cpu")))
         assert not blocks.analytics_enabled
         tabs.append([block.label for block in blocks.blocks.values() if isinstance(block, app.gr.Tab)])
-        temperature.append("temperature" in [getattr(block, "label", None) for block in blocks.blocks.values()])
+        labelled = {getattr(block, "label", None): block for block in blocks.blocks.values()}
+        temperature.append("temperature" in labelled and labelled["temperature"].visible)
+        choices.append([name for name, _ in labelled["prior"].choices] if "prior" in labelled else None)
     assert tabs == [["Reconstruct", "Sample", "Walk"]] * 2 + [["Reconstruct"]]
     assert temperature == [True, False, False]
+    assert choices == [[PRIOR], [GAN], None]
 
 
 # ------------------------------------------------------------------------------------------- served, in a browser
@@ -198,7 +254,7 @@ def served(folder):
 def opened(browser, served):
     browser.log("browser"), browser.log("performance")
     browser.post("/url", url=served)
-    until(browser, "return document.querySelector('#file input') !== null")
+    until(browser, "return document.querySelector('#codes img') !== null")  # the example is there
     return browser
 
 
@@ -267,19 +323,60 @@ def test_only_this_machine_can_open_it(served):
     assert listening == [f"0100007F:{port:04X}"]
 
 
+def test_page_starts_with_an_example_that_says_what_it_is(opened):
+    text = opened.run("return document.body.innerText")
+    assert "An example: slices drawn from the MNI152 template, no real person's." in text
+    assert "pixels into" in text
+    assert new_picture(opened, "compare")[1].std() > 0
+
+
 def test_dropped_slice_is_scored_as_by_predict(opened, predicted):
+    before, _ = new_picture(opened, "compare")
     drop(opened, Path(predicted["path"]))
-    text = until(opened, "const t = document.querySelector('#scores')?.innerText ?? ''; return t.includes('SSIM') && t")
+    new_picture(opened, "compare", before)
+    text = opened.run("return document.querySelector('#scores').innerText")
     assert re.search(r"^SSIM\s+(\S+)", text, re.MULTILINE)[1] == f"{float(predicted['ssim']):.4f}"
-    assert new_picture(opened, "pictures")[1].shape[0] > 3 * 256
-    assert new_picture(opened, "maps")[1].std() > 0
+    assert new_picture(opened, "error")[1].std() > 0
+    assert opened.run("return document.querySelector('#slice')?.offsetParent ?? null") is None  # one slice
+    assert "An example" not in opened.run("return document.body.innerText")
 
 
-def test_bad_file_is_told_on_the_page(opened, tmp_path):
+def test_bad_file_is_told_on_the_page_and_nothing_stale_stays(opened, tmp_path):
     path = tmp_path / "wide.png"
     Image.fromarray(np.zeros((2, 1040), np.uint8)).save(path)
     drop(opened, path)
-    until(opened, "return document.body.innerText.includes('wide.png has slices of 2x1040')")
+    said = "return document.querySelector('#said').innerText"
+    until(opened, f"{said}.includes('wide.png has slices of 2x1040')")
+    assert "An example" not in opened.run(said)
+    assert opened.run("return document.querySelector('#scores')?.innerText ?? ''").strip() == ""
+    assert opened.run("return document.querySelectorAll(':is(#compare, #error, #codes) img').length") == 0
+    assert opened.run("return document.querySelector('#slice')?.offsetParent ?? null") is None
+
+
+def test_volume_is_scrolled(opened):
+    before, first = new_picture(opened, "compare")
+    enter(opened, "#slice input[type=range]", 2)
+    _, second = new_picture(opened, "compare", before)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_fits_the_screen_in_both_themes(opened, served, width):
+    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    opened.cdp("Emulation.setDeviceMetricsOverride", **metrics)
+    grounds = []
+    for theme in ("light", "dark"):
+        opened.post("/url", url=f"{served}?__theme={theme}")
+        until(opened, "return document.querySelector('#codes img') !== null")
+        assert opened.run("return document.documentElement.scrollWidth") <= width
+        left, right = opened.run(
+            "const r = document.querySelector('#codes').getBoundingClientRect(); return [r.left, r.right]"
+        )
+        assert abs(left - (width - right)) < 24  # in the middle, but for a scroll bar
+        color = opened.run("return getComputedStyle(document.body).backgroundColor")
+        grounds.append(sum(map(int, re.findall(r"\d+", color)[:3])))
+    opened.cdp("Emulation.clearDeviceMetricsOverride")
+    assert grounds[1] < 150 < 600 < grounds[0]
 
 
 def test_what_was_done_to_a_file_is_told_on_the_page(opened, tmp_path):
@@ -297,7 +394,7 @@ def test_samples_change_with_the_seed_and_come_back(opened):
         enter(opened, "#seed input", seed)
         opened.run("document.querySelector('#draw').click()")
         before, pixels = new_picture(opened, "samples", before)
-        pictures.append(pixels[FIRST])
+        pictures.append(pixels)
     assert np.array_equal(pictures[0], pictures[2])
     assert not np.array_equal(pictures[0], pictures[1])
 
@@ -309,5 +406,5 @@ def test_slider_moves_through_the_walk(opened):
     before, first = new_picture(opened, "step")
     enter(opened, "#place input[type=range]", WALK)
     _, last = new_picture(opened, "step", before)
-    assert first.shape == last.shape == (256, 256, 3)
+    assert first.shape == last.shape
     assert not np.array_equal(first, last)

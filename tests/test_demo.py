@@ -2,8 +2,10 @@ import filecmp
 import json
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 import dataset
@@ -69,6 +71,14 @@ def test_people_differ_and_neighbouring_slices_of_one_do_not(people):
 def test_a_person_is_a_function_of_the_seed(template, people):
     again = demo.person(template, np.random.default_rng([0, 1]))
     np.testing.assert_array_equal(again, people[1])
+
+
+def test_example_of_the_page_is_every_fourth_slice_of_such_a_person(people):
+    image = nib.load(ROOT / "resources" / "example.nii.gz")
+    assert b"no person" in image.header["descrip"].item()
+    assert image.header.get_zooms() == (1, 1, 4)
+    shown = np.moveaxis(np.asarray(image.dataobj), 2, 0)
+    assert np.abs(shown.astype(int) - people[1, ::4]).max() <= 1
 
 
 def test_ventricles_grow_towards_their_field(template):

@@ -1,5 +1,7 @@
 """Figures: every pixel of a picture survives, nothing is mirrored or rescaled, captions say what must be said."""
 
+import json
+
 import matplotlib
 import numpy as np
 import pytest
@@ -74,6 +76,10 @@ FIGURES = {  # name -> (call, numbers that the caption must give)
         lambda path: plots.code_map(pictures()[0], [pictures(height=16, width=16)[0]], pictures()[1], path, TITLE),
         ["1 slice"],
     ),
+    "code_depths": (
+        lambda path: plots.code_depths(pictures()[0], pictures(2), ["1 code", "2 codes"], path, TITLE),
+        ["1 slice,", "first of its codes"],
+    ),
     "ssim_distribution": (
         lambda path: plots.ssim_distribution([0.5, 0.7, 0.9], path, TITLE),
         ["3 slices", "Mean 0.7000", "deviation 0.1633", "lowest 0.5000", "highest 0.9000", "2 of 3 at or above 0.6"],
@@ -83,6 +89,10 @@ FIGURES = {  # name -> (call, numbers that the caption must give)
         lambda path: plots.samples_beside_real(pictures(), pictures(seed=1), path, TITLE),
         ["4 samples", "4 real slices"],
     ),
+    "beside_template": (
+        lambda path: plots.samples_beside_real(pictures(1), pictures(1, seed=1), path, TITLE, kind="template slice"),
+        ["1 sample, 1 template slice."],
+    ),
     "nearest_training": (
         lambda path: plots.nearest_training(pictures(2), pictures(2, seed=1), [0.5, 0.6], ["a", "b"], path, TITLE),
         ["2 samples", "training slice"],
@@ -91,7 +101,10 @@ FIGURES = {  # name -> (call, numbers that the caption must give)
         lambda path: plots.memorisation([0.1, 0.2, 0.3, 0.9], np.linspace(0, 0.5, 101), path, TITLE),
         ["4 samples", "101 held-out slices", "SSIM 0.495", "25.0 %"],
     ),
-    "code_usage": (lambda path: plots.code_usage([np.array([4, 4, 0, 0])], path, TITLE), ["8 codes"]),
+    "code_usage": (
+        lambda path: plots.code_usage(2 * [np.array([4, 3, 0, 0])], path, TITLE),
+        ["14 codes", "2 of 4 used at each level"],
+    ),
     "rate_distortion": (
         lambda path: plots.rate_distortion(
             [{"name": "JPEG", "bytes": b, "ssim": 1 - 100 / b} for b in (500, 1000)]
@@ -203,6 +216,84 @@ def test_samples_stand_left_of_real_slices(tmp_path):
     assert max(x for _, x in left) < min(x for _, x in right)
 
 
+def parts(path):
+    """The parts that the file names: (label, its pixels put together, uint8 [H, W, 3])."""
+    with Image.open(path) as image:
+        layout, figure = json.loads(image.text["Parts"]), np.asarray(image.convert("RGB"))
+    found = []
+    for part in layout["parts"]:
+        size = next(np.subtract(tile[2:], tile[:2])[::-1] for line in part["tiles"] for tile in line if tile)
+        black = np.zeros((*size, 3), np.uint8)
+        lines = [[figure[t[1] : t[3], t[0] : t[2]] if t else black for t in line] for line in part["tiles"]]
+        found.append((part["label"], np.vstack([np.hstack(line) for line in lines])))
+    return found
+
+
+def test_parts_are_tiles_columns_or_halves_to_the_pixel(tmp_path):
+    a, b = pictures(5, 256, 128), pictures(5, 256, 128, seed=1)
+    plots.sample_grid(a, tmp_path / "tiles.png", TITLE, labels=[f"seed {i}" for i in range(5)])
+    found = parts(tmp_path / "tiles.png")
+    assert [label for label, _ in found] == [f"seed {i}" for i in range(5)]
+    assert np.array_equal([pixels[..., 0] for _, pixels in found], a)
+
+    plots.reconstructions(a[:2], b[:2], ["first", "second"], tmp_path / "columns.png", TITLE)
+    for (label, pixels), name, top, middle in zip(
+        parts(tmp_path / "columns.png"), ["first", "second"], a, b, strict=False
+    ):
+        assert label == name
+        assert pixels.shape == (3 * 256, 128, 3)
+        assert np.array_equal(pixels[:512, :, 1], np.vstack([top, middle]))
+
+    plots.samples_beside_real(a, b, tmp_path / "halves.png", TITLE, kind="template slice")
+    for (label, pixels), name, own in zip(
+        parts(tmp_path / "halves.png"), ["samples", "template slices"], (a, b), strict=True
+    ):
+        assert label == name
+        rest = np.zeros((3, 256, 128), np.uint8)
+        assert np.array_equal(pixels[..., 2], np.vstack([np.hstack(own[:4]), np.hstack([own[4], *rest])]))
+
+
+@pytest.mark.parametrize(("name", "number"), [("training_curves", 5), ("gan_curves", 3), ("ssim_distribution", 2)])
+def test_parts_of_a_chart_are_its_panels_whole_and_apart(tmp_path, name, number):
+    FIGURES[name][0](tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as image:
+        panels = [part["tiles"][0][0] for part in json.loads(image.text["Parts"])["parts"]]
+        width, height = image.size
+    assert len(panels) == number
+    covered = np.zeros((height, width), int)
+    for left, top, right, bottom in panels:
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        covered[top:bottom, left:right] += 1
+    assert covered.max() == 1
+    outside = drawn(tmp_path / "chart.png").min(axis=2)[covered == 0] < 128
+    text = int(0.12 * height)  # heading at the top and caption at the bottom are in no panel
+    between = covered[text:-text] == 0
+    assert outside.any()
+    assert (drawn(tmp_path / "chart.png").min(axis=2)[text:-text][between] == 255).all()
+
+
+def test_figures_of_one_frame_carry_no_caption_in_their_pixels(tmp_path):
+    plots.epoch_frame(pictures(2), pictures(2), 3, 0.5, tmp_path / "long.png", title=TITLE * 20)
+    plots.epoch_frame(pictures(2), pictures(2), 3, 0.5, tmp_path / "short.png", title="")
+    assert np.array_equal(drawn(tmp_path / "long.png"), drawn(tmp_path / "short.png"))
+    assert TITLE in description(tmp_path / "long.png")
+
+
+def test_slices_by_rank_fill_their_panel(tmp_path):
+    plots.ssim_distribution(np.linspace(0.99, 0.995, 100), tmp_path / "ssim.png", TITLE)
+    pixels = parts(tmp_path / "ssim.png")[1][1]
+    line = np.argwhere((pixels == [0, 114, 178]).all(axis=2))[:, 0]
+    assert np.ptp(line) > 0.6 * len(pixels)
+
+
+def test_what_never_changes_in_training_is_a_sentence_and_no_panel(tmp_path):
+    rows = [row | {"codes_used_0": 512, "codes_used_1": 512} for row in epochs(4, levels=2)]
+    plots.training_curves(rows, tmp_path / "curves.png", TITLE)
+    assert len(parts(tmp_path / "curves.png")) == 4
+    assert "Codes used in every epoch, at each level: 512." in description(tmp_path / "curves.png")
+
+
 def test_codes_fill_the_slice_that_they_stand_for(tmp_path):
     image, decoded = pictures(2, 256, 128)
     codes = np.zeros((64, 32), int)
@@ -242,7 +333,7 @@ def test_any_name_can_be_a_label(tmp_path):
     figure = drawn(tmp_path / "figure.png")
     [first, second] = [find(figure, picture, 4) for picture in pictures(2)]
     between = figure[40 : first[0], first[1] + 256 : second[1]]
-    assert (between == 255).all()
+    assert (between == 0).all()  # the ground, and nothing else
 
 
 # ----------------------------------------------------------------------------------------------- curves

@@ -226,6 +226,11 @@ def test_a_pixelcnn_gives_entropy_coded_bytes_and_takes_level_and_temperature(ca
     metrics = read_metrics(folder)
     assert metrics["entropy_coded_bytes"] == pytest.approx(metrics["bytes_per_image"])
     assert metrics["samples"]["source"].endswith(f"slice level {LEVELS - 1}")
+    with Image.open(folder / "samples.png") as grid, Image.open(folder / "samples_beside_real.png") as beside:
+        assert "seeds 0 to 1;" in grid.text["Description"]
+        caption = beside.text["Description"]
+    assert f"slice level {LEVELS - 1}, seed 0;" in caption  # the test split has one slice of this level
+    assert caption.endswith("1 sample, 1 template slice.")
     status, _, error, _ = call(*options, f"--slice={LEVELS}")
     assert (status, f"slice levels 0 to {LEVELS - 1}" in error) == (2, True)
 

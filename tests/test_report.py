@@ -123,6 +123,20 @@ def test_page_is_well_formed_and_needs_nothing_else(full):
     assert "unsafe-inline" not in policy.partition("script-src")[2]
 
 
+def test_parts_of_figures_are_exact_and_have_one_caption(full):
+    page = Page(full)
+    source = full.read_text()
+    assert source.count("Originals and") == 0  # headings are the page's own
+    drawn = [
+        np.asarray(Image.open(urllib.request.urlopen(a["src"])).convert("L")) for a, _ in page.all("img") if "src" in a
+    ]
+    for sample in slices(4):
+        zoomed = sample.repeat(4, 0).repeat(4, 1)
+        assert any(np.array_equal(picture, zoomed) for picture in drawn)
+    assert source.count("Mean 0.7000") == 1
+    assert [text for _, text in page.all("h3")][2:4] == ["SSIM of the reconstructions", "Lowest SSIM"]
+
+
 def test_every_picture_says_what_it_shows(full):
     page = Page(full)
     for attributes, _ in page.all("img"):
@@ -168,7 +182,7 @@ def test_numbers_and_settings_are_there(full):
     cells = [text for _, text in Page(full).all("td")]
     heads = [text for _, text in Page(full).all("th")]
     assert {"12,345", "0.9800", "0.1234", "vqvae", "0.0010", "512", "-"} <= set(cells)
-    for head in ("pca: samples", "pca: floor (real slices)", "randconv: samples", "codebook size"):
+    for head in ("pca: samples", "pca: floor (training slices)", "randconv: samples", "codebook size"):
         assert head in heads
 
 
@@ -194,6 +208,17 @@ def test_animation_moves_and_has_a_still(full):
     for uri, frames in ((moving[0], 2), (still, 1)):
         with urllib.request.urlopen(uri) as data, Image.open(data) as image:
             assert image.n_frames == frames
+
+
+def test_an_animation_of_one_frame_is_a_picture(tmp_path):
+    plots.epoch_frame(slices(2), slices(2), 0, 0.5, tmp_path / "epoch_000.png", title=TITLE)
+    plots.animate([tmp_path / "epoch_000.png"], tmp_path / "progress.gif", 0.5)
+    page = Page(write_report(tmp_path, TITLE, {}, [], {"progress": tmp_path / "progress.gif"}, {}))
+    [[attributes, _]] = page.all("img")
+    with urllib.request.urlopen(attributes["src"]) as data, Image.open(data) as image:
+        assert image.n_frames == 1
+        assert image.width == int(attributes["width"])
+    assert not page.all("source")
 
 
 def test_long_animations_are_thinned_to_their_ends(tmp_path):
@@ -317,19 +342,25 @@ def test_slider_moves_and_shows_the_slice_that_is_picked(opened):
 
 def test_page_follows_the_readers_colours(opened):
     background = "return getComputedStyle(document.body).backgroundColor"
-    seen = {}
+    seen, charts = {}, {}
     for scheme in ("light", "dark"):
         opened.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         seen[scheme] = sum(map(int, re.findall(r"\d+", opened.run(background))[:3]))
+        charts[scheme] = opened.run("return getComputedStyle(document.querySelector('.chart img')).filter")
     assert seen["dark"] < 150 < 600 < seen["light"]
+    assert (charts["light"], charts["dark"]) == ("none", "invert(1) hue-rotate(180deg)")
 
 
 def test_page_fits_a_phone(opened):
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     opened.cdp("Emulation.setDeviceMetricsOverride", **metrics)
     width = opened.run("return document.documentElement.scrollWidth")
+    pictures = opened.run(
+        "return [...document.querySelectorAll('.parts img')].map(i => i.getBoundingClientRect().right)"
+    )
     opened.cdp("Emulation.clearDeviceMetricsOverride")
-    assert width == 390  # wide figures and tables scroll within themselves
+    assert width == 390  # wide tables scroll within themselves
+    assert 300 < max(pictures) <= 390
 
 
 def test_a_damaged_figure_of_the_training_is_left_out_with_a_note(tmp_path, capsys):

@@ -3,7 +3,8 @@
 import torch
 
 from dataset import Box, DataSet, content_box
-from inference.codec import Codec
+from inference.codec import MARGIN, Codec
+from inference.depths import draw_codes
 from modules import Autoencoder
 from report import page, plots
 from report.results import TRAINING_FIGURES, can_be_shown
@@ -11,7 +12,7 @@ from runtime.compute import Compute
 from training.run import Run
 from training.settings import TrainSettings
 
-SLICES = 8  # in the fixed batch that is redrawn every epoch
+SLICES = 4  # in the fixed batch that is redrawn every epoch
 
 
 @torch.no_grad()
@@ -27,9 +28,9 @@ def draw_epoch(run: Run, model: Autoencoder, data: DataSet, box: Box, epoch: int
     with on.autocast():
         reconstruction = model(box.crop(images))[0].float().clamp(0, 1)
     drawn = box.paste(reconstruction, originals.shape[1:])[:, 0].cpu().numpy()
-    plots.epoch_frame(
-        originals, drawn, epoch, score, run.folder / f"epoch_{epoch:03d}.png", title=f"{data.title}, validation split"
-    )
+    window, title = box.around(MARGIN, originals.shape[1:]), f"{data.title}, validation split"
+    pictures = window.crop(originals), window.crop(drawn)
+    plots.epoch_frame(*pictures, epoch, score, run.folder / f"epoch_{epoch:03d}.png", title)
 
 
 def draw_autoencoder(run: Run, codec: Codec, data: DataSet) -> None:
@@ -42,12 +43,8 @@ def draw_autoencoder(run: Run, codec: Codec, data: DataSet) -> None:
         plots.animate(frames, run.folder / "progress.gif", 0.5)
     slices = data.splits["validate"]
     middle = len(slices) // 2
-    image = slices.images[middle : middle + 1]
-    codes = codec.encode(image)
-    grids = [grid[0].cpu().numpy() for grid in codes]
-    coded, decoded = (codes.box.crop(pictures[0]) for pictures in (image, codec.decode(codes)))
-    title = f"{data.title}, {slices.names[middle]}, the pixels that are coded"
-    plots.code_map(coded, grids, decoded, run.folder / "codes.png", title)
+    title = f"{data.title}, {slices.names[middle]}"
+    draw_codes(codec, slices.images[middle], run.folder / "codes.png", title)
 
 
 def draw_report(run: Run, data: DataSet, settings: TrainSettings) -> None:
