@@ -27,6 +27,7 @@ from reading import cache, decoding, demo, images, inputs, nifti
 from reading.listing import LAYOUTS, SPLITS, Listing, holds_splits, scan
 from reading.names import is_nifti, person_of
 from runtime.errors import InputError, Parser, exit_on_input_error
+from runtime.signals import StopSignals
 
 PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
 USUAL_PLACES = ("./keras_png_slices_data", "./data/keras_png_slices_data", "/home/groups/comp3710/OASIS")
@@ -422,6 +423,7 @@ def _look(path: Path, axis: int, slices: str | None) -> tuple[str, str] | str:
 
 
 @exit_on_input_error
+@StopSignals()
 def main() -> int:
     parser = Parser(description="Look at a data set, or make the synthetic one.")
     commands = parser.add_subparsers(dest="command", required=True)

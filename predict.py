@@ -30,6 +30,7 @@ from report.results import Results, replacing
 from runtime import cli
 from runtime.cli import Settings, option
 from runtime.errors import InputError, exit_on_input_error
+from runtime.signals import StopSignals
 from scoring import judge
 from scoring.enough import MIN_SAMPLES
 from scoring.metrics import code_counts, code_usage, summarise
@@ -344,6 +345,7 @@ def reconstruct_slices(
 
 
 @exit_on_input_error
+@StopSignals()
 def main() -> int:
     settings = cli.parse(PredictSettings, __doc__)
     model, ceiling = open_model(settings)

@@ -28,6 +28,7 @@ from modules import AUTOENCODERS, Autoencoder
 from runtime import checkpoint, cli, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
+from runtime.signals import StopSignals
 from scoring.enough import check_enough
 from scoring.metrics import perplexity
 from training import board, figures
@@ -72,7 +73,8 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
             done = stage.epoch * batches.steps + stage.step
             model.bypass_quantizers(done < bypassed)
             if done == bypassed:
-                start_codebooks(model, train, box, settings.seed, on)
+                with stage.interruptible():
+                    start_codebooks(model, train, box, settings.seed, on)
             for group in optimizer.param_groups:
                 group["lr"] = falling(settings.lr, done, settings.epochs * batches.steps)
             draw = draws_of_step(len(images), settings.seed, done, on)
@@ -234,6 +236,7 @@ def advice_when_memory_is_full(option: str, batch_size: int) -> Iterator[None]:
 
 
 @exit_on_input_error
+@StopSignals()
 def main() -> int:
     command = cli.parse(TrainCommand, __doc__)
     settings, fingerprint = settle(command)
@@ -242,6 +245,7 @@ def main() -> int:
     on = compute.choose(settings.device, settings.precision)
     data = load_data(settings)
     check_data(data, settings, command.resume, fingerprint)
+    check_shares(data, settings, on)
     config = config_of(settings, data)
 
     torch.manual_seed(settings.seed)
@@ -253,7 +257,8 @@ def main() -> int:
             run.write_config(config)
         run.log(f"{'going on with' if command.resume else 'writing to'} {run.folder}, {on.describe()}")
         run.log(f"{data.title}: {', '.join(f'{len(part):,} {name}' for name, part in data.splits.items())} slices")
-        train(run, data, settings, on)
+        with run.training():
+            train(run, data, settings, on)
     except NotFiniteError as error:
         if error.stage != "autoencoder":
             raise
@@ -287,6 +292,17 @@ def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, fin
         if trained_on["fingerprint"] != data.fingerprint:
             title = trained_on["title"]
             raise InputError(f"{settings.autoencoder} was trained on {title}, other data than {data.root}")
+
+
+def check_shares(data: DataSet, settings: TrainSettings, on: Compute) -> None:
+    """Raises InputError when batches can't be shared equally by all processes."""
+    batches = {} if settings.autoencoder else {"--batch-size": settings.batch_size}
+    batches |= {} if settings.prior == "none" else {"--prior-batch-size": settings.prior_batch_size}
+    for option, size in batches.items():
+        if size % on.world_size:
+            compute.refuse(f"{option} {size} can't be shared equally by {on.world_size} processes: give a multiple")
+    if (slices := len(data.splits["train"])) < on.world_size:
+        compute.refuse(f"{slices} training slices are too few for {on.world_size} processes: start fewer")
 
 
 def check_state(run: Run, settings: TrainSettings) -> None:
