@@ -8,6 +8,7 @@ anything. Samples and walks are there when a prior lies beside the checkpoint; a
 """
 
 import html
+import math
 import sys
 import tempfile
 import zipfile
@@ -36,14 +37,18 @@ from report import plots
 from report.page import parts_of
 from report.results import write_png
 from report.style import BLUE, INK, MUTED
-from runtime import cli
+from runtime import cli, serving
 from runtime.cli import option
 from runtime.errors import InputError, exit_on_input_error
+from runtime.signals import StopSignals
 from scoring.scores import SCORES
 
+serving.private_folder()
 gr = import_module("gradio") if find_spec("gradio") else None
 HOST = "127.0.0.1"
 MOST = 64  # samples at a time
+MOST_BYTES = 2**29  # of a file
+MOST_VOXELS = 2**26  # of a volume, 512x512x256: takes 1.5 GB
 LARGEST_SEED = 2**31
 ANY = "any"  # slice level
 EXAMPLE = Path(__file__).parent / "resources" / "example.nii.gz"
@@ -94,6 +99,7 @@ class Playground:
         """The slices of a picture or a volume. Raises InputError when the file is neither."""
         path = Path(file)
         try:
+            check_voxels(path)
             return dataset.read_files([path], **self.model.cut())
         except InputError as error:  # the folder that the upload went to is nobody's business
             raise InputError(str(error).replace(f"{path.parent}/", "")) from error
@@ -146,6 +152,16 @@ class Playground:
         model = self.models[prior]
         pictures = to_uint8(model.walk((whole(first), whole(last)), chosen(level)))
         return enlarged(model.codec.window(pictures).crop(pictures))
+
+
+def check_voxels(path: Path) -> None:
+    """Raises InputError when a volume's header claims more voxels than this page takes: few packed MB can be many."""
+    try:
+        voxels = math.prod(nifti.load(path, voxels=False).shape)
+    except (OSError, ValueError):  # no volume, or one that can't be read: who reads it says so
+        return
+    if voxels > MOST_VOXELS:
+        raise InputError(f"{path.name} has {voxels:,} voxels, and this page takes {MOST_VOXELS:,}: cut or scale it")
 
 
 def chosen(level: str) -> int | None:
@@ -354,15 +370,24 @@ def gallery(name: str, label: str) -> "gr.Gallery":
 
 
 @exit_on_input_error
+@StopSignals()
 def main() -> int:
     settings = cli.parse(AppSettings, __doc__)
     if gr is None:
         raise InputError("the package gradio is missing: pip install -r requirements-extra.txt")
+    serving.ask_no_proxy()
     model = TrainedModel.load(settings.checkpoint, "none", device=settings.device, precision=settings.precision)
     blocks = page(Playground(model))
     try:
         blocks.launch(
-            server_name=HOST, server_port=settings.port, share=False, quiet=True, prevent_thread_lock=True, **look()
+            server_name=HOST,
+            server_port=settings.port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MOST_BYTES,
+            app_kwargs={"middleware": serving.guards()},
+            **look(),
         )
     except OSError as error:
         raise InputError(f"--port {settings.port} is taken; choose another") from error

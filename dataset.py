@@ -27,6 +27,7 @@ from reading.listing import SPLITS, Listing, scan
 from reading.names import is_nifti, person_of
 from reading.places import find
 from runtime.errors import InputError, Parser, exit_on_input_error, visible
+from runtime.signals import StopSignals
 from runtime.wording import counted
 
 PUBLISHED = {"train": (9664, 302), "validate": (1120, 35), "test": (544, 17)}  # slices, people: OASIS PNG set
@@ -407,6 +408,7 @@ def show_cache(clear: bool) -> None:
 
 
 @exit_on_input_error
+@StopSignals()
 def main() -> int:
     parser = Parser(description="Look at a data set, or make the synthetic one.")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -35,6 +35,7 @@ from reading.names import stem
 from report import plots
 from report.results import Results, replacing
 from runtime.errors import InputError, exit_on_input_error, visible
+from runtime.signals import StopSignals
 from runtime.wording import counted
 from scoring import judge
 from scoring.enough import MIN_SAMPLES
@@ -318,6 +319,7 @@ def reconstruct_slices(
 
 
 @exit_on_input_error
+@StopSignals()
 def main() -> int:
     settings = cli.parse(PredictSettings, __doc__)
     model, ceiling = open_model(settings)

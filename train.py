@@ -35,6 +35,7 @@ from modules import AUTOENCODERS, Autoencoder
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
+from runtime.signals import StopSignals
 from runtime.wording import counted
 from scoring.enough import check_enough
 from scoring.metrics import perplexity
@@ -81,7 +82,8 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
             done = stage.epoch * batches.steps + stage.step
             model.bypass_quantizers(done < bypassed)
             if done == bypassed:
-                start_codebooks(model, train, box, settings.seed, on)
+                with stage.interruptible():
+                    start_codebooks(model, train, box, settings.seed, on)
             rate = falling(settings.lr, done, settings.epochs * batches.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -122,9 +124,9 @@ def draw_kept(depth: int, draw: Draws) -> Tensor | None:
     """
     if depth == 1:
         return None
-    fewer = sorted([*range(1, depth), *range(1, min(depth, 3))])
-    chosen = torch.tensor(fewer, device=draw.device)[(draw.uniform(0, len(fewer))).long()]
-    return torch.where(draw.chance(DROPPED), chosen, depth).flatten()
+    drawn = draw.uniform(0, depth - 1 + min(depth - 1, 2)).long()  # 0, 1, 2, ... stand for 1, 1, 2, 2, 3, 4, ...
+    fewer = torch.where(drawn < 4, drawn // 2 + 1, drawn - 1)
+    return torch.where(draw.chance(DROPPED), fewer, depth).flatten()
 
 
 def autoencoder_step(
@@ -245,6 +247,7 @@ def advice_when_memory_is_full(option: str, batch_size: int) -> Iterator[None]:
 
 
 @exit_on_input_error
+@StopSignals()
 def main() -> int:
     command = cli.parse(TrainCommand, __doc__)
     settings, fingerprint = settle(command)
@@ -253,6 +256,7 @@ def main() -> int:
     on = compute.choose(settings.device, settings.precision)
     data = load_data(settings)
     check_data(data, settings, command.resume, fingerprint)
+    check_shares(data, settings, on)
     config = config_of(settings, data)
 
     torch.manual_seed(settings.seed)
@@ -267,7 +271,8 @@ def main() -> int:
         for note in [note for part in data.splits.values() for note in part.notes]:
             run.log(f"note: {note}")
         run.log(f"to do: {', then '.join(plan(settings))}")
-        train(run, data, settings, on)
+        with run.training():
+            train(run, data, settings, on)
         prior = "" if settings.prior == "none" else f" and {settings.prior}.pth"
         run.log(f"finished: {folder / 'report.html'} shows it; the weights are beside that, in vqvae.pth{prior}")
         run.log(f"to score them: python predict.py {folder / 'vqvae.pth'}")
@@ -314,6 +319,17 @@ def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, fin
         if trained_on["fingerprint"] != data.fingerprint:
             title = trained_on["title"]
             raise InputError(f"{settings.autoencoder} was trained on {title}, other data than {data.root}")
+
+
+def check_shares(data: DataSet, settings: TrainSettings, on: Compute) -> None:
+    """Raises InputError when batches can't be shared equally by all processes."""
+    batches = {} if settings.autoencoder else {"--batch-size": settings.batch_size}
+    batches |= {} if settings.prior == "none" else {"--prior-batch-size": settings.prior_batch_size}
+    for option, size in batches.items():
+        if size % on.world_size:
+            compute.refuse(f"{option} {size} can't be shared equally by {on.world_size} processes: give a multiple")
+    if (slices := len(data.splits["train"])) < on.world_size:
+        compute.refuse(f"{slices} training slices are too few for {on.world_size} processes: start fewer")
 
 
 def check_state(run: Run, settings: TrainSettings) -> None:

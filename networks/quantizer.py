@@ -77,34 +77,35 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(flat[torch.randint(len(flat), (self.codebook_size,), device=flat.device)])
         for _ in range(iterations):
             codes = self.nearest(flat)
-            share, sums = self._shares(flat, codes)
+            share, sums = (self._tally(flat, codes) * (self.codebook_size / len(flat))).split([1, self.dim], dim=1)
             spare = flat[_draw(self.codebook_size, _squared_error(flat, F.embedding(codes, self.codebook)))]
-            self.codebook.copy_(torch.where(share[:, None] > 0, sums / share[:, None], spare))
+            self.codebook.copy_(torch.where(share > 0, sums / share, spare))
         if self.ema:
-            self.cluster_size.copy_(share.clamp_min(self.REVIVE))
+            self.cluster_size.copy_(share[:, 0].clamp_min(self.REVIVE))
             self.cluster_sum.copy_(self.codebook * self.cluster_size[:, None])
 
     def _follow(self, flat: Tensor, codes: Tensor, quantised: Tensor) -> None:
         """Move the codebook towards this batch's latents; the same on every process of a group."""
-        self.usage += _all_reduce(torch.bincount(codes, minlength=self.codebook_size).float())
+        tally = _all_reduce(self._tally(flat, codes))
+        self.usage += tally[:, 0]
         if not self.ema:
             return
-        share, sums = self._shares(flat, codes)
-        both = _all_reduce(torch.cat([share[:, None], sums], dim=1)) / _world_size()
-        self.cluster_size.lerp_(both[:, 0], 1 - self.decay)
-        self.cluster_sum.lerp_(both[:, 1:], 1 - self.decay)
+        shares = tally * (self.codebook_size / (len(flat) * _world_size()))
+        self.cluster_size.lerp_(shares[:, 0], 1 - self.decay)
+        self.cluster_sum.lerp_(shares[:, 1:], 1 - self.decay)
         dead = self.cluster_size < self.REVIVE
         spare = _draw_rows(self.codebook_size, flat, _squared_error(flat, quantised))
         self.cluster_sum.copy_(torch.where(dead[:, None], self.FRESH * spare, self.cluster_sum))
         self.cluster_size.masked_fill_(dead, self.FRESH)
         self.codebook.copy_(self.cluster_sum / self.cluster_size[:, None])
 
-    def _shares(self, flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents per code [K] and their sums [K, D], both in units of an equal share, N / K latents."""
-        unit = self.codebook_size / len(flat)
-        counts = torch.bincount(codes, minlength=self.codebook_size).to(flat.dtype)
-        sums = torch.zeros_like(self.codebook).index_add_(0, codes, flat)
-        return counts * unit, sums * unit
+    def _tally(self, flat: Tensor, codes: Tensor) -> Tensor:
+        """How many of the latents `flat` [N, D] each code has, and beside that their sum: [K, 1 + D].
+
+        Not by `bincount`: the size of what it returns depends on the codes, and for that a GPU would be waited for.
+        """
+        count = flat.new_zeros(self.codebook_size).index_add_(0, codes, flat.new_ones(len(flat)))
+        return torch.cat([count[:, None], torch.zeros_like(self.codebook).index_add_(0, codes, flat)], dim=1)
 
 
 def _squared_error(x: Tensor, y: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -48,7 +48,7 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
         raise InputError("--device cuda: PyTorch sees no CUDA device; check nvidia-smi, or use --device cpu")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = True
         # TF32 stays as PyTorch has it, on for convolutions alone: the quantiser's products need all of float32.
@@ -62,7 +62,8 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
     if precision == "bf16" and not has_bf16:
         raise InputError("--precision bf16: this device has no bf16 arithmetic; use --precision fp32")
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        alone = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()  # NCCL wants a GPU a process
+        dist.init_process_group("nccl" if chosen.type == "cuda" and alone else "gloo")
     return Compute(chosen, has_bf16 if precision == "auto" else precision == "bf16", rank, world_size)
 
 
@@ -75,10 +76,31 @@ def from_first(make: Callable[[], Made]) -> Made:
     return made[0]
 
 
+def refuse(problem: str) -> NoReturn:
+    """Raises InputError in the first process; the others, each of which would say the same, leave with its status."""
+    if dist.is_initialized() and dist.get_rank():
+        raise SystemExit(2)
+    raise InputError(problem)
+
+
 def cpu_has_bf16() -> bool:
     """Whether bf16 runs natively; emulated, it is slower than fp32."""
     flags = torch.cpu.get_capabilities()
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16"))
+
+
+def meeting_place() -> torch.device:
+    """Where tensors have to be for all processes to put theirs together."""
+    return torch.device("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """The scalars `x` of all processes, [processes]."""
+    if not dist.is_initialized():
+        return x[None]
+    everyone = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, x)
+    return torch.stack(everyone)
 
 
 def mean(x: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 import base64
 import csv
+import http.client
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -130,6 +132,15 @@ def test_bad_files_are_named_without_their_folder(play, tmp_path):
         assert str(tmp_path) not in str(told.value)
 
 
+def test_a_volume_that_takes_too_much_memory_is_refused_by_its_header(play, tmp_path, monkeypatch):
+    """2 MB of packed zeros can be 5 GB."""
+    path = tmp_path / "zeros.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((40, 40, 40), np.uint8), np.eye(4)), path)
+    monkeypatch.setattr(app, "MOST_VOXELS", 63_999)
+    with pytest.raises(InputError, match=r"^zeros.nii.gz has 64,000 voxels, and this page takes 63,999"):
+        play.open(path)
+
+
 def test_what_was_done_to_a_file_is_said_beside_its_scores(play, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "colour.png")
     assert "colour.png: colour, converted to grey" in play.reconstruct(play.open(tmp_path / "colour.png"), 0).notes
@@ -233,14 +244,21 @@ def test_tabs_and_fields_are_those_that_the_prior_has(folder, tiny_run, tmp_path
 
 
 @pytest.fixture(scope="module")
-def served(folder):
-    """The address of the page, served by app.py as a user starts it."""
+def temporary(tmp_path_factory):
+    """The system's folder for temporary files, of `served`."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def served(folder, temporary):
+    """The address of the page, served by app.py as a user starts it, where a proxy is set that doesn't answer."""
     if app.gr is None:
         pytest.skip("needs gradio: pip install -r requirements-extra.txt")
     with socket.create_server((app.HOST, 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "app.py", str(folder / "vqvae.pth"), f"--port={port}", "--device=cpu"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"TMPDIR": str(temporary), "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         said = process.stdout.readline()
         assert said, "app.py ended before it served"
@@ -248,6 +266,8 @@ def served(folder):
     finally:
         process.terminate()
         process.wait()
+    assert process.returncode == 143
+    assert not list(temporary.glob("brain-vqvae-*"))  # what was uploaded and drawn is gone
 
 
 @pytest.fixture
@@ -328,6 +348,50 @@ def test_page_starts_with_an_example_that_says_what_it_is(opened):
     assert "An example: slices drawn from the MNI152 template, no real person's." in text
     assert "pixels into" in text
     assert new_picture(opened, "compare")[1].std() > 0
+
+
+def ask(served: str, method: str, path: str, **headers: str) -> int:
+    """The status of the answer to a request with these headers."""
+    connection = http.client.HTTPConnection(served.removeprefix("http://"), timeout=60)
+    connection.request(method, path, headers=headers)
+    return connection.getresponse().status
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:{port}", 200),
+        ("localhost:{port}", 200),
+        ("evil.example:{port}", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("evil.example:{port}@127.0.0.1", 403),
+        ("", 403),
+    ],
+)
+def test_only_under_this_machines_names(host, status, served):
+    """DNS rebinding: a site that has made its own name mean 127.0.0.1 may not use the page."""
+    host = host.format(port=served.rpartition(":")[2])
+    assert ask(served, "GET", "/config", Host=host) == status
+
+
+@needs_gradio
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1", "http://localhost:1"])
+def test_no_other_site_may_ask(origin, served):
+    for method, path in (("GET", "/config"), ("POST", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")):
+        assert ask(served, method, path, Origin=origin) == 403
+    assert ask(served, "GET", "/config", Origin=served) == 200
+
+
+@needs_gradio
+def test_uploads_are_private(served, temporary):
+    [private] = temporary.glob("brain-vqvae-*")
+    assert private.stat().st_mode & 0o777 == 0o700
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nPNG\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    with urllib.request.urlopen(urllib.request.Request(f"{served}/gradio_api/upload", body, headers)) as answer:
+        [stored] = json.load(answer)
+    assert Path(stored).is_relative_to(private)
 
 
 def test_dropped_slice_is_scored_as_by_predict(opened, predicted):

@@ -115,7 +115,6 @@ def test_pictures_are_those_of_the_epochs(tiny_data, tiny_cache, tmp_path, read)
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(run.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(run.dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(run.signal, "signal", lambda *args: None)
     assert run.Run(tmp_path, 10, None, tensorboard=True).board is None
     assert not list(tmp_path.iterdir())
 

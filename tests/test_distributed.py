@@ -88,17 +88,29 @@ def test_metrics_are_of_all_processes(runs):
 
 
 def test_stopped_and_resumed_in_two_processes(runs, tiny_data, tiny_cache, tmp_path):
-    """All stop at the same step, whoever is told first."""
+    """All stop at the same step, whoever is told first; of each process's losses of that epoch nothing is lost."""
     out = tmp_path / "runs"
     arguments = ["--data", tiny_data, *QUICK, "--prior=dcgan", "--out", out, "--time-limit=0"]
     stopped = launch(2, *arguments, show=tmp_path / "show", cache=tiny_cache)
     assert stopped.returncode != 0  # torchrun turns 143 into its own
     assert "exitcode  : 143" in stopped.stderr
     [folder] = out.iterdir()
-    assert checkpoint.load(folder / "last.pth", "run")["epoch"] == 1
+    state = checkpoint.load(folder / "last.pth", "run")
+    assert (state["epoch"], state["step"]) == (0, 4)  # just before k-means
+    assert {total.shape for total in state["sums"].values()} == {(2,)}
     done = launch(2, "--resume", folder, "--time-limit=1000", show=tmp_path / "show", cache=tiny_cache)
     assert done.returncode == 0, done.stderr
     tiny.assert_same_run(folder, runs[2])
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--prior-batch-size"])
+def test_batches_that_cannot_be_shared_are_one_line_and_no_run(option, tiny_data, tiny_cache, tmp_path):
+    arguments = ["--data", tiny_data, *QUICK, "--prior=dcgan", f"{option}=9", "--out", tmp_path / "runs"]
+    done = launch(2, *arguments, show=tmp_path / "show", cache=tiny_cache)
+    [told] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert told == f"error: {option} 9 can't be shared equally by 2 processes: give a multiple"
+    assert "exitcode  : 2" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 # ------------------------------------------------------------------------------------------- the parts

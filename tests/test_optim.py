@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.optim import Muon, moving_average, orthogonalise
+from training.optim import MovingAverage, Muon, orthogonalise
 
 LR, MOMENTUM = 0.02, 0.95
 
@@ -138,8 +138,29 @@ def test_state_goes_on_where_it_was(split):
 
 
 def test_moving_average_follows_fast_at_first_and_slowly_later():
-    average = moving_average(0.99)
-    old, new = torch.zeros(1), torch.ones(1)
-    for updates, weight in ((0, 0.9), (8, 0.5), (10_000, 0.01)):
-        torch.testing.assert_close(average(old, new, torch.tensor(updates)), torch.tensor([weight]))
-    torch.testing.assert_close(moving_average(0.0)(old, new, torch.tensor(5)), new)
+    network = nn.BatchNorm1d(1)
+    average = MovingAverage(network, inertia=0.99)
+    for updates, share in ((0, 1.0), (1, 9 / 11), (8, 0.5), (10_000, 0.01)):
+        average.updates = updates
+        for part, value in ((average.module.weight, 0.0), (network.weight, 1.0), (network.running_mean, updates)):
+            nn.init.constant_(part, value)
+        average.update_parameters(network)
+        torch.testing.assert_close(average.module.weight.detach(), torch.tensor([share]))
+        assert average.module.running_mean == updates  # no weight: copied
+
+
+def test_moving_average_without_inertia_is_the_network():
+    network = nn.Linear(3, 2)
+    average = MovingAverage(network, inertia=0.0)
+    for _ in range(3):
+        nn.init.normal_(network.weight)
+        average.update_parameters(network)
+        assert torch.equal(average.module.weight, network.weight)
+
+
+def test_moving_average_goes_on_where_it_was():
+    average = MovingAverage(nn.Linear(1, 1), inertia=0.99)
+    average.updates = 8
+    other = MovingAverage(nn.Linear(1, 1), inertia=0.99)
+    other.load_state_dict(average.state_dict())
+    assert other.updates == 8

@@ -98,7 +98,7 @@ def test_signal_saves_exits_and_says_how_to_go_on(number, status, tiny_data, tin
         env=environment,
     )
     try:
-        while process.poll() is None and not list(out.glob("*/epoch_001.png")):
+        while process.poll() is None and not list(out.glob("*/last.pth")):
             time.sleep(0.05)
         process.send_signal(number)
         printed, complaints = process.communicate(timeout=300)

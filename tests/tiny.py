@@ -83,15 +83,12 @@ class Trainer:
         chosen = given if alone else OPTIONS | {"out": self.out} | given
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
         self.patch.setattr(sys, "argv", ["train.py", *arguments, *flags])
-        handlers = {number: signal.getsignal(number) for number in run.SIGNALS}
         self.runs.clear()
         try:
             status = train.main()
         except SystemExit as stop:
             status = stop.code
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             for opened in self.runs:
                 opened.lock.release()
         folder = self.runs[-1].folder if self.runs else None

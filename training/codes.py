@@ -39,7 +39,7 @@ class CodeBatches:
 
     def at(self, indices: Tensor) -> tuple[Codes, Tensor]:
         """Codes, each grid int64 [b, h, w], and levels int64 [b]."""
-        indices = indices.to(self.on.device)
+        indices = indices.to(self.on.device, non_blocking=True)
         return [grid[indices].long() for grid in self.codes], self.levels[indices]
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Codes, Tensor]]:

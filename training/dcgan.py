@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from dataset import DataSet
 from inference.codec import Codec, to_uint8
@@ -18,7 +17,7 @@ from report import plots
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from training.codes import CodeBatches
-from training.optim import moving_average
+from training.optim import MovingAverage
 from training.run import Run, Stage, progress
 from training.settings import TrainSettings
 
@@ -93,7 +92,7 @@ class DCGANLearner:
         self.prior.fit(latents, batches.levels)
         discriminator = self.prior.make_discriminator()
         self.discriminator = discriminator.to(self.on.device, memory_format=torch.channels_last)
-        self.average = AveragedModel(self.prior, avg_fn=moving_average(self.recipe.inertia)).eval()
+        self.average = MovingAverage(self.prior, self.recipe.inertia).eval()
         networks = (self.discriminator, self.prior.generator)
         self.optimizers = [torch.optim.Adam(n.parameters(), rate, self.recipe.betas, fused=True) for n in networks]
 

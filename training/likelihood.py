@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from dataset import DataSet
 from inference.codec import Codec
@@ -17,7 +16,7 @@ from report import plots
 from runtime import checkpoint, compute
 from runtime.errors import InputError
 from training.codes import CodeBatches, VariedCodes
-from training.optim import Muon, falling, moving_average
+from training.optim import MovingAverage, Muon, falling
 from training.run import Run, Stage, progress
 from training.settings import TrainSettings
 
@@ -127,7 +126,7 @@ class LikelihoodLearner:
     def __init__(self, recipe: Recipe, autoencoder: Autoencoder, batches: CodeBatches, rate: float):
         self.on = batches.on
         self.prior = recipe.make(autoencoder, batches).to(self.on.device, memory_format=torch.channels_last)
-        self.average = AveragedModel(self.prior, avg_fn=moving_average(INERTIA)).eval()
+        self.average = MovingAverage(self.prior, INERTIA).eval()
         self.optimizer = recipe.optimizer(self.prior, rate)
 
     @property

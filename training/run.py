@@ -16,11 +16,10 @@ import io
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,14 @@ from tqdm import tqdm
 from runtime import checkpoint, compute
 from runtime.errors import InputError, one_line, visible
 from runtime.files import atomic, whole_folder
+from runtime.signals import StopSignals
 from runtime.wording import counted
 from training.board import Board
 from training.state import State, restore
 from training.telling import Pace, StepTable, epoch_told
 
-SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit status of a run that was stopped and saved
-AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one was told to stop
+UNSAVED = 10.0  # seconds of training that may be lost to a signal that comes where nothing can be saved
+AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one is to stop or to save
 BEFORE_PRIOR = ("autoencoder", "texture")  # stages, in their order; the prior's is called after it
 LOOK_EVERY = 50  # steps between two looks at the losses: each halts a GPU
 
@@ -59,12 +59,10 @@ class Run:
         self.state = load_last(folder)
         self.rows: list[dict[str, Any]] = self.state["rows"] if self.state else []
         self.board = Board(folder, self.rows) if tensorboard and self.main else None
-        self.stopped_by: int | None = None
+        self.signals = StopSignals()
         self.save_seconds = 60 * save_minutes
         self.deadline = time.monotonic() + 60 * time_limit if time_limit is not None else float("inf")
         self.saved_at = time.monotonic()
-        for number in SIGNALS:
-            signal.signal(number, self._stop)
 
     def _lock(self) -> None:
         self.lock = filelock.FileLock(self.folder / ".lock")  # let go of when the process ends, however it ends
@@ -75,8 +73,22 @@ class Run:
         for leftover in self.folder.glob(".*.partial"):  # of a process that was killed
             leftover.unlink()
 
-    def _stop(self, number: int, frame: object) -> None:
-        self.stopped_by = number
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Around all of it: a signal to stop is heard, and whoever stops says how to go on.
+
+        A process that waits for another one which has left gets an error instead of an answer, and leaves, too.
+        """
+        with self.signals:
+            try:
+                yield
+            except SystemExit:
+                self.log(f"stopped; go on with: python train.py --resume {self.folder}")
+                raise
+            except RuntimeError:
+                if self.signals.heard is None or not dist.is_initialized():
+                    raise
+                self.signals.leave()
 
     def log(self, text: str) -> None:
         """Print a line and keep it in log.txt."""
@@ -210,7 +222,7 @@ class Stage:
             for name, part in self.parts.items():
                 restore(part, state["parts"][name])
             self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-            self.sums = state["sums"]
+            self.sums = {name: self._own(sums) for name, sums in state["sums"].items()}
             torch.set_rng_state(state["rng"])
         except checkpoint.MISFITS as error:
             raise InputError(f"last.pth in {self.run.folder} is not of the run that config.json tells of") from error
@@ -218,9 +230,18 @@ class Stage:
             torch.cuda.set_rng_state(state["cuda_rng"])
         self.run.log(f"{self.name}: going on after epoch {self.epoch}, step {self.step}")
 
+    def _own(self, sums: torch.Tensor) -> torch.Tensor:
+        """This process's of the sums [processes] that were saved; the mean where these were more or fewer."""
+        own = sums[dist.get_rank()] if dist.is_initialized() and len(sums) == dist.get_world_size() else sums.mean()
+        return own.to(compute.meeting_place())
+
     def save(self) -> None:
-        """Write last.pth; the one before it stays as previous.pth. Raises InputError when a loss was not finite."""
+        """Write last.pth; the one before it stays as previous.pth. Raises InputError when a loss was not finite.
+
+        All processes call it together: each has its own sums of the epoch under way.
+        """
         self.check_finite()
+        sums = {name: compute.gather(total) for name, total in self.sums.items()}
         self.run.saved_at = time.monotonic()
         if not self.run.main:
             return
@@ -233,7 +254,7 @@ class Stage:
             "step": self.step,
             "best": self.best,
             "rows": self.run.rows,
-            "sums": self.sums,
+            "sums": sums,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
@@ -251,33 +272,44 @@ class Stage:
     def steps(self, batches: Iterable) -> Iterator:
         """Hand on the batches of the epoch under way; between two, save or stop when it is time to."""
         began, first = time.monotonic(), self.step
-        for batch in batches:
-            yield batch
-            self.step += 1
-            if self.step % LOOK_EVERY == 0:
-                self.check_finite()
-            if self._must_stop(agree=self.step % AGREE_EVERY == 0):
-                self.save()
-                self._leave()
-            if time.monotonic() - self.run.saved_at > self.run.save_seconds:
-                self.save()
-        self.check_finite()  # before anything is made of weights that aren't numbers
-        seconds = max(time.monotonic() - began, 1e-9)
-        self.pace.slices_a_second = (self.step - first) * self.batch_size / seconds
+        with self.run.signals.postponed():
+            for batch in batches:
+                yield batch
+                self.step += 1
+                if self.step % LOOK_EVERY == 0:
+                    self.check_finite()
+                if not dist.is_initialized() or self.step % AGREE_EVERY == 0:
+                    self._look(self.run.save_seconds)
+            seconds = max(time.monotonic() - began, 1e-9)
+            self.pace.slices_a_second = (self.step - first) * self.batch_size / seconds
+            self.check_finite()  # before anything is made of weights that aren't numbers
+            self._look(UNSAVED)  # what follows is no step, and nothing of it can be saved
 
-    def _must_stop(self, agree: bool) -> bool:
-        stop = self.run.stopped_by is not None or time.monotonic() > self.run.deadline
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """For what takes long within a step: what was done before is saved, and a signal ends the run at once."""
+        self._look(UNSAVED)
+        with self.run.signals.postponed(False):
+            yield
+
+    def _look(self, unsaved: float) -> None:
+        """Save when the last save is more than `unsaved` seconds ago, or, when it is time to, save and stop."""
+        stop, save = self._together(self._must_stop(), time.monotonic() - self.run.saved_at > unsaved)
+        if stop or save:
+            self.save()
+        if stop:
+            self.run.signals.leave()
+
+    def _must_stop(self) -> bool:
+        return self.run.signals.heard is not None or time.monotonic() > self.run.deadline
+
+    def _together(self, *flags: bool) -> list[bool]:
+        """Which of the flags some process has set: all leave at the same step, or the others would wait for ever."""
         if not dist.is_initialized():
-            return stop
-        if not agree:  # all processes leave at the same step, or the others would wait for ever
-            return False
-        flag = torch.tensor(float(stop), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
-
-    def _leave(self) -> None:
-        self.run.log(f"stopped and saved; go on with: python train.py --resume {self.run.folder}")
-        raise SystemExit(SIGNALS.get(self.run.stopped_by, SIGNALS[signal.SIGTERM]))
+            return list(flags)
+        any_set = torch.tensor(flags, dtype=torch.float32, device=compute.meeting_place())
+        dist.all_reduce(any_set, op=dist.ReduceOp.MAX)
+        return any_set.bool().tolist()
 
     def add(self, **values: torch.Tensor) -> None:
         """Add up scalars over the steps of an epoch, on their device: reading them would halt a GPU."""
@@ -311,16 +343,17 @@ class Stage:
         """Close the epoch: a row in metrics.csv and on the board, a line in the log, then last.pth."""
         self.check_finite()
         means = list(self.sums)
-        self.epoch, self.step, self.sums, self.first_bad = self.epoch + 1, 0, {}, None
-        self.run.rows.append({"stage": self.name, "epoch": self.epoch, **row})
-        if self.run.main:
-            self.run.write_metrics()
-        if self.run.board:
-            self.run.board.add(self.run.rows[-1])
-        self._tell(row, means)
-        self.save()
-        if self._must_stop(agree=True):
-            self._leave()
+        with self.run.signals.postponed():
+            self.epoch, self.step, self.sums, self.first_bad = self.epoch + 1, 0, {}, None
+            self.run.rows.append({"stage": self.name, "epoch": self.epoch, **row})
+            if self.run.main:
+                self.run.write_metrics()
+            if self.run.board:
+                self.run.board.add(self.run.rows[-1])
+            self._tell(row, means)
+            self.save()
+            if any(self._together(self._must_stop())):
+                self.run.signals.leave()
 
     def _tell(self, row: dict[str, Any], means: list[str]) -> None:
         """The epoch's line in the log."""

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from dataset import Batches, Box, DataSet, content_box
 from inference.loading import load_autoencoder
@@ -24,7 +23,7 @@ from runtime import checkpoint, compute
 from runtime.compute import Compute
 from training.augment import Draws, augment
 from training.losses import l1_ssim
-from training.optim import moving_average
+from training.optim import MovingAverage
 from training.run import Run, Stage, progress
 from training.settings import TrainSettings
 from training.validation import validation_ssim
@@ -94,7 +93,7 @@ class TextureLearner:
         for parameter in self.decoder.parameters():
             parameter.requires_grad_(True)
         self.critic = PatchCritic().to(on.device, memory_format=torch.channels_last)
-        self.average = AveragedModel(self.decoder, avg_fn=moving_average(INERTIA))
+        self.average = MovingAverage(self.decoder, INERTIA)
         self.optimizers = [
             torch.optim.Adam(network.parameters(), rate, BETAS, fused=True)
             for network, rate in zip((self.decoder, self.critic), RATES, strict=True)

@@ -1,0 +1,69 @@
+"""What only a GPU can show: the results of the CPU, and training steps that never wait for it."""
+
+import pytest
+import torch
+
+import train
+from dataset import Box
+from inference.codec import Codec
+from modules import AUTOENCODERS
+from runtime.compute import Compute
+from training.augment import augment
+from training.run import Stage
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+CUDA, CPU = (Compute(torch.device(kind), bf16=False) for kind in ("cuda", "cpu"))
+SIZE, BOX, BATCH = (64, 64), Box(16, 0, 32, 48), 4
+
+
+@pytest.fixture
+def no_waiting():
+    """Raises where the host waits for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def pictures(n: int = BATCH) -> torch.Tensor:
+    smooth = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(smooth, SIZE, mode="bilinear")
+
+
+def autoencoder(name: str, on: Compute):
+    torch.manual_seed(0)
+    model = AUTOENCODERS[name](codebook_size=16)
+    model.initialise_codebooks(pictures())
+    return model.to(on.device, memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_pictures_are_those_of_the_cpu(name):
+    slices = (255 * pictures()[:, 0]).to(torch.uint8).numpy()
+    codecs = [Codec(autoencoder(name, on), {"box": BOX, "size": SIZE}, on) for on in (CPU, CUDA)]
+    here, there = (codec.encode(slices, BOX) for codec in codecs)
+    same = [(a == b.cpu()).float().mean() for a, b in zip(here, there, strict=True)]
+    assert min(same) > 0.98  # a latent can lie between two codes
+    torch.testing.assert_close(codecs[0].decode(here), codecs[1].decode(here), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_a_training_step_never_waits(name, bf16, request):
+    on = Compute(torch.device("cuda"), bf16)
+    model = autoencoder(name, on).train()
+    optimizer = train.OPTIMIZERS[train.BEST_OPTIMIZER[name]](model.parameters(), 1e-3)
+    images, stage = pictures().to(on.device), Stage(Unsaved, "autoencoder", 1, {})
+    for step in range(4):
+        if step == 1:  # the first one looks for the fastest convolutions
+            request.getfixturevalue("no_waiting")
+        draw = train.draws_of_step(BATCH, 0, step, on)
+        kept = train.draw_kept(model.depth, draw)
+        changed = augment(images, BOX, draw)
+        stage.add(**train.autoencoder_step(model, optimizer, changed, kept, train.LOSSES["l1+ssim"], on))
+
+
+class Unsaved:
+    """A run that was just begun."""
+
+    state = None
