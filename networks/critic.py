@@ -70,5 +70,9 @@ def feature_distance(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     there is, and of which kind, and not where each of its edges lies, which a few codes can't tell; whoever had to say
     where would do best to blur it. Normalised as by Défossez et al. 2022, eq. 5.
     """
-    means = [[F.avg_pool2d(feature.float(), NEIGHBOURHOOD) for feature in side] for side in (real, fake)]
+    means = [[_local_mean(feature.float()) for feature in side] for side in (real, fake)]
     return torch.stack([(f - r).abs().mean() / r.abs().mean() for r, f in zip(*means, strict=True)]).sum()
+
+
+def _local_mean(feature: Tensor) -> Tensor:
+    return F.avg_pool2d(feature, [min(NEIGHBOURHOOD, side) for side in feature.shape[2:]])

@@ -67,8 +67,10 @@ def test_hinge_lead_and_feature_distance_in_closed_form():
     assert hinge(fake, real).item() == pytest.approx(3 + 1.5)
     assert lead_of(fake, real).item() == 0
     assert lead_of([torch.full((1,), MARGIN / 4)], [torch.zeros(1)]).item() == pytest.approx(0.25)
-    a, b = [torch.tensor([1.0, -3.0])], [torch.tensor([2.0, -3.0])]
-    assert feature_distance(a, b).item() == pytest.approx(0.5 / 2)
+    a, b = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 8, 4)
+    a[..., :4, :], a[..., 4:, :] = 1, 3
+    b[0, 0, 0, 0] = 16  # a mean of 1 in the upper window, and of 0 in the lower
+    assert feature_distance([a], [b]).item() == pytest.approx(1.5 / 2)
 
 
 def test_direction_has_norm_one_and_the_gradients_own():

@@ -40,17 +40,26 @@ class State(Schema):
 def restore(part: Any, saved: dict[str, Any]) -> None:
     """Fill a network or an optimiser with what its `state_dict` gave. Raises one of `MISFITS` for another's.
 
-    What an optimiser is set to comes from the run's settings, and not from the file.
+    What an optimiser is set to comes from the run's settings, and not from the file, but for the learning rate that it
+    had come to.
     """
     if not isinstance(part, torch.optim.Optimizer):
-        checkpoint.check_numbers(saved, "the state", largest=math.inf)
+        checkpoint.check_numbers(_tensors(saved), "the state", largest=math.inf)
         part.load_state_dict(saved)
         return
     own = part.state_dict()["param_groups"]
     parameters = [parameter for group in part.param_groups for parameter in group["params"]]
     for index, values in saved["state"].items():
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        tensors = _tensors(values)
         checkpoint.check_numbers(tensors, "the state", largest=math.inf)
         if any(value.ndim and value.shape != parameters[index].shape for value in tensors.values()):
             raise ValueError(f"the state of weight {index} is another's")
+    for group, before in zip(own, saved["param_groups"], strict=True):
+        group["lr"] = float(before["lr"])
+        if not math.isfinite(group["lr"]):
+            raise ValueError(f"a learning rate of {group['lr']}")
     part.load_state_dict({"state": saved["state"], "param_groups": own})
+
+
+def _tensors(values: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
