@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import filelock
 import numpy as np
-from pydantic import Field
+from pydantic import Field, InstanceOf
 from tqdm import tqdm
 
 from reading.decoding import THREADS, Problems, Unit, canvas_of, decode, plan
@@ -32,15 +32,16 @@ VERSION = 1  # raise it when the same files would give other arrays
 
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
+Name = InstanceOf[str]  # whatever its characters: pydantic's own texts are UTF-8, and a file's name may be anything
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Columns(Schema):
     """What the index tells of a split's slices."""
 
-    names: list[Any]  # texts; not `str`, which is UTF-8 there, and a file's name may be anything
+    names: list[Name]
     levels: list[Annotated[int, Field(ge=-1, lt=10**9)]]
-    files: list[Any]
+    files: list[Name]
     ranges: list[Annotated[list[float], Field(min_length=2, max_length=2)] | None]
     padded: Count
     resized: Count
@@ -53,6 +54,7 @@ class Index(Schema):
     canvas: Annotated[list[Annotated[int, Field(ge=16, le=2**14)]], Field(min_length=2, max_length=2)]
     splits: dict[Literal[*SPLITS], Columns]
     fingerprint: Hash
+    sha256: Hash  # of all the rest of it
 
 
 def cache_root() -> Path:
@@ -114,6 +116,7 @@ def _decode_all(listing: Listing, axis: int, slices: str | None, folder: Path) -
     problems.check()
     sums = {split: columns["sha256"] for split, columns in index["splits"].items()}
     index["fingerprint"] = _sum_of(sums)
+    index["sha256"] = _sum_of(index)
     with open(folder / "index.json", "w") as file:
         json.dump(index, file)
         _sync(file)
@@ -169,9 +172,8 @@ def _read_index(folder: Path, splits: Iterable[str]) -> dict:
     """A cache's index. Raises one of `DAMAGE` when it, or the array of one of `splits`, is not as it was written."""
     content = json.loads((folder / "index.json").read_text())
     index = Index.checked(content, "index.json").model_dump()
-    sums = {split: columns["sha256"] for split, columns in index["splits"].items()}
-    if _sum_of(sums) != index["fingerprint"]:
-        raise ValueError("index.json holds another fingerprint")
+    if _sum_of({key: value for key, value in content.items() if key != "sha256"}) != index["sha256"]:
+        raise ValueError("index.json holds something else")
     with ThreadPoolExecutor(len(SPLITS)) as pool:
         list(pool.map(lambda split: _check_array(folder, split, index), splits))
     return index
@@ -193,9 +195,9 @@ def _check_array(folder: Path, split: str, index: dict) -> None:
         raise ValueError(f"{split}.npy holds other pixels")
 
 
-def _sum_of(sums: dict[str, str]) -> str:
-    """The data set's fingerprint, from the sums of its splits."""
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+def _sum_of(content: dict) -> str:
+    """SHA-256 of plain values, as JSON."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _build(listing: Listing, axis: int, slices: str | None, folder: Path) -> dict:
