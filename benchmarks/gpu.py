@@ -98,7 +98,8 @@ def two_processes(settings: GPUSettings, work: Path) -> Numbers:
 def train(settings: GPUSettings, work: Path) -> Numbers | None:
     """The default training, as long as it takes: `MINUTES` a call. None where it isn't finished."""
     runs = settings.out / "runs"
-    tiny = ["--limit-people", 4, "--depth", 2, "--width", 16, "--epochs", 1, "--prior-epochs", 1]
+    tiny = ["--limit-people", 4, "--depth", 3, "--width", 16, "--epochs", 1]
+    tiny += ["--texture-epochs", 1, "--prior-epochs", 1]
     new = ["--data", settings.data, "--device", settings.device, "--out", runs, *(tiny if settings.quick else [])]
     begun = next(iter(sorted(runs.glob("[!.]*"))), None)
     if (done := finished(runs)) is None:

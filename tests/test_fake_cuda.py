@@ -214,14 +214,14 @@ def test_varied_pictures():
 
 def test_texture_step(monkeypatch):
     monkeypatch.setattr(Draws, "whole", lambda self, low, high: low)
-    model = autoencoder("rqvae")
+    model, large = autoencoder("rqvae"), (96, 96)  # the critic's patches are larger than the other pictures
     learner = texture.TextureLearner(model, ON)
     stage = Stage(Unsaved, "texture", 1, learner.parts())
     for step in range(2):
         draw = train.draws_of_step(BATCH, 0, step, ON)
         with NoWaiting():
             learner.set_rates(step / 2)
-            stage.add(**learner.step(*texture.share_out(pictures(), BOX, draw, model.depth)))
+            stage.add(**learner.step(*texture.share_out(pictures(size=large), Box(0, 0, *large), draw, model.depth)))
 
 
 # ------------------------------------------------------------------------------------------- the rest of training

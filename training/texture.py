@@ -49,6 +49,8 @@ def train_texture(run: Run, data: DataSet, settings: TrainSettings, on: Compute)
     autoencoder, _ = load_autoencoder(path)
     learner = TextureLearner(autoencoder, on)
     stage = Stage(run, "texture", settings.texture_epochs, learner.parts(), "validation SSIM")
+    if not stage.resumed:
+        stage.save()  # before the vqvae.pth that it began with is replaced
 
     for epoch in stage.remaining_epochs():
         shuffled = batches.shuffled(settings.seed, epoch, stage.step)
