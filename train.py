@@ -353,7 +353,8 @@ def check_weights(run: Run, settings: TrainSettings) -> None:
     if run.is_past("autoencoder") and not settings.autoencoder:
         kept.append("vqvae.pth")
     if gone := [name for name in kept if not (run.folder / name).is_file()]:
-        raise InputError(f"{gone[0]} is gone from {run.folder}: put it back, or start anew")
+        told = "put it back, or start anew"
+        raise InputError(f"{gone[0]} is gone from {run.folder}, and last.pth goes on from it: {told}")
 
 
 def describe_step(data: DataSet, settings: TrainSettings, epoch: int, step: int) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/codecs.py --data DIR --checkpoints runs/<run>/vqvae.pth
 
-Each slice gets the best quality whose whole file, headers and all, fits the bytes (--bytes). A pixelcnn.pth beside a
+Each slice gets the best quality whose whole file, headers and all, fits the bytes (--bytes). A transformer.pth beside a
 checkpoint gives the bytes that its codes take entropy-coded. The table (codecs.md, codecs.json), the rate-distortion
 figure, and for each model its worst, median and best slice beside what the codecs make of them at the model's own
 bytes go to --out. About 5 minutes of one core for each of --bytes and 320 slices.
@@ -41,6 +41,7 @@ from runtime.cli import Device
 from runtime.errors import InputError, Parser, exit_on_input_error, number
 from scoring.metrics import reconstruction_scores, summarise
 from scoring.scores import SCORES
+from training.texture import DRAWN
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def means(images: np.ndarray, pictures: np.ndarray) -> dict[str, float | None]:
 def run_model(path: Path, slices: Slices, on: compute.Compute) -> list[Coded]:
     """Score the autoencoder at `path`, and its first 1, 2, 4, ... codes per position where it makes do with these.
 
-    The first is of all codes, with the entropy-coded bytes where a pixelcnn.pth is beside it.
+    The first is of all codes, with the entropy-coded bytes where a transformer.pth is beside it.
     """
     autoencoder, about = load_autoencoder(path)
     codec = Codec(autoencoder, about["data"], on)
@@ -137,9 +138,10 @@ def run_model(path: Path, slices: Slices, on: compute.Compute) -> list[Coded]:
     for kept in (None, *(2**i for i in range(autoencoder.depth.bit_length()) if 2**i < autoencoder.depth)):
         pictures, size = codec.decode(codes[:kept]), codec.bytes_per_image(codes.box, kept)
         row = {"name": f"VQ-VAE {path.parent.name}, {grids} codes", "budget": size, "bytes": size, "too_large": 0}
+        row["texture"] = kept is not None and kept <= DRAWN
         row |= means(slices.images, pictures)
         made.append(Coded(row, to_uint8(pictures), np.full(len(slices), size)))
-    if (prior := path.with_name("pixelcnn.pth")).is_file():
+    if (prior := path.with_name("transformer.pth")).is_file():
         made[0].row["entropy_coded_bytes"] = Sampler(prior, codec).bits(codes, torch.from_numpy(slices.levels)) / 8
     return made
 

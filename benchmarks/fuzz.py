@@ -268,6 +268,8 @@ class Trial:
     def __call__(self, example: Example) -> None:
         outcome, problem = self._outcome(example)
         self.outcomes[f"{example.kind}, {outcome}"] += 1
+        if (number := self.outcomes.total()) % 20 == 0:
+            print(f"{number} examples, {len(self.failures)} failures", flush=True)
         if problem:
             self.failures.append(f"{example.kind}: {example.arguments}: {problem}")
             print(self.failures[-1], flush=True)

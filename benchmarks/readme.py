@@ -35,7 +35,7 @@ from runtime.files import atomic
 RESOURCES = ROOT / "resources"
 PRETRAINED = RESOURCES / "pretrained"
 DEFAULT = PRETRAINED / "vqvae.pth"  # whose codes all priors speak
-PAGES = (ROOT / "README.md", PRETRAINED / "README.md")
+PAGES = (ROOT / "README.md", RESOURCES / "RESULTS.md", PRETRAINED / "README.md")
 SAMPLES = 1000
 BYTES = (4608, 1782, 1152)  # 64x64 codes of 512, the course baseline's network here, 32x32 codes of 512
 
@@ -62,15 +62,19 @@ AUTOENCODERS = {
     "vqvae2": Trained("`vqvae2`", "--model vqvae2 --epochs 6 --augment off", 6),
 }
 PRIORS = {
-    "dcgan": Trained("DCGAN, the default", "--prior-epochs 8", 8, "dcgan.pth"),
-    "pixelcnn": Trained("PixelCNN", "--prior pixelcnn --prior-epochs 5", 5, "pixelcnn.pth"),
-    "course_gan": Trained("the course baseline's GAN", "--gan baseline --prior-epochs 3", 3, "course_gan.pth"),
+    "transformer": Trained("transformer", "--prior transformer --prior-epochs 6", 6, "transformer.pth"),
+    "dcgan": Trained("DCGAN, the default of `train.py`", "--prior-epochs 4", 4, "dcgan.pth"),
+    "pixelcnn": Trained("PixelCNN, two codes", "--prior pixelcnn --prior-codes 2 --prior-epochs 5", 5, "pixelcnn.pth"),
+    "course_gan": Trained(
+        "the course baseline's GAN", "--gan baseline --prior-codes 2 --prior-epochs 3", 3, "course_gan.pth"
+    ),
 }
 FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
     ("rqvae", "worst.png"): "reconstructions.png",
     ("rqvae", "code_map.png"): "codes.png",
-    ("dcgan", "samples_beside_real.png"): "samples.png",
-    ("dcgan", "nearest_training.png"): "nearest_training.png",
+    ("transformer", "samples_beside_real.png"): "samples.png",
+    ("transformer", "nearest_training.png"): "nearest_training.png",
+    ("dcgan", "samples.png"): "samples_dcgan.png",
     ("dcgan", "walk.gif"): "walk.gif",
     ("pixelcnn", "samples.png"): "samples_pixelcnn.png",
     ("course_gan", "samples.png"): "samples_course_gan.png",
@@ -80,6 +84,7 @@ FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
 FIGURES_OF_RUNS = {  # file of train.py for a model whose run is in --runs -> file in resources/
     ("rqvae_4356", "progress.gif"): "progress.gif",
     ("rqvae_4356", "training.png"): "training.png",
+    ("transformer", "transformer.png"): "transformer.png",
     ("dcgan", "dcgan.png"): "gan.png",
     ("course_gan", "dcgan.png"): "gan_course.png",
 }
@@ -133,7 +138,7 @@ def positions(grid: str) -> int:
 
 
 def judged(path: Path, data: str, out: Path, _: None) -> dict:
-    """The judge's verdict on a prior's samples, and its bits a slice where it is a PixelCNN."""
+    """The judge's verdict on a prior's samples, and its bits a slice where it tells them."""
     call("predict.py", DEFAULT, "--data", data, "--prior", path, "--samples", SAMPLES, "--out", out)
     metrics = json.loads((out / "metrics.json").read_text())
     verdict = metrics["judge"]
@@ -149,7 +154,7 @@ def named_checkpoints(found: dict[str, Path | None], folder: Path) -> list[Path]
         if (path := found[name]) and not one.codes:
             (folder / name).mkdir(parents=True)
             paths.append(shutil.copy(path, folder / name))
-    shutil.copy(found["pixelcnn"], folder / "rqvae")
+    shutil.copy(found["transformer"], folder / "rqvae")
     return paths
 
 
@@ -223,28 +228,45 @@ def prior_table(results: dict, space: str) -> str:
     return markdown(heads, [[label, *(f"{row[key]:.3f}" for key in keys)] for label, row in lines])
 
 
-def variety_table(results: dict) -> str:
+def copies_table(results: dict) -> str:
+    """How alike samples are to each other, and to training slices."""
     heads = ["", "mean pairwise MS-SSIM", "nearer to a training slice than 99 % of held-out slices are"]
-    heads += ["code histograms, total variation", "epoch chosen"]
-    any_row = next(iter(results["priors"].values()))
-    share = f"{any_row['memorisation']['share_held_out']:.1%}"
-    rows = [["real slices", f"{any_row['diversity']['ms_ssim_train']:.3f}", share, "", ""]]
+    heads += ["to a mirrored one", "nearest five of one person", "epoch chosen"]
+    real = next(iter(results["priors"].values()))
+    near = real["memorisation"]
+    shares = [near["share_held_out"], near["mirrored"]["share_held_out"], near["of_one_person_held_out"]]
+    rows = [["real slices", f"{real['diversity']['ms_ssim_train']:.3f}", *(f"{share:.1%}" for share in shares), ""]]
     for name, one in PRIORS.items():
         if row := results["priors"].get(name):
-            variations = row["code_histogram_distance"]
-            numbers = [f"{row['diversity']['ms_ssim']:.3f}", f"{row['memorisation']['share']:.1%}"]
-            numbers += [f"{sum(variations) / len(variations):.3f}", f"{row['epoch']} of {one.epochs}"]
-            rows.append([one.label, *numbers])
+            near = row["memorisation"]
+            shares = [near["share"], near["mirrored"]["share"], near["of_one_person"]]
+            numbers = [f"{row['diversity']['ms_ssim']:.3f}", *(f"{share:.1%}" for share in shares)]
+            rows.append([one.label, *numbers, f"{row['epoch']} of {one.epochs}"])
     return markdown(heads, rows)
 
 
+def told_apart_table(results: dict) -> str:
+    """What a small classifier makes of samples."""
+
+    def cells(test: dict) -> str:
+        return f"{test['mean']:.3f} ({test['min']:.3f} to {test['max']:.3f})"
+
+    tests = next(iter(results["priors"].values()))["two_sample"]
+    labels = {"real": "real people, from others", "reconstructions": "reconstructions of real slices, all codes"}
+    rows = [[label, *(cells(tests[size][who]) for size in tests)] for who, label in labels.items()]
+    for name, one in PRIORS.items():
+        if row := results["priors"].get(name):
+            rows.append([one.label, *(cells(row["two_sample"][size]["samples"]) for size in tests)])
+    return markdown(["", *(f"{size} size" for size in tests)], rows)
+
+
 def bits_sentence(results: dict) -> str:
-    row, codes = results["priors"]["pixelcnn"], results["autoencoders"]["rqvae"]
+    row, codes = results["priors"]["transformer"], results["autoencoders"]["rqvae"]
     bits, plain, order_0 = row["entropy_coded_bits"], 8 * codes["bytes"], codes["order_0_bits"]
     return (
-        f"As an entropy coder the PixelCNN needs {bits:,.0f} bits for a test slice's codes: {bits / plain:.0%} of the"
+        f"As an entropy coder the transformer needs {bits:,.0f} bits for a test slice: {bits / plain:.0%} of the"
         f" {plain:,.0f} of plain codes, and fewer than the {order_0:,.0f} of their order-0 entropy. That makes"
-        f" {bits / 8:,.0f} bytes at the same SSIM. It gives the first two codes per position; the other six cost"
+        f" {bits / 8:,.0f} bytes at the same SSIM. It gives the first code per position; the other seven cost"
         " what they do without it."
     )
 
@@ -259,21 +281,47 @@ def headline(results: dict) -> str:
         return f"{row['ssim']['mean']:.4f} with {row['bytes']:,.0f} ({theirs} with {budget:,})"
 
     return (
-        f"On {default['images']} slices of ten people it has never seen, the default reaches a mean SSIM of"
-        f" **{default['ssim']['mean']:.4f}** (lowest {default['ssim']['min']:.4f}) with {default['bytes']:,.0f} bytes"
-        f" a slice, from its first two codes per position {beside(small, smallest)}; a finer grid"
+        f"On {default['images']} slices of ten people it has never seen, the default reconstructs with a mean SSIM of"
+        f" **{default['ssim']['mean']:.4f}** (lowest {default['ssim']['min']:.4f}) from {default['bytes']:,.0f} bytes"
+        f" a slice, and from its first two codes per position {beside(small, smallest)}; a finer grid"
         f" {beside(best, largest)}."
     )
 
 
+def brief_table(results: dict) -> str:
+    """Reconstruction, for the README: what it costs, and how good it is."""
+    rows = []
+    for name, one in AUTOENCODERS.items():
+        if name != "vqvae2" and (row := results["autoencoders"].get(name)):
+            means = [f"{row[key]['mean']:.4f}" for key in ("ssim", "foreground_ssim")]
+            rows.append([one.label, f"{row['bytes']:,.0f}", *means])
+    return markdown(["model", "bytes a slice", "SSIM", "foreground SSIM"], rows)
+
+
+def samples_in_brief(results: dict) -> str:
+    """Samples, for the README: the distance in each space, and what the classifier makes of them."""
+    any_row = next(iter(results["priors"].values()))
+    spaces = ("pca", "randconv", "folds")
+    floor = [f"{any_row['floor'][space]['frechet']:.3f}" for space in spaces]
+    rows = [["real slices", *floor, f"{any_row['two_sample']['half']['real']['mean']:.3f}"]]
+    for name, one in PRIORS.items():
+        if row := results["priors"].get(name):
+            distances = [f"{row['fidelity'][space]['frechet']:.3f}" for space in spaces]
+            rows.append([one.label, *distances, f"{row['two_sample']['half']['samples']['mean']:.3f}"])
+    return markdown(["", *spaces, "AUC"], rows)
+
+
 BLOCKS = {
     "headline": headline,
+    "brief": brief_table,
+    "samples in brief": samples_in_brief,
     "reconstruction": reconstruction_table,
     "codecs": codec_table,
     "priors, pca": lambda results: prior_table(results, "pca"),
     "priors, randconv": lambda results: prior_table(results, "randconv"),
     "priors, folds": lambda results: prior_table(results, "folds"),
-    "variety": variety_table,
+    "copies": copies_table,
+    "told apart": told_apart_table,
     "bits": bits_sentence,
     "others": lambda results: others.others_table(results["others"]),
 }

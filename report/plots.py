@@ -298,10 +298,13 @@ def code_usage(histograms: Sequence[np.ndarray], path: Path, title: str) -> None
 def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
     """SSIM over bytes per image; rows with `name` (codec or model), `bytes` and `ssim` (means over images).
 
-    Rows of one name make one line. A name with "VQ-VAE" in it is one of this project's models and drawn bold.
+    Rows of one name make one line. A name with "VQ-VAE" in it is one of this project's models and drawn bold; rows with
+    `texture` get a circle.
     """
+    drawn = [row for row in rows if row.get("texture")]
     what = "Mean SSIM (7x7 uniform window) over mean bytes per image; the scale of SSIM is log of 1 - SSIM."
-    caption = f"{title}. {what}"
+    circles = " Circles: the decoder draws texture there, which costs SSIM." if drawn else ""
+    caption = f"{title}. {what}{circles}"
     with chart(path, "Quality at a given rate", caption, 8, 5.4) as figure:
         axes = figure.subplots()
         for number, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
@@ -310,6 +313,8 @@ def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
             style = {"linewidth": 2.4, "markersize": 10} if ours else {"linewidth": 1.2, "markersize": 5}
             marker = "*" if ours else "osD^vP"[number % 6]  # shape as well as colour tells the lines apart
             axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
+        for row in drawn:
+            axes.plot(row["bytes"], 1 - row["ssim"], "o", markersize=17, fillstyle="none", color=INK)
         axes.set(xlabel="bytes per image (log scale)", ylabel="SSIM")
         _log_scale(axes, "x")
         _log_scale(axes, "y")

@@ -64,6 +64,6 @@ def test_a_training_step_never_waits(name, bf16, request):
 
 
 class Unsaved:
-    """A run that was just begun."""
+    """A run that was just begun, in a process that writes nothing."""
 
-    state = None
+    state, main = None, False

@@ -142,9 +142,9 @@ def test_what_would_halt_a_gpu_is_found(call, error):
 
 
 class Unsaved:
-    """A run that was just begun."""
+    """A run that was just begun, in a process that writes nothing."""
 
-    state = None
+    state, main = None, False
 
 
 STEPS = [("vqvae", "adam", True), ("vqvae2", "adam", False), ("rqvae", "adam", False), ("rqvae", "muon", True)]

@@ -64,7 +64,7 @@ def test_pretrained_autoencoders_are_those_of_the_table(name):
         assert model.decode(model.encode(torch.zeros(1, 1, 144, 176))).shape == (1, 1, 144, 176)
 
 
-@pytest.mark.parametrize("name", ["dcgan", "pixelcnn", "course_gan"])
+@pytest.mark.parametrize("name", list(readme.PRIORS))
 def test_pretrained_priors_speak_the_codes_of_the_default(name):
     autoencoder, _ = load_autoencoder(readme.DEFAULT)
     _, about = load_prior(readme.PRETRAINED / readme.PRIORS[name].file, autoencoder)

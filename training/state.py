@@ -54,10 +54,9 @@ def restore(part: Any, saved: dict[str, Any]) -> None:
         checkpoint.check_numbers(tensors, "the state", largest=math.inf)
         if any(value.ndim and value.shape != parameters[index].shape for value in tensors.values()):
             raise ValueError(f"the state of weight {index} is another's")
-    for group, before in zip(own, saved["param_groups"], strict=True):
-        group["lr"] = float(before["lr"])
-        if not math.isfinite(group["lr"]):
-            raise ValueError(f"a learning rate of {group['lr']}")
+    for group, before in zip(own, saved["param_groups"], strict=False):
+        if isinstance(rate := before.get("lr"), float) and math.isfinite(rate):
+            group["lr"] = rate
     part.load_state_dict({"state": saved["state"], "param_groups": own})
 
 

@@ -30,14 +30,14 @@ from training.validation import validation_ssim
 
 DRAWN = 2  # codes per position, up to which the decoder draws texture
 FEWEST = 0.6  # share of those pictures that are decoded from one code
-OTHERS = 4  # in a batch's every so many slices, one is reconstructed from more codes
-RATES = 3e-4, 4e-4  # Adam's, of decoder and critic
+OTHERS = 2  # in a batch's every so many slices, one is reconstructed from more codes
+RATES = 1e-4, 2e-4  # Adam's, of decoder and critic: at 3e-4 the decoder runs away from its critic
 BETAS = (0.5, 0.99)
-FALL = 0.4  # of the training, at whose end the rates fall
+FALL = 0.5  # of the training, at whose end the rates fall
 INERTIA = 0.999  # how slowly the average that is kept follows the decoder that learns
-MARGIN = 2.0  # between the scores of real and fake, at which the critic counts fully
+MARGIN = 1.0  # between the scores of real and fake, at which the critic counts fully
 CLIP = 5.0  # largest norm of a gradient
-WEIGHTS = {"reconstruction": 0.5, "features": 1.0, "critic": 1.0, "all_codes": 1.5}
+WEIGHTS = {"reconstruction": 0.25, "features": 0.15, "critic": 1.5, "all_codes": 3.0}
 
 
 def train_texture(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
