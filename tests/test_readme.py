@@ -87,6 +87,7 @@ def test_every_command_in_the_readme_names_a_script_and_options_that_it_has(tmp_
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
     commands = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    commands += [shlex.split(told) for told in re.findall(r"`(python [^`]+)`", text)]
     scripts = [[word for word in words if word.endswith(".py")] for words in commands]
     assert sum(map(len, scripts)) >= 8
     for words, named in zip(commands, scripts, strict=True):
