@@ -437,7 +437,7 @@ def test_page_fits_the_screen_in_both_themes(opened, served, width):
             "const r = document.querySelector('#codes').getBoundingClientRect(); return [r.left, r.right]"
         )
         assert abs(left - (width - right)) < 24  # in the middle, but for a scroll bar
-        color = opened.run("return getComputedStyle(document.body).backgroundColor")
+        color = opened.run("return getComputedStyle(document.querySelector('gradio-app')).backgroundColor")
         grounds.append(sum(map(int, re.findall(r"\d+", color)[:3])))
     opened.cdp("Emulation.clearDeviceMetricsOverride")
     assert grounds[1] < 150 < 600 < grounds[0]
