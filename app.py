@@ -43,7 +43,7 @@ from runtime.errors import InputError, exit_on_input_error
 from runtime.signals import StopSignals
 from scoring.scores import SCORES
 
-serving.private_folder()
+PRIVATE = serving.private_folder()
 gr = import_module("gradio") if find_spec("gradio") else None
 HOST = "127.0.0.1"
 MOST = 64  # samples at a time
@@ -89,7 +89,7 @@ class Playground:
                 sampler = Sampler(path, model.codec)
                 name = f"{sampler.title} ({path.name})"
                 self.models[name] = TrainedModel(model.codec, model.description, sampler, model.path)
-        self.folder = tempfile.TemporaryDirectory(prefix="brain-vqvae-")  # of files to download, while the page is up
+        self.folder = tempfile.TemporaryDirectory(dir=PRIVATE)  # of files to download, while the page is up
 
     def sampler(self, prior: str) -> Sampler:
         """The prior that the page calls so."""

@@ -45,13 +45,14 @@ def guards() -> list:
     return [Middleware(OnlyFromHere)]
 
 
-def private_folder() -> None:
-    """Give gradio a folder of its own, which only this user can open, for what is uploaded and drawn; gone at exit.
+def private_folder() -> str:
+    """Make a folder that only this user can open, for what is uploaded to gradio and drawn; gone at exit.
 
     To be called before gradio is imported. By default it keeps all of that for ever, readable by every user.
     """
     os.environ["GRADIO_TEMP_DIR"] = folder = tempfile.mkdtemp(prefix="brain-vqvae-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def ask_no_proxy() -> None:
