@@ -9,8 +9,14 @@ with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{tr
 `case_NNN_week_W_slice_S.nii.gz`, or plain `{train,validate,test}` with either kind, or with 3-D NIfTI volumes.
 """
 
-import math
 import sys
+
+from runtime.errors import catch_imports
+
+if __name__ == "__main__":  # what the imports below find too little memory for ends in one line
+    catch_imports()
+
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,8 @@
 
 On a small made-up set, with train.py and predict.py as they are, each run in a process of its own:
 kills    SIGKILL at random moments of building the cache, training the VQ-VAE, training a prior, and writing
-         checkpoints, each followed by a resume. All files must be readable, and the metrics and weights in the end
-         must be those of the run that was never killed, to the bit.
+         checkpoints, each followed by a resume, all without figures. All files must be readable, and the metrics and
+         weights in the end must be those of the run that was never killed, to the bit.
 inputs   bad folders, pictures, NIfTI files, checkpoints and options, many made by changing bytes at random. Each must
          end with exit status 2 and one line, without a traceback, and with nothing written.
 disk     a file system that is too small (where one can be mounted), and writes that fail. The run must end with
@@ -16,6 +16,7 @@ Prints the counts, writes them as JSON, and exits with status 1 if there was any
 import argparse
 import ctypes
 import errno
+import inspect
 import json
 import os
 import random
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import predict
 import train
 from benchmarks.bad_inputs import Case, bad_inputs, write_set
+from report import page, plots
 from runtime import checkpoint
 from runtime.errors import InputError
 
@@ -112,6 +114,15 @@ class Process:
         return self.output.read_text(errors="replace").splitlines()
 
 
+def without_figures() -> None:
+    """In a process that is about something else: figures take most of a tiny run's time."""
+    for name, function in inspect.getmembers(plots, inspect.isfunction):
+        if function.__module__ == plots.__name__ and not name.startswith("_"):
+            setattr(plots, name, lambda *_, **__: None)
+    page.write_report = lambda *_, **__: None
+    predict.Results.draw = lambda results, name, *_, **__: results.figures.update({name: results.folder / name})
+
+
 def contents(*folders: Path) -> dict[str, bytes]:
     """Every file and folder below, but for locks, and for the log, which tells of the attempt."""
     found = sorted(path for folder in folders for path in folder.rglob("*"))
@@ -136,7 +147,7 @@ class Kills:
 
     def start(self, plan: str, folder: Path, cache: Path) -> Process:
         folder.mkdir(parents=True)
-        return Process(train.main, ["--data", self.data, *QUICK, *PLANS[plan]], folder, cache)
+        return Process(train.main, ["--data", self.data, *QUICK, *PLANS[plan]], folder, cache, without_figures)
 
     def reference(self, plan: str) -> tuple[Path, float]:
         if plan not in self.whole:
@@ -162,7 +173,7 @@ class Kills:
         problem = unreadable(runs[0]) if runs else None
         if not problem:
             again = ["--resume", runs[0]] if runs else ["--data", self.data, *QUICK, *PLANS[plan]]
-            process = Process(train.main, again, folder, cache)
+            process = Process(train.main, again, folder, cache, without_figures)
             status = process.wait()
             problem = f"resumed with status {status}: {process.said()[-1:]}" if status != 0 else None
         if not problem:
@@ -185,8 +196,8 @@ class Kills:
         wait_for = {
             "cache": lambda: seen(cache, "brain-vqvae/.*.unfinished"),
             "writing": lambda: seen(folder, "runs/*/.next.pth.*"),
-            "dcgan": lambda: seen(folder, "runs/*/epoch_001.png"),
-            "pixelcnn": lambda: seen(folder, "runs/*/epoch_001.png"),
+            "dcgan": lambda: seen(folder, "runs/*/vqvae.pth"),
+            "pixelcnn": lambda: seen(folder, "runs/*/vqvae.pth"),
         }.get(plan, lambda: seen(folder, "runs/*/config.json"))
         skip = self.rng.randrange(12) if plan == "writing" else 0  # checkpoints, each of which is written slowly
         while time.monotonic() < deadline:
@@ -383,9 +394,11 @@ def main() -> int:
             print(failures[-1], flush=True)
 
     disks = {f"writes fail after {n}": fill_disk(kills, n) for n in (0, 1, 2, 3, 5, 8)}
+    mounted = {}
     if can_mount(place):
-        disks |= {f"file system of {kib} KiB": small_disk(kills, kib) for kib in (64, 1200, 3000, 5000, 7000)}
-    failures += [f"{name}: {problem}" for name, problem in disks.items() if problem]
+        mounted = {f"file system of {kib} KiB": small_disk(kills, kib) for kib in (64, 1200, 3000, 5000, 7000)}
+    bad_disks = [f"{name}: {problem}" for name, problem in (disks | mounted).items() if problem]
+    failures += bad_disks
 
     counts = {
         "kills": sum(kills.done.values()),
@@ -394,7 +407,9 @@ def main() -> int:
         "kills_failed": len(kills.failures),
         "bad_inputs_refused": sum(n for name, n in inputs.items() if name.endswith("refused")),
         "inputs": dict(sorted(inputs.items())),
-        "full_disks": len(disks),
+        "full_disks": len(disks | mounted),
+        "full_disks_mounted": len(mounted),
+        "full_disks_failed": len(bad_disks),
         "failures": failures,
     }
     print(json.dumps(counts, indent=2))

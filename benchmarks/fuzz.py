@@ -9,8 +9,8 @@ nothing; or with 1 and one line; within 20 s of a processor and 2 GiB.
 """
 
 import argparse
+import gc
 import gzip
-import inspect
 import json
 import math
 import os
@@ -35,12 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import predict
 import train
 from benchmarks.bad_inputs import blob, png, saved, write_set
-from benchmarks.faults import QUICK, Process, contents
-from report import page, plots
+from benchmarks.faults import QUICK, Process, contents, without_figures
 from runtime.cli import flag
 from training.settings import TrainCommand
 
 SECONDS, BYTES = 20, 2 * 2**30  # that an example may take
+KEPT = 5  # failures whose folders are kept, 100 MB each
 STOP = ["--device=cpu", "--precision=fp32", "--time-limit=0"]
 MAINS = {"train": train.main, "predict": predict.main}
 
@@ -236,21 +236,22 @@ class Examples:
 # Trying them
 
 
-def without_figures() -> None:
-    """In a process of an example: what a figure shows is none of its business."""
+def limited() -> None:
+    """In a process of an example: what a figure shows is none of its business, and its time is limited."""
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))  # a process that is forked starts at 0
-    for name, function in inspect.getmembers(plots, inspect.isfunction):
-        if function.__module__ == plots.__name__ and not name.startswith("_"):
-            setattr(plots, name, lambda *_, **__: None)
-    page.write_report = lambda *_, **__: None
-    predict.Results.draw = lambda *_, **__: None
+    without_figures()
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class Trial:
     """A folder with data, a run and a cache, and what examples have done there."""
 
-    def __init__(self, place: Path):
-        self.place, self.folder, self.cache = place, place / "try", place / "cache"
+    def __init__(self, place: Path, report: Path | None):
+        self.place, self.folder, self.cache, self.report = place, place / "try", place / "cache", report
         self.whole, self.outcomes, self.failures = place / "whole", Counter(), []
         write_set(self.whole / "data")
         options = ["--data=data", *QUICK, "--epochs=1", "--prior=dcgan", "--prior-epochs=1"]
@@ -264,17 +265,28 @@ class Trial:
         (self.whole / "runs").rmdir()
         [self.index] = self.cache.rglob("index.json")
         self.examples = Examples(self.whole / "run", self.index)
+        self.resident = resident()
 
     def __call__(self, example: Example) -> None:
         outcome, problem = self._outcome(example)
         self.outcomes[f"{example.kind}, {outcome}"] += 1
         if (number := self.outcomes.total()) % 20 == 0:
             print(f"{number} examples, {len(self.failures)} failures", flush=True)
+            self.write()
+            gc.collect()  # of examples that were drawn, which hold each other
         if problem:
             self.failures.append(f"{example.kind}: {example.arguments}: {problem}")
             print(self.failures[-1], flush=True)
-            kept = self.place / f"failure-{len(self.failures)}"
-            shutil.copytree(self.folder, kept)
+            if len(self.failures) <= KEPT:
+                shutil.copytree(self.folder, self.place / f"failure-{len(self.failures)}")
+
+    def write(self) -> dict:
+        """The counts so far, which are also written to the report."""
+        counts = {"examples": self.outcomes.total(), "outcomes": dict(sorted(self.outcomes.items()))}
+        counts["failures"] = self.failures
+        if self.report:
+            self.report.write_text(json.dumps(counts, indent=2) + "\n")
+        return counts
 
     def _outcome(self, example: Example) -> tuple[str, str | None]:
         """How it ended, and what is wrong with that."""
@@ -292,16 +304,15 @@ class Trial:
             path.unlink(missing_ok=True)
             path.write_bytes(data)
         before = contents(self.folder)
-        process = Process(
-            MAINS[example.program], example.arguments, self.folder, self.folder / "cache-home", without_figures
-        )
+        drawn = resident() - self.resident  # since the first example: the process that is forked begins with it
+        process = Process(MAINS[example.program], example.arguments, self.folder, self.folder / "cache-home", limited)
         _, status, usage = os.wait4(process.pid, 0)
         status, said = os.waitstatus_to_exitcode(status), process.said()
         outcome = f"status {status}"
         if status < 0:
             return outcome, f"killed by signal {-status}: {said[-1:]}"
-        if usage.ru_maxrss * 1024 > BYTES:
-            return outcome, f"took {usage.ru_maxrss / 2**20:.1f} GiB"
+        if (taken := usage.ru_maxrss * 1024 - drawn) > BYTES:
+            return outcome, f"took {taken / 2**30:.1f} GiB"
         if any("Traceback" in line for line in said):
             return outcome, f"a traceback: {said[-1:]}"
         if status not in (0, 1, 2, 143):
@@ -318,10 +329,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=2000, help="(default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the changes (default: 0)")
-    parser.add_argument("--json", type=Path, help="also write the counts there")
+    parser.add_argument("--json", type=Path, help="also write the counts there, those so far every 20 examples")
     settings = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    trial = Trial(place)
+    trial = Trial(place, settings.json)
 
     @hypothesis.seed(settings.seed)
     @hypothesis.settings(
@@ -336,11 +347,7 @@ def main() -> int:
         trial(example)
 
     try_all()
-    counts = {"examples": sum(trial.outcomes.values()), "outcomes": dict(sorted(trial.outcomes.items()))}
-    counts["failures"] = trial.failures
-    print(json.dumps(counts, indent=2))
-    if settings.json:
-        settings.json.write_text(json.dumps(counts, indent=2) + "\n")
+    print(json.dumps(trial.write(), indent=2))
     if not trial.failures:
         shutil.rmtree(place)
     return 1 if trial.failures else 0

@@ -6,9 +6,10 @@ could build; that the weights in the file are those of the network is checked wi
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from reading.nifti import parse_slices
 from runtime.schema import Schema
 
 CodebookSize = Annotated[int, Field(ge=2, le=32767)]  # codes are kept as int16
@@ -21,6 +22,9 @@ Offset = Annotated[int, Field(ge=0, le=4096)]
 Epoch = Annotated[int, Field(ge=0, le=1_000_000)]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
 Grid = Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=2, max_length=2)]
+Millimetres = Annotated[float, Field(ge=-1e5, le=1e5)]
+Row = Annotated[list[Millimetres], Field(min_length=4, max_length=4)]
+Affine = Annotated[list[Row], Field(min_length=4, max_length=4)]
 State = dict[str, Tensor]
 
 
@@ -91,6 +95,13 @@ class Data(Schema):
     levels: Levels
     axis: Literal[0, 1, 2]
     slices: str | None
+    affine: Affine | None = None  # of the first training volume, voxel to mm; None where slices come one by one
+
+    @field_validator("slices")
+    @classmethod
+    def _can_be_cut(cls, slices: str | None) -> str | None:
+        parse_slices(slices)
+        return slices
 
     @model_validator(mode="after")
     def _box_is_inside(self) -> Self:

@@ -8,6 +8,7 @@ time.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -65,13 +66,19 @@ def cache_root() -> Path:
         raise InputError("this user has no home folder: set XDG_CACHE_HOME to a folder for decoded slices") from None
 
 
+def _header(n: int, canvas: tuple[int, int]) -> bytes:
+    """What an .npy file of n slices begins with."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, *canvas)})
+    return file.getvalue()
+
+
 def _write_split(
     file: BinaryIO, units: list[Unit], canvas: tuple[int, int], axis: int, slices: str | None, pool: Executor, bar: tqdm
 ) -> tuple[dict, Problems]:
     """Decode a split to an open .npy file; its columns for the index, and what was wrong."""
     names = [name for unit in units for name in unit.names]
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *canvas)}
-    np.lib.format.write_array_header_1_0(file, header)
+    file.write(_header(len(names), canvas))
     columns = {
         "names": names,
         "levels": [level for unit in units for level in unit.levels],
@@ -183,10 +190,11 @@ def _check_array(folder: Path, split: str, index: dict) -> None:
     columns = index["splits"].get(split, {"names": []})
     if not columns["names"]:  # an empty file can't be mapped
         return
-    shape = (len(columns["names"]), *index["canvas"])
+    header = _header(len(columns["names"]), index["canvas"])
+    with open(folder / f"{split}.npy", "rb") as file:  # NumPy's parser is not for headers that are damaged
+        if file.read(len(header)) != header:
+            raise ValueError(f"{split}.npy is no array of {len(columns['names'])} slices")
     array = open_array(folder, split)
-    if array.dtype != np.uint8 or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(f"{split}.npy is {array.dtype} {list(array.shape)}, not uint8 {list(shape)}")
     if any(len(columns[name]) != len(array) for name in ("levels", "files", "ranges")):
         raise ValueError(f"index.json has not one level, file and range for each slice of {split}")
     digest = hashlib.sha256(json.dumps(columns["names"]).encode())

@@ -5,6 +5,7 @@ predict/
     ssim_scores.csv     a row a slice
     report.html         all of it on one page
     samples/            a PNG a sample, named by its seed
+    volumes/            a NIfTI file a brain, named by its seed
     reconstructions/    PNG or NIfTI files, where they are asked for
     *.png, *.gif        figures
 """
@@ -36,6 +37,9 @@ FIGURES = {  # name in the report -> file
     "walk": "walk.gif",
     "memorisation": "memorisation.png",
     "nearest_training": "nearest_training.png",
+    "volumes": "volumes.png",
+    "volume_scroll": "volume.gif",
+    "volume_curves": "volume_curves.png",
 }
 TRAINING_FIGURES = {  # the same, of the run folder that the checkpoint is in
     "progress": "progress.gif",
@@ -70,7 +74,7 @@ def _foreign(out: Path) -> list[str]:
         known = {*LISTS, *FIGURES.values(), *(name for name in made if isinstance(name, str))}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or another's
         known = {*LISTS, *FIGURES.values()}
-    at_the_top = {entry.name for entry in out.iterdir()} - {Path(name).parts[0] for name in known if name}
+    at_the_top = {entry.name for entry in out.iterdir()} - {Path(name).parts[0] for name in known if Path(name).parts}
     return sorted(at_the_top or set(_files(out)) - known)  # what is below is looked at where all above is known
 
 

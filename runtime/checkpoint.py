@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from runtime.errors import InputError
+from runtime.errors import InputError, lack
 from runtime.files import atomic, require_checkpoint
 from runtime.wording import with_article
 
@@ -43,6 +43,8 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch raises a dozen kinds here, pickle and zip errors among them
+        if lacking := lack(error):
+            raise InputError(f"can't load {path}: {lacking}; where there is enough, the file is damaged") from error
         raise InputError(
             f"{path} is damaged or no checkpoint of train.py ({type(error).__name__}); train again or give another"
         ) from error

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 from pydantic_settings import CliSettingsSource
 
-from runtime.errors import InputError, Parser, exit_on_input_error
+from runtime.errors import InputError, Parser, catch_imports, exit_on_input_error
 from runtime.schema import complaints
 
 Device = Literal["auto", "cuda", "cpu"]
@@ -118,8 +118,10 @@ def parse(kind: type[Kind], description: str, arguments: list[str] | None = None
 def refuse_early(kind: type[Kind], description: str, check: Callable[[Kind], None]) -> None:
     """End this process when the command line asks for help, or `parse` or `check` complain of it; else do nothing.
 
-    For the first lines of a script whose other imports take seconds. `main` then parses the command line anew.
+    For the first lines of a script whose other imports take seconds, and may fail: that is then one line, too. `main`
+    parses the command line anew.
     """
+    catch_imports()
     if status := exit_on_input_error(lambda: check(parse(kind, description)))():
         sys.exit(status)
 

@@ -84,9 +84,14 @@ def refuse(problem: str) -> NoReturn:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether bf16 runs natively; emulated, it is slower than fp32."""
+    """Whether bf16 runs natively; emulated, it is slower than fp32.
+
+    oneDNN, which computes convolutions, can be held to an older processor's instructions by an environment variable.
+    """
     flags = torch.cpu.get_capabilities()
-    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16"))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    allowed = limit in ("ALL", "DEFAULT") or any(kind in limit for kind in ("BF16", "FP16", "AMX", "AVX10"))
+    return allowed and bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16"))
 
 
 def meeting_place() -> torch.device:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 
@@ -38,10 +39,25 @@ def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], int]:
             print("interrupted", file=sys.stderr)
             return 130
         except Exception as error:
-            print(f"error: {one_line(_unforeseen(error))}; {_keep_traceback()}", file=sys.stderr)
+            _tell(error)
             return 1
 
     return wrapped
+
+
+def catch_imports() -> None:
+    """Let what nobody foresaw end in one line outside of `main`, too, where a script's imports find too little memory.
+
+    For a script's first lines; Python's exit status is then 1, as that of the gate.
+    """
+
+    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            _tell(error)
+        else:
+            print("interrupted", file=sys.stderr)
+
+    sys.excepthook = told
 
 
 def visible(text: object) -> str:
@@ -54,38 +70,58 @@ def one_line(text: object) -> str:
     return visible(" ".join(str(text).split()))
 
 
-HINTS = {  # what it means, and what to do -> signs of it in the error's name or message
+LACKS = {  # what the system has too little of, and what to do -> signs of it in the error's name or message
     "there is not enough memory; give smaller batches, fewer samples, or more memory": (
         "MemoryError",
         "OutOfMemory",
         "allocate memory",
+        "failed to map segment",
+        "could not create a primitive",  # what oneDNN, which computes convolutions, says of it
     ),
-    "the system allows no more threads; raise ulimit -u, or set OMP_NUM_THREADS=1": (
+    "the system allows no more threads, or has no memory for them; raise ulimit -u or -v, or set OMP_NUM_THREADS=1": (
         "start new thread",
         "Resource temporarily unavailable",
     ),
     "the system allows no more open files; raise ulimit -n": ("Too many open files",),
+}
+HINTS = LACKS | {
     "this user has no home folder; set HOME to a folder that can be written": ("home directory",),
     "a text can't be told in this system's encoding; set PYTHONUTF8=1": ("UnicodeEncodeError", "UnicodeDecodeError"),
     "something is nested too deeply to be read": ("RecursionError",),
+    "the disk is full; free some space": ("No space left on device",),
+    "nobody reads what is printed; send it to a file": ("Broken pipe",),
+    "a file's name is too long for this system; give a shorter one": ("File name too long",),
 }
+
+
+def lack(error: Exception) -> str | None:
+    """What the system has too little of, as one of `LACKS`, where that may be why there was an error."""
+    return _hint(error, LACKS)
+
+
+def _hint(error: Exception, hints: dict[str, tuple[str, ...]]) -> str | None:
+    told = f"{type(error).__name__}: {error}"
+    return next((hint for hint, signs in hints.items() if any(sign in told for sign in signs)), None)
+
+
+def _tell(error: Exception) -> None:
+    print(f"error: {one_line(_unforeseen(error))}; {_keep_traceback(error)}", file=sys.stderr)
 
 
 def _unforeseen(error: Exception) -> str:
     told = f"{type(error).__name__}: {error}"
-    known = (hint for hint, signs in HINTS.items() if any(sign in told for sign in signs))
-    meant = next(known, "this shouldn't happen; please report it")
+    meant = _hint(error, HINTS) or "this shouldn't happen; please report it"
     return f"{meant} ({told if len(told) <= 200 else told[:200] + '...'})"
 
 
-def _keep_traceback() -> str:
-    """Write the traceback of the error at hand to a new file, here or in the temporary folder; says where it is."""
+def _keep_traceback(error: Exception) -> str:
+    """Write an error's traceback to a new file, here or in the temporary folder; says where it is."""
     for folder in (".", None):
         try:
             with tempfile.NamedTemporaryFile(
                 "w", prefix="traceback-", suffix=".txt", dir=folder, delete=False, encoding="utf-8", errors="replace"
             ) as file:
-                traceback.print_exc(file=file)
+                traceback.print_exception(error, file=file)
             return f"the traceback is in {file.name}"
         except OSError:
             continue

@@ -60,6 +60,7 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True)
     _remove_leftovers(path.parent)
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    _lock_of(hidden).touch()  # raises OSError where nothing can be made, as in /proc; FileLock would try for ever
     with FileLock(_lock_of(hidden)):  # taken before `hidden` exists: a folder whose lock is free is a leftover
         try:
             new = hidden / "new"

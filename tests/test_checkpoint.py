@@ -15,6 +15,7 @@ from runtime.errors import InputError
 
 DATA = {"title": "made up", "root": "/nowhere", "synthetic": True, "fingerprint": "f" * 64}
 DATA |= {"size": [32, 32], "box": [0, 0, 32, 32], "levels": 4, "axis": 2, "slices": None}
+DATA |= {"affine": [[-2.0, 0.0, 0.0, 90.0], [0.0, 2.0, 0.0, -126.0], [0.0, 0.0, 2.0, -72.0], [0.0, 0.0, 0.0, 1.0]]}
 
 
 @pytest.fixture
@@ -105,6 +106,15 @@ def test_a_pickled_call_is_refused_and_does_not_run(kind, how, tmp_path):
     assert not proof.exists()
 
 
+def test_where_memory_is_too_small_a_file_is_not_simply_called_damaged(written, monkeypatch):
+    def load(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(InputError, match=r"can't load .*: there is not enough memory.*; where there is enough"):
+        checkpoint.load(written["folder"] / "vqvae.pth", "autoencoder")
+
+
 def test_the_file_of_another_kind_is_refused(written):
     folder = written["folder"]
     with pytest.raises(InputError, match="holds prior, not the state of an autoencoder"):
@@ -126,6 +136,7 @@ def test_the_prior_of_another_autoencoder_is_refused(written):
 
 WRONG = {  # what a file is changed to -> what is said of it
     "vqvae": [
+        ({"data": DATA | {"affine": [[1.0, 0.0, 0.0]] * 4}}, "data.affine.0 must have at least 4 values, not 3"),
         ({"model": "transformer"}, "model must be 'vqvae', 'vqvae2' or 'rqvae', not transformer"),
         ({"model": []}, "model must be 'vqvae', 'vqvae2' or 'rqvae', not []"),
         ({"model": "rqvae"}, "arguments: depth is missing; "),
@@ -153,6 +164,7 @@ WRONG = {  # what a file is changed to -> what is said of it
         ({"data": {"box": [0, 0, 0, 0]}}, "data.box [0, 0, 0, 0] has sides that are no multiples of 16"),
         ({"data": {"box": [-16, 0, 32, 32]}}, "data.box.0 must be at least 0, not -16"),
         ({"data": {"box": None}}, "data.box must be a list, not None"),
+        ({"data": {"slices": "x:y"}}, "slices must look like 60:92 or 60:92:2 (start:stop[:step]), not 'x:y'"),
         ({"data": {"slices": 5}}, "data.slices must be a text, not 5"),
         ({"data": {"axis": 3}}, "data.axis must be 0, 1 or 2, not 3"),
         ({"data": {"levels": 10**6}}, "data.levels must be at most 1024, not 1000000"),

@@ -397,6 +397,12 @@ def zeroed(folder: Path) -> None:
     array.flush()
 
 
+def bracket_lost(folder: Path) -> None:
+    """One byte of the array's header changed, over which NumPy's parser fails as over no other."""
+    path = folder / "train.npy"
+    path.write_bytes(path.read_bytes().replace(b"}", b" ", 1))
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated array": lambda folder: os.truncate(folder / "train.npy", 1000),
     "empty array": lambda folder: os.truncate(folder / "train.npy", 0),
@@ -404,6 +410,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "another type": lambda folder: np.save(folder / "train.npy", np.load(folder / "train.npy").astype(np.int8)),
     "turned": lambda folder: np.save(folder / "train.npy", np.load(folder / "train.npy").T.copy().T),
     "zeroed pixels": zeroed,
+    "no bracket in the header": bracket_lost,
     "pickled": lambda folder: np.save(folder / "train.npy", np.array([{}])),
     "no index": lambda folder: (folder / "index.json").unlink(),
     "half an index": lambda folder: os.truncate(folder / "index.json", 100),

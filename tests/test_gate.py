@@ -44,11 +44,15 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(capsys, monkeypat
         (MemoryError(), "not enough memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 99 bytes"), "not enough memory"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "not enough memory"),
+        (RuntimeError("could not create a primitive"), "not enough memory"),
         (RuntimeError("can't start new thread"), "OMP_NUM_THREADS=1"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "ulimit -n"),
         (RuntimeError("Could not determine home directory."), "set HOME"),
         (UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"), "PYTHONUTF8=1"),
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), "nobody reads what is printed"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "free some space"),
+        (OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), 999 * "x"), "give a shorter one"),
         (ZeroDivisionError("x\x1b[31m\ny" + 999 * "z"), "shouldn't happen"),
     ],
     ids=lambda value: type(value).__name__,
@@ -84,6 +88,30 @@ def test_where_nothing_can_be_written_the_traceback_goes_to_the_temporary_folder
     assert main() == 1
     [kept] = elsewhere.iterdir()
     assert str(kept) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["train.py --data=demo", "predict.py checkpoint", "dataset.py check .", "app.py checkpoint"]
+)
+def test_an_import_that_fails_is_one_line_too(command, tmp_path):
+    (tmp_path / "torch.py").write_text("raise MemoryError('torch')")
+    (tmp_path / "checkpoint").touch()
+    (tmp_path / "here").mkdir()
+    script, *options = command.replace("checkpoint", str(tmp_path / "checkpoint")).split()
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *options],
+        cwd=tmp_path / "here",
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    [line] = done.stderr.splitlines()
+    [kept] = (tmp_path / "here").iterdir()
+    assert done.returncode == 1
+    assert line.startswith("error: there is not enough memory")
+    assert line.endswith(f"the traceback is in {kept}")
+    assert "MemoryError: torch" in kept.read_text()
 
 
 def test_ctrl_c_is_no_traceback(capsys, monkeypatch, tmp_path):

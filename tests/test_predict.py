@@ -415,6 +415,15 @@ def test_a_users_own_file_among_the_samples_is_never_deleted(tmp_path, monkeypat
     assert "samples/seed_00002.png" not in files(folder)
 
 
+@pytest.mark.parametrize("made", [["."], [""], ["/"], [3], "x", {}, None])
+def test_odd_names_in_the_results_that_were_there_are_none(made, tmp_path):
+    (tmp_path / "predict").mkdir()
+    (tmp_path / "predict" / "metrics.json").write_text(json.dumps({"files": made}))
+    with replacing(tmp_path / "predict") as folder:
+        (folder / "report.html").write_text("new")
+    assert files(tmp_path) == ["predict", "predict/report.html"]
+
+
 def test_a_failure_leaves_the_results_that_were_there(tmp_path):
     (tmp_path / "predict").mkdir()
     (tmp_path / "predict" / "metrics.json").write_text("{}")

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from runtime.errors import InputError
 from runtime.wording import counted, duration, with_article
 from training import telling
 from training.telling import Pace, StepTable, epoch_told
@@ -75,6 +76,27 @@ def test_every_tenth_step_is_kept_and_those_after_the_last_save_are_made_again(t
     go(anew, 1, range(5))
     anew.write()
     assert path.read_text() == "epoch,step,loss\n1,0,100\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\n", b"epoch,loss\n1,2\n", b"epoch,step,loss\nx,0,1\n", b"epoch,step,loss\n1,0\n", b"epoch,step\n1,0,5\n"],
+    ids=["no text", "no step", "no number", "too few", "too many"],
+)
+def test_a_damaged_file_of_steps_is_named(content, tmp_path):
+    path = tmp_path / "steps.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"steps\.csv is damaged"):
+        StepTable(path, 1, 0)
+
+
+def test_columns_of_an_older_file_of_steps_are_kept(tmp_path):
+    path = tmp_path / "steps.csv"
+    path.write_text("epoch,step,older\n1,0,5\n")
+    table = StepTable(path, 1, 0)
+    table.add(2, 0, ["loss"], torch.tensor([7.0]))
+    table.write()
+    assert path.read_text() == "epoch,step,older,loss\n1,0,5,\n2,0,,7\n"
 
 
 def test_a_run_says_what_it_will_do_then_a_line_an_epoch_then_where_it_is(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from report.results import can_be_shown
 from runtime.errors import InputError
 
 
@@ -41,7 +42,7 @@ class Board:
             if column not in ("stage", "epoch"):
                 self.writer.add_scalar(f"{stage}/{column}", value, epoch)
         frame = self.folder / f"epoch_{epoch:03d}.png"
-        if stage == "autoencoder" and frame.is_file():
+        if stage == "autoencoder" and can_be_shown(frame):
             with Image.open(frame) as picture:
                 self.writer.add_image(f"{stage}/pictures", np.asarray(picture.convert("RGB")), epoch, dataformats="HWC")
         self.writer.flush()

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from runtime import checkpoint, compute
-from runtime.errors import InputError, one_line, visible
+from runtime.errors import InputError, lack, one_line, visible
 from runtime.files import atomic, whole_folder
 from runtime.signals import StopSignals
 from runtime.wording import counted
@@ -225,6 +225,8 @@ class Stage:
             self.sums = {name: self._own(sums) for name, sums in state["sums"].items()}
             torch.set_rng_state(state["rng"])
         except checkpoint.MISFITS as error:
+            if lack(error):
+                raise
             raise InputError(f"last.pth in {self.run.folder} is not of the run that config.json tells of") from error
         if torch.cuda.is_available() and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])

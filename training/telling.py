@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from runtime.errors import InputError
 from runtime.files import atomic
 from runtime.wording import duration
 
@@ -74,13 +75,11 @@ class StepTable:
     EVERY = 10
 
     def __init__(self, path: Path, epoch: int, step: int):
-        """`epoch`: how many are done; `step`: how many of the next."""
+        """`epoch`: how many are done; `step`: how many of the next. Raises InputError when the file is damaged."""
         self.path, self.rows = path, []
         self.waiting: list[tuple[dict[str, int], list[str], Tensor]] = []
         if (epoch, step) > (0, 0) and path.is_file():
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            self.rows = [row for row in rows if (int(row["epoch"]) - 1, int(row["step"])) < (epoch, step)]
+            self.rows = [row for row in _read(path) if (int(row["epoch"]) - 1, int(row["step"])) < (epoch, step)]
 
     def add(self, epoch: int, step: int, names: list[str], values: Tensor) -> None:
         """Values [n] of a step, if it is one of those to keep; `epoch` is counted from 1."""
@@ -94,8 +93,22 @@ class StepTable:
         self.waiting = []
         if self.rows:
             text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, list(self.rows[-1]), lineterminator="\n")
+            columns = dict.fromkeys(key for row in self.rows for key in row)
+            writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
             with atomic(self.path) as file:
                 file.write(text.getvalue().encode())
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows of a file that `StepTable` wrote. Raises InputError when it holds anything else."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        whole = all(int(row["epoch"]) > 0 <= int(row["step"]) and None not in {*row, *row.values()} for row in rows)
+    except (KeyError, TypeError, ValueError, csv.Error):
+        whole = False
+    if not whole:
+        raise InputError(f"{path} is damaged: move it away, and go on")
+    return rows
