@@ -240,11 +240,10 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
     masked_adam = torch.optim.Adam(masked.parameters(), 1e-3)
     recipe = RECIPES["pixelcnn"]
     learner = LikelihoodLearner(recipe, codec.autoencoder, codes, recipe.rate)
-    unchanged = torch.zeros(codes.batch_size, dtype=torch.bool, device=bench.device)
 
     def steps() -> None:
-        for grids, levels in _code_batches(codes, bench.args.steps):
-            learner.step(grids, levels, unchanged, recipe.rate)
+        for indices in torch.arange(codes.batch_size).expand(bench.args.steps, -1):
+            learner.step(codes.alone(indices), recipe.rate)
 
     def plain_steps() -> None:
         masked.train()

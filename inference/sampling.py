@@ -65,10 +65,11 @@ class Sampler:
     ) -> Codes:
         """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
 
-        `level` None draws each one's level as often as it is in training. `temperature` and `nucleus` (default 1) are
-        those of a transformer or a PixelCNN, see `draw_code`.
+        `level` None draws each one's level as often as it is in training. `temperature` (default the prior's own) and
+        `nucleus` (default 1) are those of a transformer or a PixelCNN, see `draw_code`.
         """
-        options = {} if self.is_gan else {"temperature": temperature or 1.0, "nucleus": nucleus or 1.0}
+        heat = temperature or self.prior.temperature
+        options = {} if self.is_gan else {"temperature": heat, "nucleus": nucleus or 1.0}
         parts = []
         with tqdm(total=len(seeds), desc="sampling", unit=" samples", disable=None) as bar:
             for start in range(0, len(seeds), BATCH):

@@ -19,11 +19,13 @@ class Prior(nn.Module, ABC):
         arguments: plain values, every size of the network among them; with these it is built again.
         title: what figures call it.
         levels: how many slice levels it knows; 0 where it takes no notice of them.
+        temperature: what codes are drawn with where nothing else is asked for, see `draw_code`.
         level_share: float32 [levels + 1], how often each level occurs in training; as often it is drawn when none is
             asked for.
     """
 
     title: str
+    temperature = 1.0
 
     def __init__(self, levels: int, arguments: dict[str, Any]):
         super().__init__()

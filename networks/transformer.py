@@ -2,11 +2,14 @@
 
 A position's codes are drawn jointly with those of the positions before it in raster order: what follows sees them all.
 Within a position the codes follow each other, coarse to fine, as in the RQ-Transformer (Lee et al. 2022, section
-3.2.2), whose depth transformer is a small network here, since there are two codes and not eight.
+3.2.2), whose depth transformer is a small network here, since there are two codes and not eight. Slices of the same
+brain that are known already, up to two of them, are seen as a whole from every position: so one network draws single
+slices, the slice beside another, and the slice between two.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,14 @@ from torch import Tensor, nn
 from networks.prior import Codes, Prior, draw_code, draw_levels, level_shares, seeded_rows
 
 ABOVE, BESIDE = 2, 2  # rows above and columns to either side that the first layer sees at once
+FARTHEST = 16  # levels from a slice to a neighbour that tells anything of it
+
+
+class Neighbours(NamedTuple):
+    """Slices of the same brain, n of them for each slice that is to be drawn."""
+
+    codes: Codes  # int64 [B, n, rows, columns] for each depth
+    offsets: Tensor  # int64 [B, n] in [-FARTHEST, FARTHEST]: so many levels they lie above it; 0 where there is none
 
 
 class CodeTable(nn.Module):
@@ -60,6 +71,31 @@ class Neighbourhood(nn.Module):
         above = embedded[:, row : row + ABOVE, column : column + 2 * BESIDE + 1].flatten(1)
         left = embedded[:, row + ABOVE, column : column + BESIDE].flatten(1)
         return self.mix(torch.cat([above, left], dim=1))
+
+
+class NeighbourView(nn.Module):
+    """What known slices of the same brain say of each position: seen within two positions around it, by their distance.
+
+    At most levels the same gyri and ventricles go on at the same place, a little moved; what is far off tells at least
+    how large and how bright the brain is.
+    """
+
+    def __init__(self, inner: int, width: int):
+        super().__init__()
+        hidden = width // 2
+        self.look = nn.Conv2d(inner, hidden, 3, padding=1)
+        self.distance = nn.Embedding(2 * FARTHEST + 1, 2 * hidden)  # scale and shift of what is seen
+        self.tell = nn.Conv2d(hidden, width, 3, padding=1)
+        nn.init.zeros_(self.distance.weight)
+        nn.init.zeros_(self.tell.weight)
+        nn.init.zeros_(self.tell.bias)
+
+    def forward(self, embedded: Tensor, offsets: Tensor) -> Tensor:
+        """Neighbours [B, n, rows, columns, inner] and their offsets [B, n] -> [B, rows * columns, width]."""
+        x = self.look(embedded.flatten(0, 1).permute(0, 3, 1, 2))
+        scale, shift = self.distance(offsets.flatten() + FARTHEST)[:, :, None, None].chunk(2, dim=1)
+        told = self.tell(F.gelu(x * (1 + scale) + shift)).flatten(2).transpose(1, 2)
+        return (told.unflatten(0, offsets.shape) * (offsets != 0)[:, :, None, None]).sum(1)
 
 
 class Block(nn.Module):
@@ -138,6 +174,7 @@ class Transformer(Prior):
     """
 
     title = "transformer"
+    temperature = 1.1  # at 1, more samples are like one training slice, mirrored or not, than other people's slices are
 
     def __init__(
         self,
@@ -157,6 +194,7 @@ class Transformer(Prior):
         self.seen = nn.ModuleList([CodeTable(k, dim, inner) for k in sizes])
         self.said = nn.ModuleList([CodeTable(k, dim, width) for k in sizes])
         self.first = Neighbourhood(inner, width, self.grid)
+        self.neighbours = NeighbourView(inner, width)
         self.position = nn.Parameter(0.02 * torch.randn(math.prod(grid), width))  # the brains are aligned
         self.level = nn.Embedding(levels + 1, width)
         self.changed = nn.Parameter(torch.zeros(width))  # added where a slice was varied for training
@@ -174,14 +212,15 @@ class Transformer(Prior):
                 table.fit(codebook)
         self.level_share.copy_(level_shares(levels, self.levels))
 
-    def forward(self, codes: Codes, levels: Tensor, changed: Tensor | None = None) -> Tensor:
-        """Bits per image [B]: -log2 p(codes | level), which is also what an entropy coder would need.
+    def forward(
+        self, codes: Codes, levels: Tensor, changed: Tensor | None = None, neighbours: Neighbours | None = None
+    ) -> Tensor:
+        """Bits per image [B]: -log2 p(codes | level, neighbours), which is also what an entropy coder would need.
 
         `changed`: bool [B], which slices were varied for training; none of what is sampled is.
         """
         flat = [grid.flatten(1) for grid in codes]
-        x = self.first(sum(F.embedding(grid, table()) for grid, table in zip(flat, self.seen, strict=True)))
-        x = x + self.position + self.level(levels)[:, None]
+        x = self.first(self._see(flat)) + self._given(levels, neighbours)
         if changed is not None:
             x = x + changed[:, None, None] * self.changed
         for block in self.blocks:
@@ -191,6 +230,17 @@ class Transformer(Prior):
             logits = self._logits(said, i).float()
             nats.append(F.cross_entropy(logits.transpose(1, 2), flat[i], reduction="none").sum(1))
         return torch.stack(nats).sum(0) / math.log(2)
+
+    def _see(self, codes: Codes) -> Tensor:
+        """Codes [B, ...] of each depth -> their vectors' sum [B, ..., inner]."""
+        return sum(F.embedding(grid, table()) for grid, table in zip(codes, self.seen, strict=True))
+
+    def _given(self, levels: Tensor, neighbours: Neighbours | None) -> Tensor:
+        """What is known of each position before any code is, [B, rows * columns, width]."""
+        given = self.position + self.level(levels)[:, None]
+        if neighbours is None:
+            return given
+        return given + self.neighbours(self._see(neighbours.codes), neighbours.offsets)
 
     def _say(self, said: Tensor, codes: Codes) -> Iterator[Tensor]:
         """What is `said` of positions [B, N, width] about each of their codes, given the coarser ones [B, N]."""
@@ -204,15 +254,23 @@ class Transformer(Prior):
 
     @torch.no_grad()
     def sample(
-        self, seeds: Sequence[int], levels: Tensor | None = None, temperature: float = 1.0, nucleus: float = 1.0
+        self,
+        seeds: Sequence[int],
+        levels: Tensor | None = None,
+        temperature: float = 1.0,
+        nucleus: float = 1.0,
+        neighbours: Neighbours | None = None,
     ) -> Codes:
-        """As `Prior.sample`; `temperature` and `nucleus` as in `draw_code`. Keys and values are computed once."""
+        """As `Prior.sample`; `temperature` and `nucleus` as in `draw_code`. Keys and values are computed once.
+
+        `neighbours`: what of the same brains is drawn already.
+        """
         device = self.level_share.device
         if levels is None:
             levels = draw_levels(seeds, self.level_share)
         (rows, columns), depth, n = self.grid, len(self.said), len(seeds)
         uniform = seeded_rows(seeds, rows * columns * depth, torch.rand).to(device).view(n, rows, columns, depth)
-        given = self.position + self.level(levels.to(device))[:, None]  # [B, N, width]
+        given = self._given(levels.to(device), neighbours)  # [B, N, width]
         seen, said, coarse = ([table() for table in tables] for tables in (self.seen, self.said, self.coarse))
         canvas = given.new_zeros(n, rows + ABOVE, columns + 2 * BESIDE, self.inner)  # what `first` sees
         kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else given.dtype

@@ -48,5 +48,5 @@ def stem(name: str) -> str:
 
 
 def volume_of(name: str) -> str:
-    """The volume that a slice was cut from: `case_004_week_0_slice_3.nii.gz` -> `case_004_week_0`."""
-    return re.sub(r"_slice_[0-9]+$", "", stem(name))
+    """The volume that a slice was cut from: `case_004_week_0_slice_3.nii.gz` -> `case_004_week_0`, PNG likewise."""
+    return re.sub(r"_slice_[0-9]+(\.nii)?(\.[A-Za-z]+)?$", "", stem(name))

@@ -28,11 +28,11 @@ from dataset import Box, DataSet, Slices
 from inference.codec import Codec
 from modules import AUTOENCODERS, DCGAN, Autoencoder
 from networks.pixelcnn import PixelCNN
-from networks.transformer import Transformer
+from networks.transformer import Neighbours, Transformer
 from runtime.compute import Compute
 from scoring.metrics import ssim, ssim_map
 from training import dcgan, likelihood, texture
-from training.augment import Draws, augment, vary
+from training.augment import Draws, augment, variation, vary
 from training.codes import CodeBatches
 from training.run import Stage
 
@@ -201,15 +201,17 @@ def test_likelihood_step(name, prior, monkeypatch):
     stage = Stage(Unsaved, prior, 1, learner.parts())
     for indices in torch.arange(2 * BATCH).split(BATCH):
         with NoWaiting():
-            codes, levels = batches.at(indices)
-            stage.add(train_bits=learner.step(codes, levels, levels > 0, 1e-3))
+            given = batches.alone(indices)
+            beside = [grid[:, None].expand(-1, 2, -1, -1) for grid in given.codes]
+            given = given._replace(neighbours=Neighbours(beside, given.levels[:, None].expand(-1, 2)))
+            stage.add(train_bits=learner.step(given, 1e-3))
 
 
 def test_varied_pictures():
     draw = train.draws_of_step(BATCH, 0, 0, ON)
     with NoWaiting():
-        varied, changed = vary(pictures(), BOX, draw)
-    assert (varied.device.type, changed.device.type) == ("cuda", "cuda")
+        varied = vary(pictures(), BOX, variation(draw))
+    assert varied.device.type == "cuda"
 
 
 def test_texture_step(monkeypatch):

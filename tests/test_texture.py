@@ -9,7 +9,7 @@ from inference.loading import identity, load_autoencoder
 from modules import RQVAE
 from networks.critic import PatchCritic, feature_distance, hinge
 from runtime.compute import Compute
-from training.augment import Draws, vary
+from training.augment import Draws, variation, vary
 from training.texture import MARGIN, TextureLearner, direction, lead_of, share_out
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -98,7 +98,8 @@ def test_slices_are_varied_a_little_or_not_at_all():
     images = torch.zeros(64, 1, 48, 48)
     images[:, :, 8:40, 8:40] = pictures(64)
     box = content_box((images[:, 0] * 255).byte().numpy())
-    varied, changed = vary(images, box, Draws(64, torch.Generator().manual_seed(0), torch.device("cpu")))
+    how = variation(Draws(64, torch.Generator().manual_seed(0), torch.device("cpu")))
+    varied, changed = vary(images, box, how), how.changed.flatten()
     assert varied.shape == (64, 1, box.height, box.width)
     assert 0.4 < changed.float().mean() < 0.8
     assert torch.equal(varied[~changed], box.crop(images)[~changed])

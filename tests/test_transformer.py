@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from networks.prior import draw_code, seeded_rows
-from networks.transformer import Neighbourhood, Transformer
+from networks.transformer import FARTHEST, Neighbourhood, Neighbours, Transformer
 
 GRID, SIZES, LEVELS = (4, 5), (7, 6), 3
 KINDS = {"one code": SIZES[:1], "two codes": SIZES}
@@ -27,12 +27,21 @@ def some_codes(kind: str, n: int) -> list[torch.Tensor]:
     return [torch.randint(k, (n, *GRID), generator=generator) for k in KINDS[kind]]
 
 
-def logits_of(model: Transformer, codes: list[torch.Tensor], levels: torch.Tensor) -> list[torch.Tensor]:
+def some_neighbours(kind: str, offsets: list[list[int]]) -> Neighbours:
+    """Two for each slice."""
+    generator = torch.Generator().manual_seed(2)
+    codes = [torch.randint(k, (len(offsets), 2, *GRID), generator=generator) for k in KINDS[kind]]
+    return Neighbours(codes, torch.tensor(offsets))
+
+
+def logits_of(
+    model: Transformer, codes: list[torch.Tensor], levels: torch.Tensor, neighbours: Neighbours | None = None
+) -> list[torch.Tensor]:
     """Logits [B, N, K] of each code, by the pass that training takes."""
     seen: list[torch.Tensor] = []
     original = model._logits
     model._logits = lambda said, i: seen.append(original(said, i)) or seen[-1]
-    model(codes, levels)
+    model(codes, levels, neighbours=neighbours)
     del model._logits
     return seen
 
@@ -70,21 +79,58 @@ def test_the_first_layer_sees_the_neighbours_that_come_before():
 
 
 @pytest.mark.parametrize(("temperature", "nucleus"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8)])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_cached_sampling_equals_the_slow_way(kind, temperature, nucleus):
+def test_cached_sampling_equals_the_slow_way(kind, beside, temperature, nucleus):
     """Each drawn code is the inversion of the same uniform number under the full pass over what was drawn before."""
     model, seeds, levels = prior(kind), [3, 5, 8], torch.tensor([0, 2, 3])
     depth, n = len(KINDS[kind]), math.prod(GRID)
+    neighbours = some_neighbours(kind, [[1, -1], [4, 0], [0, -FARTHEST]]) if beside else None
     uniform = seeded_rows(seeds, n * depth, torch.rand).view(3, n, depth)
     slow = [torch.zeros(3, *GRID, dtype=torch.long) for _ in range(depth)]
     with torch.no_grad():
         for place in range(n):
             for k in range(depth):
-                logits = logits_of(model, slow, levels)[k][:, place]
+                logits = logits_of(model, slow, levels, neighbours)[k][:, place]
                 slow[k].view(3, -1)[:, place] = draw_code(logits, uniform[:, place, k], temperature, nucleus)
-    for a, b in zip(model.sample(seeds, levels, temperature, nucleus), slow, strict=True):
+    for a, b in zip(model.sample(seeds, levels, temperature, nucleus, neighbours), slow, strict=True):
         assert torch.equal(a, b)
     assert len(slow[0].unique()) > 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_tell_by_their_codes_and_distance(kind):
+    model, codes, levels = prior(kind), some_codes(kind, 4), torch.tensor([0, 1, 2, 3])
+    alone = model(codes, levels)
+    given = some_neighbours(kind, [[0, 0], [1, -1], [-1, 1], [2, 0]])
+    told = model(codes, levels, neighbours=given)
+    assert told[0] == alone[0]  # an offset of 0: there is none
+    assert (told[1:] != alone[1:]).all()
+    swapped = Neighbours([grid.flip(1) for grid in given.codes], given.offsets.flip(1))
+    torch.testing.assert_close(model(codes, levels, neighbours=swapped), told)  # a set, in no order
+    farther = model(codes, levels, neighbours=given._replace(offsets=2 * given.offsets))
+    assert farther[0] == told[0]
+    assert (farther[1:] != told[1:]).all()
+
+
+def test_a_neighbour_is_seen_around_its_own_place_only():
+    model = prior("one code")
+    given = some_neighbours("one code", [[1, 0]])
+    view = model.neighbours(model._see(given.codes), given.offsets)
+    given.codes[0][0, 0, 1, 4] = (given.codes[0][0, 0, 1, 4] + 1) % SIZES[0]
+    moved = (model.neighbours(model._see(given.codes), given.offsets) - view).abs().sum(2).view(GRID) > 0
+    expected = torch.zeros(GRID, dtype=torch.bool)
+    expected[:4, 2:] = True  # two positions around row 1, column 4
+    assert torch.equal(moved, expected)
+
+
+def test_before_training_neighbours_say_nothing():
+    torch.manual_seed(0)
+    model = Transformer(GRID, [7], 3, LEVELS, width=24, layers=1, heads=3, inner=8).eval()
+    codes, levels = some_codes("one code", 2), torch.tensor([0, 1])
+    assert torch.equal(
+        model(codes, levels, neighbours=some_neighbours("one code", [[1, 2], [3, 4]])), model(codes, levels)
+    )
 
 
 def test_a_sample_depends_on_its_own_seed_only():

@@ -6,7 +6,7 @@ noisy, beside other structures, or constant; the other half are mirrored at most
 """
 
 import math
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -130,21 +130,50 @@ def _made_up(pictures: Tensor, draw: Draws) -> Tensor:
     return torch.where(which < 0.03, flat, pictures) * (which < 0.99)
 
 
-def vary(pictures: Tensor, box: Box, draw: Draws) -> tuple[Tensor, Tensor]:
-    """Whole slices [B, 1, H, W] in [0, 1] -> what a prior is trained on, [B, 1, *box], and which ones were changed [B].
+class Variation(NamedTuple):
+    """How each of n brains is varied; all are [n, 1, 1, 1]."""
 
-    Two fifths stay as they are. The others are mirrored (half of them), moved by whole pixels, scaled by a few per cent
-    (half of them) and dimmed or brightened a little: brains as the training people could have had them, too. A prior is
-    told which ones, and samples as if none were (Karras et al. 2022, appendix F.2, has this for diffusion models).
+    changed: Tensor  # whether at all
+    mirrored: Tensor  # 1 or -1
+    down: Tensor  # pixels, whole
+    across: Tensor
+    zoom: Tensor  # factors
+    stretch: Tensor
+    brightness: Tensor
+
+    def of(self, indices: Tensor) -> Self:
+        """That of each of these, int64 [N]: all slices of a brain are varied in the same way."""
+        return type(self)(*(each[indices] for each in self))
+
+
+def variation(draw: Draws) -> Variation:
+    """Brains as the training people could have had them, too.
+
+    Two fifths stay as they are. The others are moved by whole pixels, scaled by a few per cent (half of them), dimmed
+    or brightened a little, and a quarter of them are mirrored.
     """
-    changed = draw.chance(0.6)
     scaled = draw.chance(0.5).float()
-    zoom, stretch = (scaled * draw.uniform(-0.06, 0.06)).exp(), (scaled * draw.uniform(-0.03, 0.03)).exp()
-    mirrored = 1 - 2 * draw.chance(0.5).float()
-    centre = [middle + draw.uniform(-4, 4).round() for middle in _middle(box)]
-    none = torch.zeros_like(zoom)
-    to_x = [box.width / 2 / zoom * stretch, none, centre[1]]
-    to_y = [none, box.height / 2 * mirrored / zoom / stretch, centre[0]]
-    varied = _through((box.height, box.width), to_x, to_y, pictures, "bicubic") * draw.uniform(-0.12, 0.12).exp()
+    return Variation(
+        changed=draw.chance(0.6),
+        mirrored=1 - 2 * draw.chance(0.25).float(),
+        down=draw.uniform(-4, 4).round(),
+        across=draw.uniform(-4, 4).round(),
+        zoom=(scaled * draw.uniform(-0.06, 0.06)).exp(),
+        stretch=(scaled * draw.uniform(-0.03, 0.03)).exp(),
+        brightness=draw.uniform(-0.12, 0.12).exp(),
+    )
+
+
+def vary(pictures: Tensor, box: Box, how: Variation) -> Tensor:
+    """Whole slices [B, 1, H, W] in [0, 1] -> what a prior is trained on, [B, 1, *box].
+
+    A prior is told which ones were changed, and samples as if none were (Karras et al. 2022, appendix F.2, has this for
+    diffusion models).
+    """
+    down, across = _middle(box)
+    none = torch.zeros_like(how.zoom)
+    to_x = [box.width / 2 / how.zoom * how.stretch, none, across + how.across]
+    to_y = [none, box.height / 2 * how.mirrored / how.zoom / how.stretch, down + how.down]
+    varied = _through((box.height, box.width), to_x, to_y, pictures, "bicubic") * how.brightness
     varied = (varied.clamp(0, 1) * 255).round() / 255
-    return torch.where(changed, varied, box.crop(pictures)), changed.flatten()
+    return torch.where(how.changed, varied, box.crop(pictures))

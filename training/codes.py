@@ -1,18 +1,35 @@
 """What do the priors learn from? The codes of the training slices, as they are or varied a little each time."""
 
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from dataset import Batches, Slices, shuffled_shares
 from inference.codec import Codec
 from modules import Autoencoder
 from networks.prior import Codes
+from networks.transformer import FARTHEST, Neighbours
+from reading.names import volume_of
 from runtime.compute import Compute
 from runtime.errors import InputError
-from training.augment import Draws, vary
+from training.augment import Draws, variation, vary
+
+ENCODED = 64  # slices at once
+ALONE = 0.45  # share of the slices that a prior learns to draw without a neighbour
+
+
+class Given(NamedTuple):
+    """A batch of what a prior learns to draw, and what it is told of it."""
+
+    codes: Codes  # int64 [b, h, w] each
+    levels: Tensor  # int64 [b]
+    changed: Tensor  # bool [b], which slices were varied
+    neighbours: Neighbours | None  # slices of the same brain, varied alike; None where none are shown
 
 
 class CodeBatches:
@@ -42,6 +59,11 @@ class CodeBatches:
         indices = indices.to(self.on.device, non_blocking=True)
         return [grid[indices].long() for grid in self.codes], self.levels[indices]
 
+    def alone(self, indices: Tensor) -> Given:
+        """Slices as they are, without a neighbour."""
+        codes, levels = self.at(indices)
+        return Given(codes, levels, torch.zeros_like(levels, dtype=torch.bool), None)
+
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Codes, Tensor]]:
         """An epoch's batches from step `start` on; the same for the same arguments."""
         order = shuffled_shares(self.size, self.batch_size, seed, epoch, self.on.rank, self.on.world_size)
@@ -55,26 +77,75 @@ class CodeBatches:
 
 
 class VariedCodes:
-    """Codes of slices that are varied anew each time (`augment.vary`), encoded as they are needed."""
+    """The codes of whole brains, each varied anew in every epoch (`augment.vary`), and those beside each slice."""
 
     def __init__(self, codec: Codec, slices: Slices, batches: CodeBatches, seed: int):
-        """`batches`: the codes of the same slices as they are, whose sizes, levels and number of codes hold here."""
-        on = batches.on
+        """`batches`: the codes of the same slices as they are, whose levels and number of codes hold here."""
         self.codec, self.plain, self.seed = codec, batches, seed
-        self.batches = Batches(slices, batches.batch_size, on.device, None, on.rank, on.world_size)
+        self.brains, self.beside = brain_of_slice(slices), rows_beside(slices)
+        # Every process encodes all slices: any of them can be a neighbour in its share of a batch.
+        self.slices = Batches(slices, ENCODED, batches.on.device)
 
-    def shuffled(self, epoch: int, start: int = 0) -> Iterator[tuple[Codes, Tensor, Tensor]]:
-        """An epoch's batches from step `start` on: codes int64 [b, h, w], levels [b], and which were changed, bool [b].
+    def shuffled(self, epoch: int, start: int = 0) -> Iterator[Given]:
+        """An epoch's batches from step `start` on; the same for the same seed and epoch."""
+        plain = self.plain
+        codes, changed = self._varied(epoch)
+        order = shuffled_shares(plain.size, plain.batch_size, self.seed, epoch, plain.on.rank, plain.on.world_size)
+        for step, rows in enumerate(order[start:], start=start):
+            chance = np.random.default_rng([self.seed, epoch, step, plain.on.rank])
+            known, offsets = (torch.from_numpy(each) for each in choose_neighbours(self.beside[rows], chance))
+            rows, known, offsets = (each.to(plain.on.device, non_blocking=True) for each in (rows, known, offsets))
+            beside = Neighbours([grid[known].long() for grid in codes], offsets)
+            yield Given([grid[rows].long() for grid in codes], plain.levels[rows], changed[rows], beside)
 
-        The same for the same seed and epoch. Those that stayed as they are have the codes that `batches` has.
-        """
-        on, kept = self.codec.on, len(self.plain.codes)
-        for step, (images, indices) in enumerate(self.batches.shuffled(self.seed, epoch, start), start=start):
-            number = int(np.random.default_rng([self.seed, epoch, step]).integers(2**63))
-            draw = Draws(len(images), torch.Generator().manual_seed(number), on.device, on.rank, on.world_size)
-            pictures, changed = vary(images, self.codec.box, draw)
-            with torch.no_grad(), on.autocast():
-                varied = self.codec.autoencoder.encode(pictures)[:kept]
-            plain, levels = self.plain.at(indices)
-            where = changed[:, None, None]
-            yield [torch.where(where, new, old) for new, old in zip(varied, plain, strict=True)], levels, changed
+    def _varied(self, epoch: int) -> tuple[Codes, Tensor]:
+        """The codes of all slices in this epoch, int16 [N, h, w] each, and which ones were changed, bool [N]."""
+        number = int(np.random.default_rng([self.seed, epoch]).integers(2**63))
+        draw = Draws(int(self.brains.max()) + 1, torch.Generator().manual_seed(number), self.plain.on.device)
+        how, parts = variation(draw), []
+        for images, rows in tqdm(self.slices.in_order(), "varying", unit="batch", disable=None, delay=2, leave=False):
+            pictures = vary(images, self.codec.box, how.of(self.brains[rows].to(images.device)))
+            with torch.no_grad(), self.codec.on.autocast():
+                varied = self.codec.autoencoder.encode(pictures)[: len(self.plain.codes)]
+            parts.append([grid.to(torch.int16) for grid in varied])
+        changed = how.changed.flatten()[self.brains.to(self.plain.on.device)]
+        varied = [torch.cat(grids) for grids in zip(*parts, strict=True)]
+        plain = (grid.to(torch.int16) for grid in self.plain.codes)
+        return [torch.where(changed[:, None, None], new, old) for new, old in zip(varied, plain, strict=True)], changed
+
+
+def brain_of_slice(slices: Slices) -> Tensor:
+    """A number for each slice's brain, int64 [N]: the same for all slices of one volume, from 0 on."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(map(volume_of, slices.names)))}
+    return torch.tensor([numbers[volume_of(name)] for name in slices.names])
+
+
+def rows_beside(slices: Slices) -> np.ndarray:
+    """Where the slices of the same brain are: int64 [N, 2 FARTHEST + 1], the row of that so many levels above, or -1.
+
+    The first column is that `FARTHEST` levels below; the middle one is the slice's own.
+    """
+    places = list(zip(brain_of_slice(slices).tolist(), slices.levels.tolist(), strict=True))
+    rows = {place: row for row, place in enumerate(places) if place[1] >= 0}
+    away = range(-FARTHEST, FARTHEST + 1)
+    beside = [[rows.get((brain, level + by), -1) for by in away] for brain, level in places]
+    return np.array(beside, np.int64)
+
+
+def choose_neighbours(beside: np.ndarray, chance: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Which known slices a prior is shown: rows int64 [b, 2] of them, and their offsets, 0 where there is none.
+
+    `beside`: as `rows_beside`, of a batch. To `ALONE` of the slices none is shown, to the others one or two, mostly one
+    on each side, at distances from 1 to `FARTHEST` that are drawn evenly by their logarithm.
+    """
+    n = len(beside)
+    distance = np.rint(2 ** chance.uniform(0, math.log2(FARTHEST), (n, 2))).astype(np.int64)
+    side = chance.choice([-1, 1], n)
+    across = np.where(chance.random(n) < 0.8, -side, side)
+    offsets = np.stack([side * distance[:, 0], across * distance[:, 1]], axis=1)
+    offsets[chance.random(n) < ALONE] = 0
+    offsets[chance.random(n) < 0.4, 1] = 0
+    offsets[offsets[:, 0] == offsets[:, 1], 1] = 0
+    rows = np.take_along_axis(beside, offsets + FARTHEST, axis=1)
+    offsets[rows < 0] = 0
+    return np.maximum(rows, 0), offsets

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,12 +11,11 @@ from dataset import DataSet
 from inference.codec import Codec
 from modules import Autoencoder
 from networks.pixelcnn import PixelCNN
-from networks.prior import Codes
-from networks.transformer import Transformer
+from networks.transformer import FARTHEST, Neighbours, Transformer
 from report import plots
 from runtime import checkpoint, compute
 from runtime.errors import InputError
-from training.codes import CodeBatches, VariedCodes
+from training.codes import CodeBatches, Given, VariedCodes, rows_beside
 from training.optim import MovingAverage, Muon, falling
 from training.run import Run, Stage, progress
 from training.settings import TrainSettings
@@ -60,7 +60,7 @@ def adamw(prior: nn.Module, rate: float) -> torch.optim.Optimizer:
 
 def muon(prior: Transformer, rate: float) -> torch.optim.Optimizer:
     """For the transformer's matrices; by Adam what is looked up in a table, row by row."""
-    matrices = [module.weight for module in prior.modules() if isinstance(module, nn.Linear)]
+    matrices = [module.weight for module in prior.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     chosen = {id(weight) for weight in matrices}
     others = [parameter for parameter in prior.parameters() if id(parameter) not in chosen]
     return Muon([{"params": matrices}, {"params": others, "matrices": "adam"}], rate, betas=(0.9, 0.98))
@@ -72,11 +72,12 @@ class Recipe(NamedTuple):
     make: Callable[[Autoencoder, CodeBatches], PixelCNN | Transformer]
     optimizer: Callable[[Any, float], torch.optim.Optimizer]
     rate: float
+    beside: bool  # whether it is shown slices of the same brain
 
 
 RECIPES = {
-    "pixelcnn": Recipe(make_pixelcnn, adamw, 1e-3),
-    "transformer": Recipe(make_transformer, muon, 2e-3),
+    "pixelcnn": Recipe(make_pixelcnn, adamw, 1e-3, beside=False),
+    "transformer": Recipe(make_transformer, muon, 2e-3, beside=True),
 }
 
 
@@ -90,6 +91,7 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
     how = description["data"]["levels"], settings.prior_batch_size, codec.on, settings.prior_codes
     train, held_out = (CodeBatches(codec, data.splits[split], *how) for split in ("train", "validate"))
     varied = VariedCodes(codec, data.splits["train"], train, settings.seed)
+    between = rows_beside(data.splits["validate"])
     recipe = RECIPES[name]
     rate = recipe.rate if settings.prior_lr is None else settings.prior_lr
     learner = LikelihoodLearner(recipe, codec.autoencoder, train, rate)
@@ -103,13 +105,15 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
             break
         learner.prior.train()
         batches = varied.shuffled(epoch, stage.step)
-        for codes, levels, changed in stage.steps(progress(batches, stage, train.steps, train.batch_size)):
+        for given in stage.steps(progress(batches, stage, train.steps, train.batch_size)):
             done = stage.epoch * train.steps + stage.step
             now = falling(rate, done, settings.prior_epochs * train.steps)
-            bits = learner.step(codes, levels, changed, now)
+            bits = learner.step(given, now)
             stage.add(train_bits=bits, learning_rate=torch.full((), now, device=codec.on.device))
         row = stage.means()
-        row["validation_bits"] = held_out_bits(learner.sampler, held_out) / held_out.codes_per_image
+        row["validation_bits"] = held_out_bits(learner.sampler, held_out)
+        if recipe.beside:
+            row["validation_bits_between"] = held_out_bits(learner.sampler, held_out, between)
         if stage.is_best(-row["validation_bits"]):
             prior = learner.sampler
             content = {"kind": "prior", "model": name, "arguments": prior.arguments, "epoch": epoch, **row}
@@ -128,6 +132,7 @@ class LikelihoodLearner:
         self.prior = recipe.make(autoencoder, batches).to(self.on.device, memory_format=torch.channels_last)
         self.average = MovingAverage(self.prior, INERTIA).eval()
         self.optimizer = recipe.optimizer(self.prior, rate)
+        self.beside = recipe.beside
 
     @property
     def sampler(self) -> PixelCNN | Transformer:
@@ -138,14 +143,17 @@ class LikelihoodLearner:
         """Everything that learning changes, for `Stage`."""
         return {"prior": self.prior, "average": self.average, "optimizer": self.optimizer}
 
-    def step(self, codes: Codes, levels: Tensor, changed: Tensor, rate: float) -> Tensor:
-        """One step on code grids [B, h, w], levels [B] and what was `changed`, bool [B]; the mean bits per code."""
+    def step(self, given: Given, rate: float) -> Tensor:
+        """One step; the mean bits per code."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        hidden = torch.rand(self.on.world_size, len(levels), device=levels.device)[self.on.rank] < LEVELS_HIDDEN
+        hidden = torch.rand(self.on.world_size, len(given.levels), device=self.on.device)[self.on.rank] < LEVELS_HIDDEN
+        told = [torch.where(hidden, self.prior.levels, given.levels), given.changed]
+        if self.beside:
+            told.append(given.neighbours)
         with self.on.autocast():
-            bits = self.prior(codes, torch.where(hidden, self.prior.levels, levels), changed)
-        bits = bits.mean() / sum(grid[0].numel() for grid in codes)
+            bits = self.prior(given.codes, *told)
+        bits = bits.mean() / sum(grid[0].numel() for grid in given.codes)
         self.optimizer.zero_grad()
         bits.backward()
         compute.average_gradients(self.prior)
@@ -156,12 +164,19 @@ class LikelihoodLearner:
 
 
 @torch.inference_mode()
-def held_out_bits(prior: PixelCNN | Transformer, batches: CodeBatches) -> float:
-    """Mean bits per image of a whole split, with the levels known."""
+def held_out_bits(prior: PixelCNN | Transformer, batches: CodeBatches, beside: np.ndarray | None = None) -> float:
+    """Mean bits per code of a whole split, with the levels known.
+
+    `beside`: as `rows_beside`, of the same slices; the prior is then shown those one level below and above each.
+    """
     on = batches.on
     total = torch.zeros((), dtype=torch.float64, device=on.device)
     for indices in torch.arange(batches.size).split(batches.batch_size)[on.rank :: on.world_size]:
-        codes, levels = batches.at(indices)
+        codes, *told = batches.at(indices)
+        if beside is not None:
+            rows = torch.from_numpy(beside[indices][:, [FARTHEST - 1, FARTHEST + 1]]).to(on.device)
+            offsets = torch.tensor([-1, 1], device=on.device) * (rows >= 0)
+            told += [None, Neighbours([grid[rows.clamp_min(0)].long() for grid in batches.codes], offsets)]
         with on.autocast():
-            total += prior(codes, levels).sum()
-    return compute.mean(total).item() * on.world_size / batches.size
+            total += prior(codes, *told).sum()
+    return compute.mean(total).item() * on.world_size / batches.size / batches.codes_per_image
