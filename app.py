@@ -7,9 +7,15 @@ Needs `pip install -r requirements-extra.txt`. Only this machine can open the pa
 anything. Samples and walks are there when a prior lies beside the checkpoint; all that do can be chosen.
 """
 
+import sys
+
+from runtime.errors import catch_imports
+
+if __name__ == "__main__":  # what the imports below find too little memory for ends in one line
+    catch_imports()
+
 import html
 import math
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -32,6 +38,8 @@ from inference.reconstruction import reconstruct
 from inference.sampling import FILES as PRIORS
 from inference.sampling import WALK, Sampler
 from inference.settings import Computing
+from inference.volumes import write_volume
+from networks.transformer import Transformer
 from reading import nifti
 from report import plots
 from report.page import parts_of
@@ -80,6 +88,7 @@ class Playground:
 
     Attributes:
         models: the model with one prior each, by what the page calls the prior; the best first.
+        drawer: that one of them which draws whole brains, or None.
     """
 
     def __init__(self, model: TrainedModel):
@@ -89,6 +98,8 @@ class Playground:
                 sampler = Sampler(path, model.codec)
                 name = f"{sampler.title} ({path.name})"
                 self.models[name] = TrainedModel(model.codec, model.description, sampler, model.path)
+        brains = (one for one in self.models.values() if isinstance(one.sampler.prior, Transformer))
+        self.drawer = next(brains, None)  # the model that draws whole brains
         self.folder = tempfile.TemporaryDirectory(dir=PRIVATE)  # of files to download, while the page is up
 
     def sampler(self, prior: str) -> Sampler:
@@ -153,6 +164,13 @@ class Playground:
         pictures = to_uint8(model.walk((whole(first), whole(last)), chosen(level)))
         return enlarged(model.codec.window(pictures).crop(pictures))
 
+    def brain(self, seed: float) -> tuple[np.ndarray, Path]:
+        """A whole brain's slices, uint8 [levels, h, w], and its NIfTI file. Raises InputError."""
+        volume = to_uint8(self.drawer.sample_volume(whole(seed)))
+        path = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"brain_seed_{whole(seed):05d}.nii.gz"
+        write_volume(path, volume, self.model.description["data"])
+        return enlarged(self.model.codec.window(volume).crop(volume)), path
+
 
 def check_voxels(path: Path) -> None:
     """Raises InputError when a volume's header claims more voxels than this page takes: few packed MB can be many."""
@@ -193,9 +211,9 @@ def score_table(scores: dict[str, float], size: float) -> str:
 
 CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
-:is(#compare, #error, #step, #codes, #samples) img { image-rendering: pixelated; }
-:is(#error, #step) img { width: 100% !important; height: auto !important; max-height: none !important; }
-#step { max-width: 640px; }
+:is(#compare, #error, #step, #brain, #codes, #samples) img { image-rendering: pixelated; }
+:is(#error, #step, #brain) img { width: 100% !important; height: auto !important; max-height: none !important; }
+:is(#step, #brain) { max-width: 640px; }
 :is(#codes, #samples) .grid-wrap { height: auto !important; min-height: 0; max-height: none !important; }
 :is(#codes, #samples) .grid-container { padding-top: 24px; }
 :is(#codes, #samples) .grid-container { grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)) !important; }
@@ -206,6 +224,7 @@ CSS = """
 #scores :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); }
 .said p { margin: 0 0 8px; padding: 8px 12px; border-left: 4px solid #0072b2; }
 .said p.wrong { border-color: #d55e00; }
+@media (max-width: 480px) { button[role=tab] { padding: 0 7px !important; } }
 """
 
 
@@ -262,6 +281,9 @@ def page(play: Playground) -> "gr.Blocks":
                 sample_tab(play)
             with gr.Tab("Walk"):
                 walk_tab(play)
+        if play.drawer:
+            with gr.Tab("Whole brain"):
+                brain_tab(play)
     return blocks
 
 
@@ -308,7 +330,8 @@ def sample_tab(play: Playground) -> None:
         level = choice_of_level(play, prior)
         seed = gr.Number(0, label="first seed", precision=0, elem_id="seed")
         number = gr.Slider(1, MOST, 16, step=1, label="samples")
-        temperature = gr.Slider(0.1, 2, 1, label="temperature", visible=not play.sampler(prior.value).is_gan)
+        first = play.sampler(prior.value)
+        temperature = gr.Slider(0.1, 2, first.prior.temperature, label="temperature", visible=not first.is_gan)
     draw = gr.Button("Sample", variant="primary", elem_id="draw")
     message = gr.HTML(padding=False, elem_classes="said")
     drawing = gallery("samples", "samples")
@@ -320,7 +343,11 @@ def sample_tab(play: Playground) -> None:
         pictures, *files = play.sample(*asked)
         return pictures, *(gr.update(value=str(path), interactive=True) for path in files), []
 
-    prior.change(lambda name: gr.update(visible=not play.sampler(name).is_gan), prior, temperature)
+    def warmed(name: str) -> dict:
+        sampler = play.sampler(name)
+        return gr.update(visible=not sampler.is_gan, value=sampler.prior.temperature)
+
+    prior.change(warmed, prior, temperature)
     cleared = [None, *2 * [gr.update(value=None, interactive=False)]]
     draw.click(told(sampled, cleared), [prior, seed, number, level, temperature], [drawing, packed, volume, message])
 
@@ -343,6 +370,33 @@ def walk_tab(play: Playground) -> None:
     walked = go.click(told(lambda *asked: (play.walk(*asked), []), [None]), [prior, *ends, level], [steps, message])
     walked.then(show, [steps, place], picture)
     place.input(show, [steps, place], picture, show_progress="hidden", trigger_mode="always_last")
+
+
+def brain_tab(play: Playground) -> None:
+    """All levels of a brain that nobody has, to scroll through and to download."""
+    seed = gr.Number(0, label="seed", precision=0, elem_id="brain-seed")
+    draw = gr.Button("Draw a brain", variant="primary", elem_id="draw-brain")
+    message = gr.HTML(padding=False, elem_classes="said")
+    level = gr.Slider(1, 2, 1, step=1, label="slice of the brain", visible=False, elem_id="level")
+    picture = figure("brain", "slice of a sampled brain")
+    volume = gr.DownloadButton("NIfTI", interactive=False, elem_id="brain-as-nifti")
+    slices = gr.State()
+
+    def drawn(asked: float) -> tuple:
+        stack, path = play.brain(asked)
+        middle = len(stack) // 2
+        moved = gr.update(maximum=len(stack), value=middle + 1, visible=True)
+        return stack, moved, stack[middle], gr.update(value=str(path), interactive=True), []
+
+    cleared = [None, gr.update(visible=False), None, gr.update(value=None, interactive=False)]
+    draw.click(told(drawn, cleared), seed, [slices, level, picture, volume, message])
+    level.input(
+        lambda stack, number: stack[int(number) - 1],
+        [slices, level],
+        picture,
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
 
 
 def choice_of_prior(play: Playground) -> "gr.Radio":

@@ -3,6 +3,7 @@
     python predict.py runs/<run>/vqvae.pth                      score the test split, sample 64 brains
     python predict.py runs/<run>/vqvae.pth --samples 1000       sample more, and judge them
     python predict.py runs/<run>/vqvae.pth --slice 12           sample at one axial slice level
+    python predict.py runs/<run>/vqvae.pth --volumes 4          draw whole brains, too: all levels of one person
     python predict.py runs/<run>/vqvae.pth --input scan.png     reconstruct just these files
 
 Everything goes to predict/ beside the checkpoint (--out), all at once; report.html there shows it.
@@ -24,13 +25,14 @@ import torch
 
 import dataset
 from dataset import DataSet, Slices
-from inference.codec import to_uint8
+from inference.codec import MARGIN, to_uint8
 from inference.depths import draw_codes
 from inference.model import TrainedModel
 from inference.reconstruction import Reconstruction, reconstruct
 from inference.sampling import Sampler
 from inference.settings import NO_VOLUMES
-from reading import nifti
+from inference.volumes import VolumeSampler, decode_volumes, write_volume
+from reading import images, nifti
 from reading.names import stem
 from report import plots
 from report.results import Results, replacing
@@ -38,12 +40,15 @@ from runtime.errors import InputError, exit_on_input_error, visible
 from runtime.signals import StopSignals
 from runtime.wording import counted
 from scoring import judge
+from scoring import volumes as volume_judge
 from scoring.enough import MIN_SAMPLES
 from scoring.metrics import code_counts, code_usage, summarise
 from scoring.scores import score_table
 
 COLUMNS = 6  # slices in a figure of reconstructions
 SHOWN = 32  # samples in a figure
+VOLUMES_SHOWN = 4  # whole brains in a figure
+VOLUMES_JUDGED = 16  # at least
 
 # ----------------------------------------------------------------------------------------------------
 # What it needs
@@ -54,18 +59,23 @@ def open_model(settings: PredictSettings) -> tuple[TrainedModel, Sampler | None]
 
     Raises InputError when the options ask for samples that can't be made.
     """
-    prior = settings.prior if settings.samples and not settings.input else "none"
+    sampled = (settings.samples or settings.volumes) and not settings.input
+    prior = settings.prior if sampled else "none"
     model = TrainedModel.load(settings.checkpoint, prior, settings.device, settings.precision)
     if settings.codes and settings.codes > (depth := model.codec.autoencoder.depth):
         raise InputError(f"--codes {settings.codes}: {settings.checkpoint} has {depth} per position")
     if model.sampler is None:
         if settings.samples_only:
             raise InputError(f"--samples-only: there is no prior beside {settings.checkpoint}; give one with --prior")
+        if settings.volumes:
+            raise InputError(f"--volumes: there is no prior beside {settings.checkpoint}; give one with --prior")
         for name in ("slice", "temperature", "nucleus", "features", "ceiling"):
             if getattr(settings, name) is not None:
                 raise InputError(f"--{name} is about samples: give a --prior, and neither --input nor --samples 0")
         return model, None
     model.sampler.check(settings.slice, settings.temperature, settings.nucleus)
+    if settings.volumes:
+        VolumeSampler(model.sampler)
     for name in ("features", "ceiling"):
         if getattr(settings, name) and (settings.samples < MIN_SAMPLES or settings.slice is not None):
             raise InputError(f"--{name}: only {MIN_SAMPLES} samples or more, of all levels, are judged")
@@ -276,6 +286,83 @@ def judge_samples(
     results.draw("nearest_training", plots.nearest_training, *pairs, columns["ssim"], names, title=title)
 
 
+# ----------------------------------------------------------------------------------------------------
+# Whole brains
+
+
+def draw_volumes(results: Results, settings: PredictSettings, model: TrainedModel, slices: Slices | None) -> None:
+    """Draw brains, keep them as NIfTI, and show them in three planes beside those of the people that were scored."""
+    seeds = range(settings.seed, settings.seed + settings.volumes)
+    around, level = slice_to_draw_around(settings, model) if settings.around else (None, None)
+    volumes = to_uint8(model.sample_volumes(seeds, around, level, settings.temperature, settings.nucleus))
+    trained_on = model.description["data"]
+    source = f"{model.sampler.title} trained on {trained_on['title']}"
+    if settings.around:
+        source += f", invented around level {level} of {visible(settings.around.name)}"
+    results.metrics["volumes"] = {"number": len(seeds), "first_seed": seeds[0], "levels": volumes.shape[1]}
+    results.metrics["volumes"]["source"] = source
+    if trained_on["affine"] is None:
+        results.note("the training slices don't tell their distance: the NIfTI files of whole brains have 1 mm voxels")
+    for seed, volume in zip(seeds, volumes, strict=True):
+        path = results.folder / "volumes" / f"seed_{seed:05d}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        write_volume(path, volume, trained_on)
+
+    last = seeds[:VOLUMES_SHOWN][-1]
+    which = f"{source}, {f'seeds {seeds[0]} to {last}' if last > seeds[0] else f'seed {last}'}"
+    box = model.codec.box.around(MARGIN, model.codec.size)
+    shown, axis = box.crop(volumes[:VOLUMES_SHOWN]), trained_on["axis"]
+    real = None
+    if slices is not None and slices.images.shape[1:] == volumes.shape[2:]:
+        try:
+            real = box.crop(volume_judge.volumes_of(slices, VolumeSampler(model.sampler).levels).images[: len(shown)])
+        except InputError as nobody:
+            results.note(f"no real brains beside the drawn ones: {nobody}")
+    kind = "template" if results.metrics.get("synthetic") else "real"
+    draw = partial(plots.three_planes, others=real, axis=axis, kind=kind)
+    results.draw("volumes", draw, shown, title=f"{which}; {results.title}" if real is not None else which)
+    results.draw("volume_scroll", plots.walk_gif, shown[0], title=f"{source}, seed {seeds[0]}, level by level")
+    print(f"{counted(len(seeds), 'whole brain')} of {volumes.shape[1]} levels each, of the {source}")
+    judge_volumes(results, settings, model, volumes)
+
+
+def judge_volumes(results: Results, settings: PredictSettings, model: TrainedModel, volumes: np.ndarray) -> None:
+    """Whether the slices belong together: beside real people's, and beside slices that were each drawn apart."""
+    if settings.samples_only or settings.around or settings.split == "train":
+        results.note("whole brains are judged when a held-out split is scored, and not around a given slice")
+        return
+    if settings.volumes < VOLUMES_JUDGED:
+        results.note(f"fewer than {VOLUMES_JUDGED} whole brains are too few to judge: give --volumes 32")
+        return
+    data = load_data(settings, model, ("train", settings.split))
+    if data.fingerprint != model.description["data"]["fingerprint"]:
+        results.note("the whole brains are not judged: that takes the data set that the model was trained on")
+        return
+    drawn = VolumeSampler(model.sampler)
+    apart = to_uint8(decode_volumes(model.codec, drawn.draw_apart(range(settings.seed, settings.seed + len(volumes)))))
+    judged = volume_judge.VolumeJudge(data.splits["train"], data.splits[settings.split])
+    known = np.isin(np.array(drawn.levels), judged.levels)
+    verdict = judged.score(volumes[:, known], apart[:, known])
+    results.metrics["volume_judge"] = verdict
+    print(volume_judge.table(verdict))
+    title = f"{results.metrics['volumes']['source']}, beside {data.title}"
+    results.draw("volume_curves", plots.volume_curves, verdict, title=title)
+
+
+def slice_to_draw_around(settings: PredictSettings, model: TrainedModel) -> tuple[np.ndarray, int]:
+    """The slice of --around, uint8 [H, W] on the training's canvas, and its level: --slice, or what its name says.
+
+    Raises InputError when it can't be read, or is at no known level.
+    """
+    found = dataset.read_files([settings.around])
+    if len(found) > 1:
+        raise InputError(f"--around: {settings.around} has {len(found)} slices: give one")
+    level = int(found.levels[0]) if settings.slice is None else settings.slice
+    if level < 0:
+        raise InputError(f"--around: the name of {settings.around} tells no level: give it with --slice")
+    return images.fit(found.images[0][found.frames[0]], model.codec.size), level
+
+
 def describe(settings: PredictSettings, model: TrainedModel) -> dict:
     """Everything that made the results, for metrics.json and the report."""
     described = model.description
@@ -335,10 +422,12 @@ def main() -> int:
             rows, pictures = reconstruct_slices(results, settings, model, data)
             window = model.codec.window(slices.images)
             images = window.crop(slices.images), window.crop(pictures)
-        if model.sampler:
+        if model.sampler and settings.samples:
             sample(results, settings, model, ceiling, slices)
         elif not settings.input and settings.samples and settings.prior != "none":
             results.note("no prior beside the checkpoint, so nothing is sampled; give one with --prior")
+        if settings.volumes:
+            draw_volumes(results, settings, model, slices)
         results.write(rows, images, describe(settings, model), settings.checkpoint.parent)
     print(f"report: {visible(settings.folder / 'report.html')}")
     return 0

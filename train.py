@@ -32,6 +32,7 @@ from dataset import Batches, Box, DataSet, Slices
 from inference.codec import Codec
 from inference.loading import load_autoencoder
 from modules import AUTOENCODERS, Autoencoder
+from reading import nifti
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
@@ -192,7 +193,17 @@ def describe_data(data: DataSet, box: Box, settings: DataSettings) -> dict:
         "levels": int(train.levels.max()) + 1,
         "axis": settings.axis,
         "slices": settings.slices,
+        "affine": affine_of_volumes(data, settings),
     }
+
+
+def affine_of_volumes(data: DataSet, settings: DataSettings) -> list[list[float]] | None:
+    """Where the first training volume lies in space, voxel to mm; None where the slices come one by one."""
+    train = data.splits["train"]
+    if train.ranges is None:  # pictures
+        return None
+    found = nifti.affine_of(train.paths[0], settings.axis, settings.slices, train.images.shape[1:])
+    return None if found is None else found.tolist()
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ model = TrainedModel.load("resources/pretrained/vqvae.pth")
 codes = model.encode(slices)
 pictures = model.decode(codes)
 novel = model.sample(seeds=range(16), level=12)
+brain = model.sample_volume(seed=0)
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from inference.codec import Codec, PlacedCodes
 from inference.loading import load_autoencoder
 from inference.sampling import LARGEST_SEED, Sampler, find_prior
+from inference.volumes import VolumeSampler, decode_volumes
 from reading.inputs import MAX_SIDE
 from runtime import compute
 from runtime.errors import InputError
@@ -65,18 +67,7 @@ class TrainedModel:
 
     def encode(self, slices: Array) -> list[Array]:
         """Slices [N, H, W] -> codes, int16 [N, h, w] each."""
-        if not isinstance(slices, np.ndarray | Tensor) or slices.ndim != 3:
-            raise InputError(f"slices are a NumPy array or a PyTorch tensor [N, H, W], not {_kind(slices)}")
-        if not len(slices):
-            raise InputError("there is no slice to encode: give at least one")
-        if max(slices.shape[1:]) > MAX_SIDE or min(slices.shape[1:]) < 1:
-            raise InputError(f"slices have sides of 1 to {MAX_SIDE} pixels, not {_kind(slices)}")
-        dtype = str(slices.dtype).removeprefix("torch.")
-        if dtype != "uint8" and "float" not in dtype:
-            raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {dtype}")
-        if dtype != "uint8" and not (slices.min() >= 0 and slices.max() <= 1):  # so that NaN is refused, too
-            values = f"{float(slices.min()):g} to {float(slices.max()):g}"
-            raise InputError(f"slices of {dtype} must be in [0, 1], these are {values}: scale them, or give uint8")
+        self._check_slices(slices)
         codes = self.codec.encode(slices)
         return codes.with_grids(_like(slices, grid) for grid in codes)
 
@@ -104,6 +95,22 @@ class TrainedModel:
         placed = codes.with_grids(tensors) if isinstance(codes, PlacedCodes) else tensors
         return _like(codes[0], torch.from_numpy(self.codec.decode(placed)))
 
+    @staticmethod
+    def _check_slices(slices: Array) -> None:
+        """Raises InputError unless they are slices [N, H, W] that can be encoded."""
+        if not isinstance(slices, np.ndarray | Tensor) or slices.ndim != 3:
+            raise InputError(f"slices are a NumPy array or a PyTorch tensor [N, H, W], not {_kind(slices)}")
+        if not len(slices):
+            raise InputError("there is no slice to encode: give at least one")
+        if max(slices.shape[1:]) > MAX_SIDE or min(slices.shape[1:]) < 1:
+            raise InputError(f"slices have sides of 1 to {MAX_SIDE} pixels, not {_kind(slices)}")
+        dtype = str(slices.dtype).removeprefix("torch.")
+        if dtype != "uint8" and "float" not in dtype:
+            raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {dtype}")
+        if dtype != "uint8" and not (slices.min() >= 0 and slices.max() <= 1):  # so that NaN is refused, too
+            values = f"{float(slices.min()):g} to {float(slices.max()):g}"
+            raise InputError(f"slices of {dtype} must be in [0, 1], these are {values}: scale them, or give uint8")
+
     def _grids_like(self, finest: Array) -> list[tuple[int, int]]:
         """(h, w) of each code grid of a picture whose finest is this one."""
         height, width = (side * self.codec.autoencoder.downsample for side in finest.shape[1:])
@@ -128,9 +135,9 @@ class TrainedModel:
     ) -> list[np.ndarray]:
         """Codes of novel slices, int16 [len(seeds), h, w] each; each slice depends on its own seed only.
 
-        `level`, the axial slice level, from 0; None draws each one's as often as it is in training. `temperature` and
-        `nucleus` (default 1), of a transformer or a PixelCNN: below 1 for likelier and more alike. Raises InputError
-        when there is no prior, or it knows no such level, temperature or nucleus.
+        `level`, the axial slice level, from 0; None draws each one's as often as it is in training. `temperature`
+        (default 1.1 of a transformer, 1 of a PixelCNN) and `nucleus` (default 1): lower for likelier and more alike.
+        Raises InputError when there is no prior, or it knows no such level, temperature or nucleus.
         """
         sampler, seeds = self._ready(seeds, level, temperature, nucleus)
         return [grid.to(torch.int16).cpu().numpy() for grid in sampler.draw(seeds, level, temperature, nucleus)]
@@ -139,6 +146,47 @@ class TrainedModel:
         """Pictures on the way from one seed's sample to another's: float32 [24, H, W] in [0, 1]."""
         sampler, (first, last) = self._ready(seeds, level, number=2)
         return self.codec.decode(sampler.walk((first, last), level))
+
+    def sample_volume(
+        self,
+        seed: int,
+        around: Array | None = None,
+        level: int | None = None,
+        temperature: float | None = None,
+        nucleus: float | None = None,
+    ) -> np.ndarray:
+        """A novel brain, all levels of the training data: float32 [levels, H, W] in [0, 1]. See `sample_volumes`."""
+        return self.sample_volumes([seed], around, level, temperature, nucleus)[0]
+
+    def sample_volumes(
+        self,
+        seeds: Sequence[int],
+        around: Array | None = None,
+        level: int | None = None,
+        temperature: float | None = None,
+        nucleus: float | None = None,
+    ) -> np.ndarray:
+        """Novel brains whose slices belong together, one a seed: float32 [len(seeds), levels, H, W] in [0, 1].
+
+        `around`: a real slice [H, W] of the training's size, at slice level `level`, that they are drawn around; what
+        is around it is invented, and it comes back as its first codes have it. Raises InputError when the prior draws
+        single slices only, or can't be asked so.
+        """
+        sampler, seeds = self._ready(seeds, level, temperature, nucleus)
+        volumes = VolumeSampler(sampler)
+        if (around is None) != (level is None):
+            raise InputError("a slice to draw a brain around goes with its level: give around and level, or neither")
+        start = None
+        if around is not None:
+            if not isinstance(around, np.ndarray | Tensor) or tuple(around.shape) != self.codec.size:
+                size = "x".join(map(str, self.codec.size))
+                raise InputError(f"a slice to draw a brain around is {size}, as in training, not {_kind(around)}")
+            if level not in volumes.levels:
+                known = f"{volumes.levels[0]} to {volumes.levels[-1]}"
+                raise InputError(f"slice level {level}: {sampler.path} draws brains of levels {known}")
+            self._check_slices(around[None])
+            start = level, self.codec.encode(around[None], self.codec.box)
+        return decode_volumes(self.codec, volumes.draw(seeds, start, temperature, nucleus))
 
     def cut(self, axis: int | None = None, slices: str | None = None) -> dict:
         """How `dataset.load` and `read_files` are to cut volumes: as given, else as in training."""

@@ -35,10 +35,12 @@ class Sampling(Settings):
     prior: str | None = option(None, "prior's .pth, or 'none' (default: the best one beside)", "PATH")
     samples_only: bool = option(False, "reconstruct nothing: no data set is needed")
     samples: int = option(64, "how many", ge=0, le=100_000)
+    volumes: int = option(0, "whole brains to draw, all levels (a transformer does)", ge=0, le=1000)
+    around: Path | None = option(None, "a real slice to draw the brains around, at --slice", "FILE")
     seed: int = option(0, "of the first", ge=0, le=2**31)
     slice: int | None = option(None, "axial slice level (default: any)", ge=0, le=1023)
     temperature: float | None = option(
-        None, "of a transformer or a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE, le=100
+        None, "of a transformer (default: 1.1) or a PixelCNN (1)", ge=LEAST_TEMPERATURE, le=100
     )
     nucleus: float | None = option(
         None, "draw from the likeliest codes that hold this probability only (default: 1, all)", gt=0, le=1
@@ -69,8 +71,12 @@ class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help sh
             raise InputError("give --data or --input, not both")
         if self.spacing and not self.input:
             raise InputError("--spacing is about --input: give files, or leave it out")
-        if self.samples_only and (self.input or not self.samples):
+        if self.samples_only and (self.input or not (self.samples or self.volumes)):
             raise InputError("--samples-only leaves nothing to do with --input or --samples 0: leave one out")
+        if self.around and not self.volumes:
+            raise InputError("--around is about whole brains: give --volumes, or leave it out")
+        if self.volumes and self.input:
+            raise InputError("--volumes draws brains, and --input reconstructs files: give one of them")
         return self
 
 
@@ -79,6 +85,10 @@ def check_files(settings: PredictSettings) -> None:
 
     What it imports, it imports where that is needed: it is to answer before PyTorch is loaded.
     """
+    if settings.around:
+        from reading import inputs
+
+        inputs.expand([settings.around])
     for path in (settings.checkpoint, settings.ceiling, settings.prior != "none" and settings.prior):
         if path:
             require_checkpoint(Path(path))

@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from runtime.errors import InputError
 from runtime.files import whole_folder
+from runtime.schema import shown
 
 PEOPLE, SEED = 40, 0
+MOST_PEOPLE, LARGEST_SEED = 100_000, 2**31
 LEVELS = 32  # axial slices a person, 1 mm apart
 BOTTOM = -7.0  # mm, the lowest slice in MNI space: midbrain; the highest cuts the bodies of the lateral ventricles
 CANVAS, TOP, LEFT = (256, 256), 40, 24
@@ -55,10 +57,12 @@ def make(folder: Path, people: int = PEOPLE, seed: int = SEED) -> None:
     """Write a synthetic set in the OASIS PNG layout: 32 slices a person, a tenth of the people each to validate and
     test on. The same `people` and `seed` give the same pictures. All of it appears at `folder`, or nothing.
 
-    Raises InputError when `people` is under 3, `seed` is negative, or `folder` exists and isn't empty.
+    Raises InputError when `people` or `seed` is out of its range, or `folder` exists and isn't empty.
     """
-    if people < 3 or seed < 0:
-        raise InputError(f"the demo set needs at least 3 people and a seed from 0 on, not {people} and {seed}")
+    if not (3 <= people <= MOST_PEOPLE and 0 <= seed <= LARGEST_SEED):
+        told = f"takes 3 to {MOST_PEOPLE:,} people and a seed from 0 to {LARGEST_SEED:,}"
+        raise InputError(f"the demo set {told}, not {shown(people)} and {shown(seed)}")
+    folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and isn't empty: give a new folder for the demo set")
     held_out = max(1, people // 10)

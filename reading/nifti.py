@@ -298,11 +298,35 @@ def write_all(
     return [folder / name for name in names]
 
 
-def write_stack(path: Path, pictures: np.ndarray, axis: int = 2) -> None:
-    """Write slices that come of no volume, uint8 [n, H, W], as one NIfTI file of 1 mm voxels that `cut` gives back.
+def affine_of(path: Path, axis: int, slices: str | None, canvas: tuple[int, int]) -> np.ndarray | None:
+    """Where in space `write_stack` is to put the slices that `cut` takes of a volume, on their canvas [H, W].
 
-    They lie along `axis` of its RAS+ orientation, whatever they show: neighbours need not belong together.
+    The affine [4, 4] of its RAS+ orientation, voxel to mm; None of a file that is no volume, whose slices have no
+    distance from each other.
     """
-    image = nib.Nifti1Image(np.moveaxis(pictures, 0, axis), np.eye(4))
+    image = load(path, voxels=False)
+    if not _is_volume(image):
+        return None
+    volume = _canonical_volume(image)
+    chosen = parse_slices(slices).indices(volume.shape[axis])
+    beside = [i for i in range(3) if i != axis]
+    size, place = images.placement(tuple(volume.shape[i] for i in beside), canvas)
+    scale, start = np.ones(3), np.zeros(3)
+    scale[axis], start[axis] = chosen[2], chosen[0]
+    for i, pixels, where in zip(beside, size, place, strict=True):
+        scale[i] = volume.shape[i] / pixels
+        start[i] = (0.5 - where.start) * scale[i] - 0.5  # of the canvas's first pixel's middle, in voxels
+    to_voxels = np.eye(4)
+    to_voxels[:3, :3], to_voxels[:3, 3] = np.diag(scale), start
+    return volume.affine @ to_voxels
+
+
+def write_stack(path: Path, pictures: np.ndarray, axis: int = 2, affine: np.ndarray | None = None) -> None:
+    """Write slices that come of no file, uint8 [n, H, W], as one NIfTI file that `cut` gives back.
+
+    They lie along `axis` of its RAS+ orientation, whatever they show: neighbours need not belong together. `affine`
+    [4, 4]: voxel to mm; None for voxels of 1 mm.
+    """
+    image = nib.Nifti1Image(np.moveaxis(pictures, 0, axis), np.eye(4) if affine is None else affine)
     image.header.set_xyzt_units("mm")
     nib.save(image, path)

@@ -30,12 +30,14 @@ EXACT_BYTES = 1_000_000  # a figure whose file is larger is embedded with loss, 
 SECTIONS = {  # section -> its figures in order, by the names of the functions in plots.py
     "Reconstruction": ["ssim_distribution", "worst", "best", "code_map", "code_usage", "rate_distortion"],
     "Samples": ["samples_beside_real", "sample_grid", "walk", "memorisation", "nearest_training"],
+    "Whole brains": ["volumes", "volume_scroll", "volume_curves"],
     "Training": ["progress", "training_curves", "gan_curves", "pixelcnn_curves", "transformer_curves"],
 }
 HEADINGS = {  # where the figure's own heading does not tell two of them apart, or is one frame's, or there is none
     "worst": "Lowest SSIM",
     "best": "Highest SSIM",
     "walk": "A walk between two samples",
+    "volume_scroll": "Through the levels of one drawn brain",
     "progress": "The same slices through training",
 }
 
@@ -315,7 +317,8 @@ def write_report(
         section: [_figure(name, figures[name], title) for name in names if name in figures]
         for section, names in SECTIONS.items()
     }
-    rest = {key: value for key, value in metrics.items() if key != "judge"}
+    rest = {key: value for key, value in metrics.items() if key not in ("judge", "volume_judge")}
+    brains = {key: value for key, value in metrics.get("volume_judge", {}).items() if key != "curves"}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -332,6 +335,7 @@ def write_report(
         shape=images[0].shape[1:] if pairs else None,
         table=_score_table(scores, pairs),
         judge=_judge_tables(metrics.get("judge", {})),
+        volume_judge=list(_tables("Whole brains", brains)),
         numbers=list(_tables("Scores", rest)),
         settings=list(_tables("Settings", config)),
     )

@@ -9,24 +9,33 @@ split"). It opens the caption; each function adds the number of images and what 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
-from report.style import BLUE, INK, VERMILION, Pictures, chart
+from report.style import (
+    BLUE,
+    GRID,
+    INK,
+    ORANGE,
+    VERMILION,
+    Pictures,
+    chart,
+    chart_of,
+    log_scale,
+    whole_numbers,
+    write_head,
+)
 from runtime.files import atomic
 from runtime.wording import counted
 from scoring.scores import SSIM_PASS
 
 PANEL_COLUMNS = 4  # tiles beside each other in one of two panels
 ERROR_GAIN = 5  # error maps show this many times the absolute error, since the error itself is all but black
-LEGEND_WIDTH = 64  # characters beside each other in a legend
 
 
 def unit_range(pictures: np.ndarray) -> np.ndarray:
@@ -66,36 +75,6 @@ def _levels(rows: Sequence[Mapping], name: str) -> dict[str, str]:
     return {f"{name}_{i}": f"level {i}" if len(found) > 1 else "" for i in sorted(found)}
 
 
-def _whole_numbers(axis: Axis) -> None:
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-
-
-def _head(axes: Axes, heading: str) -> None:
-    """Write the panel's heading, and below it, above the lines that it would hide, the legend."""
-    entries = [label for label in axes.get_legend_handles_labels()[1] if label and label[0] != "_"]
-    columns = max(min(4, LEGEND_WIDTH // max(map(len, entries), default=1)), 1)
-    legend_rows = math.ceil(len(entries) / columns)
-    axes.set_title(heading, pad=6 + 13 * legend_rows)
-    if entries:
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "borderaxespad": 0.2}
-        axes.legend(ncols=columns, handlelength=1.4, columnspacing=1.2, **place)
-
-
-def _log_scale(axes: Axes, axis: str = "y") -> None:
-    """Log scale with plain decimals (0.05, not 5 x 10^-2) and as many ticks as the range needs."""
-    low, high = getattr(axes.dataLim, f"interval{axis}")
-    if 0 < low <= high < 1.1 * low:  # all alike, as after one epoch: there is no range to choose limits from
-        axes.set(**{f"{axis}lim": (low / 1.2, high * 1.2)})
-    axes.set(**{f"{axis}scale": "log"})
-    low, high = sorted(getattr(axes, f"get_{axis}lim")())
-    decades = math.log10(high / low)
-    subs = [1] if decades > 3 else [1, 2, 5] if decades > 0.8 else range(1, 10)
-    chosen = getattr(axes, f"{axis}axis")
-    chosen.set_major_locator(LogLocator(subs=subs) if decades > 0.3 else MaxNLocator(5))
-    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    chosen.set_minor_formatter(NullFormatter())
-
-
 def _panel(
     axes: Axes, rows: Sequence[Mapping], heading: str, unit: str, lines: Mapping[str, str], log: bool = False
 ) -> None:
@@ -104,11 +83,11 @@ def _panel(
         epochs, values = _series(rows, key)
         # Few epochs are shown as points too: one epoch alone would be an invisible line.
         axes.plot(epochs, values, label=label, marker="o" if len(epochs) <= 40 else None)
-    _whole_numbers(axes.xaxis)
+    whole_numbers(axes.xaxis)
     axes.set(xlabel="epoch", ylabel=unit)
     if log:
-        _log_scale(axes)
-    _head(axes, heading)
+        log_scale(axes)
+    write_head(axes, heading)
 
 
 def training_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
@@ -133,7 +112,7 @@ def training_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
         caption += f" Codes used in every epoch{', at each level' if len(used) > 1 else ''}: {numbers.pop():,.0f}."
     elif numbers:
         panels.append((rows, "Codes used in an epoch", "codes", used, False))
-    with _panels(path, "Training the autoencoder", caption, len(panels)) as grid:
+    with chart_of(path, "Training the autoencoder", caption, len(panels)) as grid:
         for axes, (its_rows, heading, unit, lines, log) in zip(grid, panels, strict=True):
             _panel(axes, its_rows, heading, unit, lines, log)
             if unit == "SSIM":
@@ -176,31 +155,28 @@ def gan_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
     if not panels:
         raise ValueError(f"no column of a GAN's training among {sorted(present)}")
     caption = f"{title}; {counted(len(rows), 'epoch')}."
-    with _panels(path, "Training the GAN", caption, len(panels)) as grid:
+    with chart_of(path, "Training the GAN", caption, len(panels)) as grid:
         for axes, (heading, unit, log, lines) in zip(grid, panels, strict=True):
             _panel(axes, rows, heading, f"{unit} (log scale)" if log else unit, lines, log)
             if unit in ("share of images", "total variation"):
                 axes.set_ylim(-0.03, 1.03)
 
 
-@contextmanager
-def _panels(path: Path, heading: str, caption: str, n: int) -> Iterator[list[Axes]]:
-    """A chart of `n` axes, up to three in a row; of four, two."""
-    columns = 2 if n == 4 else min(3, n)
-    rows = math.ceil(n / columns)
-    with chart(path, heading, caption, max(4.2 * columns, 5.4), 3.2 * rows + 0.8) as figure:
-        yield [figure.add_subplot(rows, columns, 1 + number) for number in range(n)]
-
-
 def likelihood_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
-    """Bits per code on training and validation people; rows with `epoch`, `train_bits`, `validation_bits`."""
+    """Bits per code on training and validation people; rows with `epoch`, `train_bits`, `validation_bits`.
+
+    And `validation_bits_between`, where the prior is shown the slices below and above.
+    """
     epochs, bits = _series(rows, "validation_bits")
     best = int(np.argmin(bits))
     lowest = f"Circle: lowest on validation, {bits[best]:.3f} bits per code in epoch {epochs[best]:g}."
-    caption = f"{title}; {counted(len(rows), 'epoch')}. {lowest}"
-    with _panels(path, "Training the autoregressive prior", caption, 1) as [axes]:
+    caption = f"{title}. {lowest}"
+    with chart_of(path, "Training the autoregressive prior", caption, 1) as [axes]:
         axes.plot(epochs[best], bits[best], "o", markersize=9, fillstyle="none", color=INK)
         lines = {"train_bits": "train", "validation_bits": "validation"}
+        if any(row.get("validation_bits_between") for row in rows):
+            lines = {"train_bits": "train, half of them beside others", "validation_bits": "validation, each alone"}
+            lines["validation_bits_between"] = "validation, given the slices below and above"
         _panel(axes, rows, "Cost of a code", "bits per code", lines)
 
 
@@ -260,18 +236,18 @@ def ssim_distribution(scores: Sequence[float], path: Path, title: str) -> None:
         f"{title}; {counted(n, 'slice')}. Mean {scores.mean():.4f}, standard deviation {scores.std():.4f}, "
         f"lowest {scores[0]:.4f}, highest {scores[-1]:.4f}; {passed:,} of {n:,} at or above {SSIM_PASS}."
     )
-    with _panels(path, "SSIM of the reconstructions", caption, 2) as (left, right):
+    with chart_of(path, "SSIM of the reconstructions", caption, 2) as (left, right):
         left.hist(scores, bins=min(40, max(5, n // 8)), color=BLUE, edgecolor="white", linewidth=0.5)
         left.axvline(scores.mean(), color=INK, linestyle="--", linewidth=1.2, label=f"mean, {scores.mean():.4f}")
         left.set(xlabel="SSIM", ylabel="slices")
-        _whole_numbers(left.yaxis)
+        whole_numbers(left.yaxis)
         right.plot(np.arange(1, n + 1), scores, marker="o" if n <= 40 else None)
         if passed < n:  # else the line would lie far below all slices, which would look alike
             right.axhline(SSIM_PASS, color=VERMILION, linestyle="--", linewidth=1.2, label=f"{SSIM_PASS}")
         right.set(xlabel="rank of the slice", ylabel="SSIM")
-        _whole_numbers(right.xaxis)
-        _head(left, "Distribution")
-        _head(right, "Every slice, lowest first")
+        whole_numbers(right.xaxis)
+        write_head(left, "Distribution")
+        write_head(right, "Every slice, lowest first")
 
 
 def code_usage(histograms: Sequence[np.ndarray], path: Path, title: str) -> None:
@@ -281,7 +257,7 @@ def code_usage(histograms: Sequence[np.ndarray], path: Path, title: str) -> None
     alike = len(used) > 1 and len(set(used)) == 1
     at_each = f" {used[0]} at each level." if alike else ""
     caption = f"{title}; {counted(number, 'code')} counted.{at_each} Dotted: every code used alike."
-    with _panels(path, "Use of the codebook", caption, 1) as [axes]:
+    with chart_of(path, "Use of the codebook", caption, 1) as [axes]:
         for level, counts in enumerate(histograms):
             share = np.sort(counts[counts > 0])[::-1] / np.sum(counts)
             perplexity = math.exp(-(share * np.log(share)).sum())
@@ -291,8 +267,8 @@ def code_usage(histograms: Sequence[np.ndarray], path: Path, title: str) -> None
         for size in {len(counts) for counts in histograms}:
             axes.axhline(1 / size, color=INK, linestyle=":", linewidth=1.2)
         axes.set(xlabel="rank of the code", ylabel="share of all codes (log scale)")
-        _log_scale(axes)
-        _head(axes, "Share of each code, most frequent first")
+        log_scale(axes)
+        write_head(axes, "Share of each code, most frequent first")
 
 
 def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
@@ -316,10 +292,10 @@ def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
         for row in drawn:
             axes.plot(row["bytes"], 1 - row["ssim"], "o", markersize=17, fillstyle="none", color=INK)
         axes.set(xlabel="bytes per image (log scale)", ylabel="SSIM")
-        _log_scale(axes, "x")
-        _log_scale(axes, "y")
+        log_scale(axes, "x")
+        log_scale(axes, "y")
         _as_ssim(axes)
-        _head(axes, "Up and left is better")
+        write_head(axes, "Up and left is better")
 
 
 # ---------------------------------------------------------------------------------------------- samples
@@ -390,13 +366,82 @@ def memorisation(samples: Sequence[float], held_out: Sequence[float], path: Path
     counts = f"{counted(len(samples), 'sample')}, {counted(len(held_out), 'held-out slice')}"
     caption = f"{title}; {counts}. Dashed: SSIM {threshold:.3f}; {share:.1f} % of the samples lie above it."
     bins = np.linspace(min(*samples, *held_out), max(*samples, *held_out), 41)
-    with _panels(path, "Likeness to the training slices", caption, 1) as [axes]:
+    with chart_of(path, "Likeness to the training slices", caption, 1) as [axes]:
         for values, label, colour in ((held_out, "held-out slices", VERMILION), (samples, "samples", BLUE)):
             weights = np.full(len(values), 100 / len(values))
             axes.hist(values, bins, weights=weights, histtype="step", linewidth=1.8, color=colour, label=label)
         axes.axvline(threshold, color=INK, linestyle="--", linewidth=1.2, label="nearest 1 % of held-out slices")
         axes.set(xlabel="SSIM with the nearest training slice", ylabel="share, %")
-        _head(axes, "Nearest training slice")
+        write_head(axes, "Nearest training slice")
+
+
+# ------------------------------------------------------------------------------------------ whole brains
+
+SEAM, ENLARGED = 2, 2  # pixels between planes, and how large each pixel is shown
+PLANES = ("sagittal", "coronal", "axial")  # by the axis that each is a slice along
+OFF_MIDDLE = 0.38  # where the first of the two other planes lies: beside the cleft between the hemispheres
+
+
+def three_planes(
+    volumes: np.ndarray, path: Path, title: str, others: np.ndarray | None = None, axis: int = 2, kind: str = "real"
+) -> None:
+    """Brains [V, levels, H, W] in three planes, each above one of `others`, of a `kind`, where there are any.
+
+    `axis`: what the levels follow, 0 to the right, 1 to the front, 2 upwards.
+    """
+    tiles = [_planes(unit_range(volume)) for volume in volumes]
+    n, there = len(tiles), others is not None and len(others) > 0
+    rows = ["sample", *([f"{kind} brain"] if there else [])]
+    grid = Pictures(tiles[0].shape, len(rows), n, side=rows)
+    for column, tile in enumerate(tiles):
+        grid.show(0, column, tile)
+    for column, other in enumerate(others[:n] if there else ()):
+        grid.show(1, column, _planes(unit_range(other)))
+    own, (first, second) = PLANES[axis], (plane for i, plane in enumerate(PLANES) if i != axis)
+    which = f"from above: {own} at the middle level, {first} beside the middle, {second} in the middle"
+    below = f" Below: {counted(n, f'{kind} brain')}." if there else ""
+    grid.save(path, "Whole brains in three planes", f"{title}; {counted(n, 'sample')}, each {which}.{below}")
+
+
+def _planes(volume: np.ndarray) -> np.ndarray:
+    """A brain [levels, H, W] as one picture: its middle slice, below it two cuts across all levels, the last on top."""
+    levels, height, width = volume.shape
+    across = [volume[::-1, round(OFF_MIDDLE * height)], volume[::-1, :, width // 2]]
+    gap = np.zeros((SEAM, max(height, width)), volume.dtype)
+    parts = []
+    for plane in (volume[levels // 2], *across):
+        parts += [np.pad(plane, ((0, 0), (0, gap.shape[1] - plane.shape[1]))), gap]
+    return np.concatenate(parts[:-1]).repeat(ENLARGED, 0).repeat(ENLARGED, 1)
+
+
+VOLUME_PANELS = {  # key of the curves -> heading, unit
+    "tissue": ("Tissue", "pixels"),
+    "ventricle": ("Ventricles", "pixels"),
+    "ventricle_jump": ("Ventricles, change to the next level", "pixels"),
+    "neighbour_ssim": ("Likeness to the next level", "SSIM"),
+}
+VOLUME_LINES = {"train": ("training", INK), "held_out": ("held-out", VERMILION), "baseline": ("baseline", ORANGE)}
+
+
+def volume_curves(verdict: Mapping, path: Path, title: str) -> None:
+    """What runs from level to level, real and sampled: the `curves` of `VolumeJudge.score`'s verdict."""
+    kinds = VOLUME_LINES | {"sampled": ("samples", BLUE)}
+    kinds = {kind: line for kind, line in kinds.items() if kind in verdict["curves"]}
+    counts = ", ".join(f"{verdict[kind]:,} {label}" for kind, (label, _) in kinds.items())
+    bands = "10th to 90th percentile: gray for training, dotted for samples."
+    caption = f"{title}; volumes: {counts}. Lines: means at each level. {bands}"
+    with chart_of(path, "Whole brains, level by level", caption, 4) as grid:
+        for axes, (key, (heading, unit)) in zip(grid, VOLUME_PANELS.items(), strict=True):
+            for kind, (label, colour) in kinds.items():
+                mean, low, high = (verdict["curves"][kind][key][name] for name in ("mean", "low", "high"))
+                levels = verdict["levels"][: len(mean)]
+                axes.plot(levels, mean, color=colour, label=label)
+                if kind == "train":
+                    axes.fill_between(levels, low, high, color=GRID)
+                if kind == "sampled":
+                    axes.plot(levels, np.transpose([low, high]), ":", color=colour, linewidth=1)
+            axes.set(xlabel="level", ylabel=unit)
+            write_head(axes, heading)
 
 
 # ------------------------------------------------------------------------------------------- animations

@@ -6,6 +6,7 @@ page can show these alone, one beside the other where there is room. A file appe
 """
 
 import json
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from runtime.files import atomic
 
@@ -64,6 +67,7 @@ HEADING_SIZE, CAPTION_SIZE = 12, 8  # points
 CHARACTER, LINE = 6.6, 15  # a caption's character is at most this wide on average, its line this high; pixels
 MARGIN, GAP = 16, 6  # pixels around a figure of pictures, and between them
 HEADING_HEIGHT, NARROWEST = 28, 560  # pixels
+LEGEND_WIDTH = 64  # characters beside each other in a legend
 GROUND, TEXT = "#000000", "#d5dae0"  # of figures of pictures: slices are black around the brain
 
 
@@ -92,6 +96,46 @@ def chart(path: Path, heading: str, caption: str, width: float, height: float) -
         figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=CAPTION_SIZE, color=MUTED)
         yield figure
         _save(figure, path, heading, caption, _panels_of(figure), CHART_DPI)
+
+
+@contextmanager
+def chart_of(path: Path, heading: str, caption: str, n: int) -> Iterator[list[Axes]]:
+    """A chart of `n` axes, up to three in a row; of four, two."""
+    columns = 2 if n == 4 else min(3, n)
+    rows = math.ceil(n / columns)
+    with chart(path, heading, caption, max(4.2 * columns, 5.4), 3.2 * rows + 0.8) as figure:
+        yield [figure.add_subplot(rows, columns, 1 + number) for number in range(n)]
+
+
+def write_head(axes: Axes, heading: str) -> None:
+    """Write the panel's heading, and below it, above the lines that it would hide, the legend."""
+    entries = [label for label in axes.get_legend_handles_labels()[1] if label and label[0] != "_"]
+    columns = max(min(4, LEGEND_WIDTH // max(map(len, entries), default=1)), 1)
+    legend_rows = math.ceil(len(entries) / columns)
+    axes.set_title(heading, pad=6 + 13 * legend_rows)
+    if entries:
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "borderaxespad": 0.2}
+        axes.legend(ncols=columns, handlelength=1.4, columnspacing=1.2, **place)
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers alone, eight or so."""
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+
+
+def log_scale(axes: Axes, axis: str = "y") -> None:
+    """Log scale with plain decimals (0.05, not 5 x 10^-2) and as many ticks as the range needs."""
+    low, high = getattr(axes.dataLim, f"interval{axis}")
+    if 0 < low <= high < 1.1 * low:  # all alike, as after one epoch: there is no range to choose limits from
+        axes.set(**{f"{axis}lim": (low / 1.2, high * 1.2)})
+    axes.set(**{f"{axis}scale": "log"})
+    low, high = sorted(getattr(axes, f"get_{axis}lim")())
+    decades = math.log10(high / low)
+    subs = [1] if decades > 3 else [1, 2, 5] if decades > 0.8 else range(1, 10)
+    chosen = getattr(axes, f"{axis}axis")
+    chosen.set_major_locator(LogLocator(subs=subs) if decades > 0.3 else MaxNLocator(5))
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    chosen.set_minor_formatter(NullFormatter())
 
 
 def _panels_of(figure: Figure) -> dict:

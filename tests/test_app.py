@@ -30,6 +30,7 @@ from inference.loading import load_autoencoder
 from inference.model import TrainedModel
 from inference.sampling import WALK
 from networks.pixelcnn import PixelCNN
+from networks.transformer import Transformer
 from runtime import checkpoint
 from runtime.compute import Compute
 from runtime.errors import InputError
@@ -178,6 +179,42 @@ def test_every_prior_beside_the_checkpoint_can_be_chosen(tiny_run, folder, tmp_p
     assert [both.sampler(name).is_gan for name in both.models] == [True, False]
     pictures = [both.sample(name, 0, 1, "3", 0.7)[0][0][0] for name in both.models]
     assert not np.array_equal(*pictures)
+
+
+@pytest.fixture(scope="module")
+def drawer(folder, tmp_path_factory):
+    """The same autoencoder beside an untrained transformer, which draws whole brains."""
+    beside = tmp_path_factory.mktemp("drawn")
+    shutil.copy(folder / "vqvae.pth", beside)
+    autoencoder, about = load_autoencoder(beside / "vqvae.pth")
+    [shape] = Codec(autoencoder, about["data"], CPU).grid_shapes()
+    [quantizer] = autoencoder.quantizers
+    sizes = [len(quantizer.codebook)]
+    prior = Transformer(shape, sizes, quantizer.codebook.shape[1], about["data"]["levels"], width=24, layers=1, inner=8)
+    prior.level_share.copy_(torch.tensor([0.25] * 4 + [0] * (prior.levels - 3)))
+    content = {"kind": "prior", "model": "transformer", "arguments": prior.arguments, "autoencoder": about["identity"]}
+    checkpoint.save(beside / "transformer.pth", content | {"state": prior.state_dict(), "epoch": 1})
+    return beside
+
+
+def test_a_whole_brain_is_drawn_and_downloaded(drawer, play):
+    assert play.drawer is None  # a PixelCNN draws single slices
+    brains = app.Playground(TrainedModel.load(drawer / "vqvae.pth", "none", device="cpu"))
+    stack, path = brains.brain(3)
+    own = TrainedModel.load(drawer / "vqvae.pth", device="cpu").sample_volume(3)
+    assert path.name == "brain_seed_00003.nii.gz"
+    assert np.array_equal(np.asarray(nib.load(path).dataobj), np.moveaxis((own * 255).round().astype(np.uint8), 0, 2))
+    assert len(stack) == len(own) == 4
+    assert not np.array_equal(stack, brains.brain(4)[0])
+    with pytest.raises(InputError, match="whole number"):
+        brains.brain(0.5)
+
+
+@needs_gradio
+def test_only_who_draws_brains_has_a_tab_for_them(drawer, play):
+    with_brains = app.Playground(TrainedModel.load(drawer / "vqvae.pth", "none", device="cpu"))
+    for one, there in ((with_brains, True), (play, False)):
+        assert ("Whole brain" in json.dumps(app.page(one).config, default=str)) == there
 
 
 def test_walk_goes_from_one_seed_to_the_other(play):

@@ -152,8 +152,8 @@ def test_nothing_is_written_over(made, tmp_path):
     with pytest.raises(InputError, match="isn't empty"):
         demo.make(made)
     assert sorted(made.rglob("*")) == before
-    for people, seed in ((2, 0), (-1, 0), (3, -1)):
-        with pytest.raises(InputError, match="at least 3 people"):
+    for people, seed in ((2, 0), (-1, 0), (3, -1), (10**11, 0), (3, 10**400)):
+        with pytest.raises(InputError, match="3 to 100,000 people and a seed from 0 to 2,147,483,648, not "):
             demo.make(tmp_path / "new", people, seed)
     assert list(tmp_path.iterdir()) == []
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -136,6 +137,12 @@ def test_a_folder_in_a_file_is_an_error(replace, tmp_path):
     with pytest.raises(NotADirectoryError):
         fill(tmp_path / "file" / "set", "", replace)
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder in which nobody can make anything")
+def test_where_nothing_can_be_made_is_an_error():
+    with pytest.raises(OSError, match="/proc"):
+        fill(Path("/proc/set"), "")
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):

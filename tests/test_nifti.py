@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dataset
-from reading import nifti
+from reading import images, nifti
 from reading.intensity import robust_range, scale_to_uint8
 from reading.names import volume_of
 from runtime.errors import InputError
@@ -309,3 +309,28 @@ def test_check_reports_nifti(tmp_path, capsys):
     assert "train: 6 files of 2 people; 6 of 256x128, NIfTI" in capsys.readouterr().out
     (root / "keras_slices_test/case_007_week_0_slice_0.nii.gz").write_bytes(b"junk")
     assert len(dataset.check(str(root))) == 1
+
+
+@pytest.mark.parametrize(("axis", "chosen"), [(2, None), (2, "-9:-1:2"), (0, "3:"), (1, None)])
+def test_a_stack_lies_where_the_volume_does_that_it_is_like(tmp_path, axis, chosen):
+    """Slices of a volume, put on a canvas and written with `affine_of`, have every voxel where it was."""
+    voxels = volume()
+    path = tmp_path / "scan.nii.gz"
+    save(path, voxels)
+    canonical = nib.as_closest_canonical(nib.load(path))
+    pictures = np.stack([images.fit(picture, (32, 32)) for picture in nifti.read(path, axis, chosen).astype(np.uint8)])
+    nifti.write_stack(tmp_path / "stack.nii.gz", pictures, axis, nifti.affine_of(path, axis, chosen, (32, 32)))
+    written = nib.load(tmp_path / "stack.nii.gz")
+    to_source = np.linalg.inv(canonical.affine) @ written.affine
+    values = np.asarray(written.dataobj)
+    filled = np.argwhere(values)
+    places = nib.affines.apply_affine(to_source, filled)
+    np.testing.assert_allclose(places, places.round(), atol=1e-3)
+    found = np.asarray(canonical.dataobj)[tuple(places.round().astype(int).T)]
+    assert np.array_equal(found.astype(np.uint8), values[tuple(filled.T)])
+    assert len(filled)
+
+
+def test_single_slices_tell_no_place_of_a_stack(tmp_path):
+    save(tmp_path / "slice.nii.gz", volume()[:, :, 0])
+    assert nifti.affine_of(tmp_path / "slice.nii.gz", 2, None, (32, 32)) is None

@@ -59,6 +59,17 @@ GAN_ROWS = [
     for epoch in range(1, 5)
 ]
 
+CURVE = {"mean": [3, 4, 5, 4], "low": [2, 3, 4, 3], "high": [4, 5, 6, 5]}
+VOLUMES = {
+    "levels": [3, 4, 5, 6],
+    **{"train": 155, "held_out": 10, "sampled": 32},
+    "curves": {
+        kind: dict.fromkeys(("tissue", "ventricle"), CURVE)
+        | {key: {name: line[:-1] for name, line in CURVE.items()} for key in ("ventricle_jump", "neighbour_ssim")}
+        for kind in ("train", "held_out", "sampled")
+    },
+}
+
 FIGURES = {  # name -> (call, numbers that the caption must give)
     "training_curves": (lambda path: plots.training_curves(epochs(), path, TITLE), ["3 epochs"]),
     "gan_curves": (lambda path: plots.gan_curves(GAN_ROWS, path, TITLE), ["4 epochs"]),
@@ -66,7 +77,7 @@ FIGURES = {  # name -> (call, numbers that the caption must give)
         lambda path: plots.likelihood_curves(
             [{"epoch": e, "train_bits": 5 - e, "validation_bits": abs(e - 2) + 4.5} for e in range(4)], path, TITLE
         ),
-        ["4 epochs", "4.500 bits per code in epoch 2"],
+        ["4.500 bits per code in epoch 2"],
     ),
     "reconstructions": (
         lambda path: plots.reconstructions(pictures(2), pictures(2, seed=1), ["a", "b"], path, TITLE),
@@ -113,6 +124,16 @@ FIGURES = {  # name -> (call, numbers that the caption must give)
             TITLE,
         ),
         ["bytes per image"],
+    ),
+    "three_planes": (
+        lambda path: plots.three_planes(
+            pictures(20).reshape(2, 10, 64, 64), path, TITLE, pictures(30, seed=1).reshape(3, 10, 64, 64)
+        ),
+        ["2 samples", "axial at the middle level, sagittal beside the middle", "2 real brains"],
+    ),
+    "volume_curves": (
+        lambda path: plots.volume_curves(VOLUMES, path, TITLE),
+        ["155 training, 10 held-out, 32 samples", "10th to 90th percentile"],
     ),
     "epoch_frame": (
         lambda path: plots.epoch_frame(pictures(2), pictures(2, seed=1), 3, 0.5, path, title=TITLE),
@@ -253,7 +274,7 @@ def test_parts_are_tiles_columns_or_halves_to_the_pixel(tmp_path):
         assert np.array_equal(pixels[..., 2], np.vstack([np.hstack(own[:4]), np.hstack([own[4], *rest])]))
 
 
-@pytest.mark.parametrize(("name", "number"), [("training_curves", 5), ("gan_curves", 3), ("ssim_distribution", 2)])
+@pytest.mark.parametrize(("name", "number"), [("training_curves", 5), ("gan_curves", 3), ("volume_curves", 4)])
 def test_parts_of_a_chart_are_its_panels_whole_and_apart(tmp_path, name, number):
     FIGURES[name][0](tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as image:
@@ -406,3 +427,13 @@ def test_walk_goes_there_and_back_with_exact_pictures(tmp_path):
         for number, step in enumerate([0, 1, 2, 3, 2, 1]):
             gif.seek(number)
             assert np.array_equal(np.asarray(gif.convert("L")), walk[step])
+
+
+def test_planes_are_cuts_of_the_volume():
+    volume = np.random.default_rng(0).random((6, 20, 30), np.float32)
+    tile = plots._planes(volume)[:: plots.ENLARGED, :: plots.ENLARGED]
+    assert np.array_equal(tile[:20], volume[3])
+    sagittal, coronal = tile[20 + plots.SEAM : 26 + plots.SEAM], tile[26 + 2 * plots.SEAM :]
+    assert np.array_equal(sagittal, volume[::-1, round(plots.OFF_MIDDLE * 20)])  # the highest level on top
+    assert np.array_equal(coronal[:, :20], volume[::-1, :, 15])
+    assert not coronal[:, 20:].any()

@@ -1,0 +1,288 @@
+"""Whole brains: the order of drawing, what each slice is shown, and that a brain depends on its own seed."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import ROOT
+from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+from PIL import Image
+
+import dataset
+import predict
+import train
+from inference.codec import Codec, to_uint8
+from inference.model import TrainedModel
+from inference.sampling import Sampler
+from inference.volumes import FARTHEST, SHOWN, VolumeSampler, decode_volumes, plan
+from modules import RQVAE
+from networks.transformer import Transformer
+from runtime.compute import Compute
+from runtime.errors import InputError
+from training import likelihood
+from training.codes import CodeBatches, VariedCodes, brain_of_slice, choose_neighbours, rows_beside
+
+CPU = Compute(torch.device("cpu"), False)
+
+
+# ------------------------------------------------------------------------------------------- the order
+
+
+@pytest.mark.parametrize(("levels", "start"), [(range(32), 16), (range(3, 60), 5), (range(9, 11), 10), (range(7), 0)])
+def test_every_level_is_drawn_once_beside_what_is_there(levels, start):
+    known = {start}
+    for places in plan(levels, start):
+        for place in places:
+            assert place.level not in known
+            assert 1 <= len(place.beside) <= SHOWN
+            assert set(place.beside) <= known
+            assert all(abs(other - place.level) <= FARTHEST for other in place.beside)
+        known |= {place.level for place in places}
+    assert known == set(levels)
+
+
+def test_most_slices_lie_between_two_and_few_rounds_are_needed():
+    rounds = list(plan(range(32), 16))
+    assert len(rounds) == 5
+    last = {place.level: place.beside for place in rounds[-1]}
+    assert last == {level: [level - 1, level + 1] for level in range(1, 31, 2)}
+    assert {place.level: place.beside for place in rounds[1]} == {0: [8, 16], 31: [24, 16]}
+
+
+# --------------------------------------------------------------------------------- what training shows
+
+
+def test_rows_beside_are_of_the_same_brain_at_their_distance():
+    slices = tiny.slices(3, 5)
+    beside = rows_beside(slices)
+    assert beside.shape == (15, 2 * FARTHEST + 1)
+    for row, others in enumerate(beside):
+        for by, other in zip(range(-FARTHEST, FARTHEST + 1), others, strict=True):
+            if 0 <= slices.levels[row] + by < 5:
+                assert slices.people[other] == slices.people[row]
+                assert slices.levels[other] == slices.levels[row] + by
+            else:
+                assert other == -1
+
+
+def test_scans_of_one_person_are_different_brains():
+    slices = tiny.slices(1, 4)
+    slices.names[:] = [f"case_001_week_{week}_slice_{level}.nii.gz" for week in (0, 1) for level in (0, 1)]
+    assert brain_of_slice(slices).tolist() == [0, 0, 1, 1]
+
+
+def test_chosen_neighbours_are_there_and_differ():
+    beside = rows_beside(tiny.slices(20, 32))
+    rows, offsets = choose_neighbours(beside, np.random.default_rng(0))
+    shown = offsets != 0
+    assert np.array_equal(rows[shown], np.take_along_axis(beside, offsets + FARTHEST, axis=1)[shown])
+    assert 0.4 < (~shown.any(axis=1)).mean() < 0.6  # nearly half of all slices are learnt alone
+    both = shown.all(axis=1)
+    assert 0.1 < both.mean() < 0.4
+    assert (offsets[both, 0] != offsets[both, 1]).all()
+    assert (np.sign(offsets[both, 0]) != np.sign(offsets[both, 1])).mean() > 0.7
+    assert set(np.abs(offsets[shown])) == set(range(1, FARTHEST + 1))
+
+
+@pytest.fixture
+def codec() -> Codec:
+    torch.manual_seed(0)
+    model = RQVAE(codebook_size=16, depth=2, width=8, blocks=1, dim=4)
+    for quantizer in model.quantizers:
+        torch.nn.init.normal_(quantizer.codebook)
+    return Codec(model, {"box": [0, 0, tiny.SIZE, tiny.SIZE], "size": [tiny.SIZE, tiny.SIZE]}, CPU)
+
+
+def test_a_brain_is_varied_as_a_whole_and_the_same_for_the_same_epoch(codec):
+    slices = tiny.slices(8, 4)
+    plain = CodeBatches(codec, slices, 4, 8, CPU, 1)
+    varied = VariedCodes(codec, slices, plain, seed=0)
+    codes, changed = varied._varied(1)
+    assert changed.view(8, 4).unique(dim=1).shape[1] == 1
+    assert 0 < changed.float().mean() < 1
+    same = (codes[0] == plain.codes[0]).flatten(1).all(1)
+    assert same[~changed].all()
+    assert not same[changed].all()
+    first, again, other = ([given.codes[0] for given in varied.shuffled(epoch)] for epoch in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    later = [given.neighbours for given in varied.shuffled(1, start=2)]
+    whole = [given.neighbours for given in varied.shuffled(1)]
+    assert all(torch.equal(a.offsets, b.offsets) for a, b in zip(later, whole[2:], strict=True))
+    assert all(torch.equal(a.codes[0], b.codes[0]) for a, b in zip(later, whole[2:], strict=True))
+
+
+# ------------------------------------------------------------------------------------------- drawing
+
+
+@pytest.fixture
+def model(codec, tmp_path) -> TrainedModel:
+    """One that draws 12 levels, 2 to 13, with random weights."""
+    prior = Transformer((4, 4), [16], 4, 14, width=24, layers=2, heads=3, inner=8).eval()
+    torch.manual_seed(0)
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    prior.level_share.copy_(torch.tensor([0, 0, *[1 / 12] * 12, 0]))
+    sampler = object.__new__(Sampler)
+    sampler.prior, sampler.path, sampler.codec, sampler.is_gan = prior, tmp_path / "transformer.pth", codec, False
+    sampler.title, sampler.levels, sampler.description = prior.title, prior.levels, {}
+    return TrainedModel(codec, {}, sampler, tmp_path / "vqvae.pth")
+
+
+def test_a_brain_depends_on_its_own_seed_only(model):
+    together = model.sample_volumes([4, 7])
+    assert together.shape == (2, 12, tiny.SIZE, tiny.SIZE)
+    assert together.dtype == np.float32
+    assert np.array_equal(model.sample_volume(7), together[1])
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_each_slice_is_drawn_given_the_codes_beside_it(model):
+    """The codes of a brain are those that the prior draws, slice by slice, given what the plan shows."""
+    volumes = VolumeSampler(model.sampler)
+    [codes] = volumes.draw([3])
+    assert codes.shape == (1, 12, 4, 4)
+    assert volumes.levels == range(2, 14)
+    for place in (place for places in plan(volumes.levels, volumes.middle) for place in places):
+        seed, level = 3 + ((place.level + 2) << 32), torch.tensor([place.level])
+        given = volumes._neighbours([codes], [(0, place)])
+        assert given.offsets[0, : len(place.beside)].tolist() == [other - place.level for other in place.beside]
+        for i, other in enumerate(place.beside):
+            assert torch.equal(given.codes[0][0, i], codes[0, other - 2])
+        [drawn] = model.sampler.prior.sample([seed], level, model.sampler.prior.temperature, neighbours=given)
+        assert torch.equal(drawn[0], codes[0, place.level - 2])
+
+
+def test_a_brain_around_a_given_slice_holds_it(model):
+    given = np.random.default_rng(0).integers(0, 256, (tiny.SIZE, tiny.SIZE), np.uint8)
+    volume = model.sample_volume(0, around=given, level=5)
+    volumes, codes = VolumeSampler(model.sampler), model.codec.encode(given[None])[:1]
+    drawn = volumes.draw([0], (5, codes))
+    assert torch.equal(drawn[0][0, 5 - 2], codes[0][0].long())
+    np.testing.assert_array_equal(decode_volumes(model.codec, drawn)[0], volume)
+    assert not np.array_equal(volume, model.sample_volume(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"around": np.zeros((32, 32), np.uint8)}, "goes with its level"),
+        ({"level": 4}, "goes with its level"),
+        ({"around": np.zeros((16, 32), np.uint8), "level": 4}, "is 32x32, as in training"),
+        ({"around": np.full((32, 32), 2.0), "level": 4}, r"must be in \[0, 1\]"),
+        ({"around": np.zeros((32, 32), np.uint8), "level": 1}, "draws brains of levels 2 to 13"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(model, options, message):
+    with pytest.raises(InputError, match=message):
+        model.sample_volume(0, **options)
+
+
+def test_other_priors_draw_no_brains(model):
+    model.sampler.prior = torch.nn.Identity()
+    with pytest.raises(InputError, match="draws single slices"):
+        model.sample_volume(0)
+
+
+# ------------------------------------------------------------------------------------- the whole way
+
+
+def write_scans(root: Path) -> None:
+    """A data set of small 3-D volumes: the MNI152 template, each person's moved and dimmed, 6 mm voxels."""
+    image = load_mni152_template(resolution=6)
+    voxels = np.asarray(image.dataobj, np.float32) * np.asarray(load_mni152_brain_mask(resolution=6).dataobj)
+    person = 0
+    for split, people in (("train", 5), ("validate", 2), ("test", 2)):
+        for _ in range(people):
+            person += 1
+            moved = np.roll(voxels, (person % 3 - 1, person % 2), (0, 1)) * (1 - 0.05 * person)
+            path = root / split / f"case_{person:03d}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(moved, image.affine), path)
+
+
+def test_volumes_in_brains_out(tmp_path, monkeypatch, capsys):
+    """train.py on 3-D volumes, then predict.py --volumes: NIfTI files that lie where the training's do."""
+    write_scans(tmp_path / "scans")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=24, layers=2, inner=8))
+    cut = ["--data", tmp_path / "scans", "--slices", "8:20"]
+    small = [
+        "--width",
+        8,
+        "--blocks",
+        1,
+        "--depth",
+        2,
+        "--codebook-size",
+        16,
+        "--texture-epochs",
+        0,
+        "--batch-size",
+        12,
+    ]
+    prior = ["--prior", "transformer", "--prior-epochs", 1, "--prior-batch-size", 12]
+    run = ["--epochs", 1, "--batch-size", 12, "--device", "cpu", "--out", tmp_path / "runs"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, [*cut, *small, *prior, *run])])
+    assert train.main() == 0
+    [weights] = tmp_path.glob("runs/*/vqvae.pth")
+
+    asked = ["--volumes", 2, "--samples", 0, "--device", "cpu", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, [weights, *asked])])
+    capsys.readouterr()
+    assert predict.main() == 0
+    assert "2 whole brains of 12 levels each" in capsys.readouterr().out
+    for seed in (0, 1):
+        brain = nib.load(tmp_path / f"out/volumes/seed_{seed:05d}.nii.gz")
+        scan = nib.load(tmp_path / "scans/train/case_001.nii.gz")
+        assert nib.aff2axcodes(brain.affine) == ("R", "A", "S")
+        np.testing.assert_allclose(brain.header.get_zooms(), 6)
+        assert brain.shape[2] == 12
+        low = scan.affine @ [0, 0, 8, 1]
+        assert (brain.affine @ [0, 0, 0, 1])[2] == pytest.approx(low[2])
+        assert np.asarray(brain.dataobj).dtype == np.uint8
+    for name in ("volumes.png", "volume.gif"):
+        assert (tmp_path / "out" / name).is_file()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Whole brains in three planes" in page
+    assert "Through the levels of one drawn brain" in page
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["volumes"]["number"] == 2
+    assert metrics["volumes"]["levels"] == 12
+    made = TrainedModel.load(weights, device="cpu").sample_volume(1)
+    written = nib.load(tmp_path / "out/volumes/seed_00001.nii.gz")
+    assert np.array_equal(dataset.nifti.cut(written, 2, None), to_uint8(made))
+
+    scan = tmp_path / "scans/test/case_008.nii.gz"
+    picture = dataset.read_files([scan], slices="10:11").images[0]
+    Image.fromarray(picture).save(given := tmp_path / "case_008_slice_10.png")
+    around = ["predict.py", str(weights), "--volumes", "1", "--samples-only", "--samples", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [*around, "--around", str(given), "--out", str(tmp_path / "around")])
+    assert predict.main() == 0
+    assert "invented around level 10 of case_008_slice_10.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--around", "x.png"], "--around is about whole brains"),
+        (["--volumes", "1", "--around", "x.png"], "x.png"),
+        (["--volumes", "1", "--input", __file__], "give one of them"),
+        (["--volumes", "-1"], "--volumes"),
+    ],
+)
+def test_bad_options_are_one_line(options, message, monkeypatch, capsys):
+    weights = ROOT / "resources/pretrained/vqvae.pth"
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(weights), *options])
+    with pytest.raises(SystemExit) as ended:
+        predict.cli.refuse_early(predict.PredictSettings, "", predict.check_files)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
