@@ -3,6 +3,7 @@
     python benchmarks/readme.py --data DIR          # what `make results DATA=DIR` does; about 20 minutes on two cores
     python benchmarks/readme.py --data DIR --train  # trains the models that are not in the repository, too; hours
     python benchmarks/readme.py                     # fills the tables from resources/results.json
+    python benchmarks/readme.py --reliability DIR   # takes what faults.py and others wrote there with --json, too
 
 Scores every checkpoint with predict.py and codecs.py on the test split, writes resources/results.json, copies the
 figures to resources/, and fills the tables of README.md and of the model card. Checkpoints that are too many to be
@@ -23,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import others
+from benchmarks import others, reliability
 from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
 from inference.loading import load_autoencoder
@@ -37,6 +38,7 @@ PRETRAINED = RESOURCES / "pretrained"
 DEFAULT = PRETRAINED / "vqvae.pth"  # whose codes all priors speak
 PAGES = (ROOT / "README.md", RESOURCES / "RESULTS.md", PRETRAINED / "README.md")
 SAMPLES = 1000
+VOLUMES = 32
 BYTES = (4608, 1782, 1152)  # 64x64 codes of 512, the course baseline's network here, 32x32 codes of 512
 
 
@@ -62,7 +64,7 @@ AUTOENCODERS = {
     "vqvae2": Trained("`vqvae2`", "--model vqvae2 --epochs 6 --augment off", 6),
 }
 PRIORS = {
-    "transformer": Trained("transformer", "--prior transformer --prior-epochs 6", 6, "transformer.pth"),
+    "transformer": Trained("transformer", "--prior transformer --prior-epochs 19", 19, "transformer.pth"),
     "dcgan": Trained("DCGAN, the default of `train.py`", "--prior-epochs 4", 4, "dcgan.pth"),
     "pixelcnn": Trained("PixelCNN, two codes", "--prior pixelcnn --prior-codes 2 --prior-epochs 5", 5, "pixelcnn.pth"),
     "course_gan": Trained(
@@ -78,6 +80,9 @@ FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
     ("dcgan", "walk.gif"): "walk.gif",
     ("pixelcnn", "samples.png"): "samples_pixelcnn.png",
     ("course_gan", "samples.png"): "samples_course_gan.png",
+    ("volumes", "volumes.png"): "volumes.png",
+    ("volumes", "volume.gif"): "volume.gif",
+    ("volumes", "volume_curves.png"): "volume_curves.png",
     ("codecs", "rate_distortion.png"): "rate_distortion.png",
     ("codecs", "side_by_side_rqvae_4356.png"): "side_by_side.png",
 }
@@ -100,6 +105,9 @@ class ReadmeSettings(Settings):
     train: bool = option(False, "train what isn't in the repository or in --runs")
     published: Path | None = option(None, "folder with PNG slices of the published OASIS set, to reconstruct", "DIR")
     runs: Path = option(Path("runs/results"), "folder of those trainings", "DIR")
+    reliability: Path | None = option(
+        None, "folder with what faults.py, replaced.py, flips.py, fuzz.py and stops.py wrote, each as NAME.json", "DIR"
+    )
 
 
 def find(name: str, settings: ReadmeSettings) -> Path | None:
@@ -147,6 +155,15 @@ def judged(path: Path, data: str, out: Path, _: None) -> dict:
     return verdict | bits | {"epoch": metrics["settings"]["prior"]["epoch"]}
 
 
+def volumes_judged(path: Path, data: str, out: Path) -> dict:
+    """The verdict on whole brains that a transformer draws."""
+    options = ["--samples", 0, "--volumes", VOLUMES]
+    call("predict.py", DEFAULT, "--data", data, "--prior", path, *options, "--out", out)
+    verdict = json.loads((out / "metrics.json").read_text())["volume_judge"]
+    verdict.pop("curves")
+    return verdict
+
+
 def named_checkpoints(found: dict[str, Path | None], folder: Path) -> list[Path]:
     """The autoencoders in folders that bear their names, which codecs.py gives them; the default beside its prior."""
     paths = []
@@ -167,6 +184,7 @@ def measure(settings: ReadmeSettings, work: Path, results: dict) -> dict:
             continue
         kind, how = ("autoencoders", scored) if name in AUTOENCODERS else ("priors", judged)
         results.setdefault(kind, {})[name] = how(path, settings.data, work / name, (AUTOENCODERS | PRIORS)[name].codes)
+    results["volumes"] = volumes_judged(found["transformer"], settings.data, work / "volumes")
     out = work / "codecs"
     checkpoints = named_checkpoints(found, work / "checkpoints")
     call(
@@ -260,6 +278,41 @@ def told_apart_table(results: dict) -> str:
     return markdown(["", *(f"{size} size" for size in tests)], rows)
 
 
+MEASURES = {  # of volumes -> what the table calls it
+    "neighbour_ssim": "SSIM of neighbouring slices",
+    "neighbour_difference": "absolute difference of neighbouring slices",
+    "coronal_pca": "coronal cuts, `pca`",
+    "coronal_randconv": "coronal cuts, `randconv`",
+    "sagittal_pca": "sagittal cuts, `pca`",
+    "sagittal_randconv": "sagittal cuts, `randconv`",
+    "tissue_jump": "jump of tissue from level to level",
+    "ventricle_jump": "jump of ventricles from level to level",
+    "tissue_mean": "tissue of a person",
+    "ventricle_mean": "ventricles of a person",
+}
+
+
+def volume_table(results: dict) -> str:
+    """How far drawn brains are from training people's, beside what slices drawn apart, and real people get."""
+    found = results["volumes"]["distances"]
+    kinds = {"sampled": "drawn brains", "baseline": "slices drawn apart", "held_out": "held-out people"}
+    kinds |= {"floor": "training people (floor)", "floor_highest": "highest of ten draws"}
+    rows = [[label, *(f"{found[kind][measure]:.3g}" for kind in kinds)] for measure, label in MEASURES.items()]
+    return markdown(["", *kinds.values()], rows)
+
+
+def volume_copies(results: dict) -> str:
+    """Whether drawn brains are somebody's, in a sentence."""
+    verdict = results["volumes"]
+    copies, alike = verdict["copies"], verdict["diversity"]
+    return (
+        f"Of {verdict['sampled']} drawn brains {copies['share']:.1%} are more like one training person, over all"
+        f" levels, than an SSIM of {copies['threshold']:.3f}; of {verdict['held_out']} held-out people"
+        f" {copies['share_held_out']:.1%} are. The middle slices of two drawn brains have an SSIM of"
+        f" {alike['sampled']:.3f} in the mean, those of two training people {alike['train']:.3f}."
+    )
+
+
 def bits_sentence(results: dict) -> str:
     row, codes = results["priors"]["transformer"], results["autoencoders"]["rqvae"]
     bits, plain, order_0 = row["entropy_coded_bits"], 8 * codes["bytes"], codes["order_0_bits"]
@@ -323,7 +376,10 @@ BLOCKS = {
     "copies": copies_table,
     "told apart": told_apart_table,
     "bits": bits_sentence,
+    "volumes": volume_table,
+    "volume copies": volume_copies,
     "others": lambda results: others.others_table(results["others"]),
+    "reliability": lambda results: reliability.table(results["reliability"]),
 }
 
 
@@ -360,6 +416,9 @@ def main() -> int:
         for (model, figure), name in FIGURES_OF_RUNS.items():
             if run := finished(settings.runs / model):
                 shutil.copyfile(run / figure, RESOURCES / name)
+    if settings.reliability:
+        results.setdefault("reliability", {}).update(reliability.read(settings.reliability))
+    if settings.data or settings.reliability:
         with atomic(stored) as file:
             file.write(json.dumps(results, indent=1).encode() + b"\n")
     for page in PAGES:
