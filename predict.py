@@ -237,10 +237,16 @@ def data_to_judge_with(results: Results, settings: PredictSettings, model: Train
     elif settings.samples < MIN_SAMPLES:
         results.note(f"fewer than {MIN_SAMPLES} samples are too few to judge: give --samples 1000")
     else:
-        data = load_data(settings, model, ("train", settings.split))
-        if data.fingerprint == model.description["data"]["fingerprint"]:
-            return data
-        results.note("the samples are not judged: that takes the data set that the model was trained on")
+        return data_of_training(results, settings, model, "samples")
+    return None
+
+
+def data_of_training(results: Results, settings: PredictSettings, model: TrainedModel, judged: str) -> DataSet | None:
+    """The training slices and those that were scored, or None, with a note, where the model learnt from others."""
+    data = load_data(settings, model, ("train", settings.split))
+    if data.fingerprint == model.description["data"]["fingerprint"]:
+        return data
+    results.note(f"the {judged} are not judged: that takes the data set that the model was trained on")
     return None
 
 
@@ -334,9 +340,7 @@ def judge_volumes(results: Results, settings: PredictSettings, model: TrainedMod
     if settings.volumes < VOLUMES_JUDGED:
         results.note(f"fewer than {VOLUMES_JUDGED} whole brains are too few to judge: give --volumes 32")
         return
-    data = load_data(settings, model, ("train", settings.split))
-    if data.fingerprint != model.description["data"]["fingerprint"]:
-        results.note("the whole brains are not judged: that takes the data set that the model was trained on")
+    if (data := data_of_training(results, settings, model, "whole brains")) is None:
         return
     drawn = VolumeSampler(model.sampler)
     apart = to_uint8(decode_volumes(model.codec, drawn.draw_apart(range(settings.seed, settings.seed + len(volumes)))))

@@ -24,7 +24,7 @@ from modules import DCGAN, VQVAE, Autoencoder
 from runtime.cli import Device, Precision, Settings, option
 from runtime.compute import Compute
 from training import dcgan
-from training.codes import CodeBatches
+from training.codes import CodeBatches, Given
 from training.likelihood import RECIPES, LikelihoodLearner
 from training.settings import TrainSettings
 
@@ -240,10 +240,11 @@ def pixelcnn(bench: Bench) -> dict[str, dict[str, Way]]:
     masked_adam = torch.optim.Adam(masked.parameters(), 1e-3)
     recipe = RECIPES["pixelcnn"]
     learner = LikelihoodLearner(recipe, codec.autoencoder, codes, recipe.rate)
+    unchanged = torch.zeros(codes.batch_size, dtype=torch.bool, device=bench.device)
 
     def steps() -> None:
-        for indices in torch.arange(codes.batch_size).expand(bench.args.steps, -1):
-            learner.step(codes.alone(indices), recipe.rate)
+        for grids, levels in _code_batches(codes, bench.args.steps):
+            learner.step(Given(grids, levels, unchanged, None), recipe.rate)
 
     def plain_steps() -> None:
         masked.train()
