@@ -310,8 +310,8 @@ class Batches:
             return None
         resident = torch.empty(self.pictures.shape, dtype=torch.uint8, device=self.device)
         for start in range(0, self.size, 1024):  # in pieces: never a second copy of the set in memory
-            piece = np.ascontiguousarray(self.pictures[start : start + 1024])
-            resident[start : start + len(piece)] = torch.from_numpy(piece)
+            piece = torch.from_numpy(np.array(self.pictures[start : start + 1024]))  # a copy: the slices are read-only
+            resident[start : start + len(piece)] = piece
         return resident
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

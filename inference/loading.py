@@ -113,7 +113,8 @@ def _check_speaks(arguments: dict[str, Any], autoencoder: Autoencoder, path: Pat
     fits = number == len(shapes) or number < autoencoder.depth
     fits = fits and height % autoencoder.factor == width % autoencoder.factor == 0
     if of_gan:
-        codes = [torch.zeros(1, *shape, dtype=torch.long) for shape in shapes]
+        device = autoencoder.quantizers[0].codebook.device
+        codes = [torch.zeros(1, *shape, dtype=torch.long, device=device) for shape in shapes]
         fits = fits and arguments["channels"] == autoencoder.embed(codes).shape[1]
     else:
         fits = fits and [tuple(grid) for grid in grids] == shapes[:number]

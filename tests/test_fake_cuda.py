@@ -6,6 +6,7 @@ or from the host by a copy that waits. Gradients can't be computed without a GPU
 optimisers' part is walked, too.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +26,13 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from dataset import Box, DataSet, Slices
+from inference import loading
 from inference.codec import Codec
 from modules import AUTOENCODERS, DCGAN, Autoencoder
 from networks.pixelcnn import PixelCNN
 from networks.transformer import Neighbours, Transformer
 from runtime.compute import Compute
+from runtime.errors import InputError
 from scoring.metrics import ssim, ssim_map
 from training import dcgan, likelihood, texture
 from training.augment import Draws, augment, variation, vary
@@ -271,6 +274,13 @@ def test_gan_samples(network):
         codes = prior.sample(range(BATCH), torch.zeros(BATCH, dtype=torch.long))
     assert [tuple(grid.shape) for grid in codes] == [(BATCH, 4, 6)] * 2
     assert {grid.device.type for grid in codes} == {"cuda"}
+
+
+@pytest.mark.parametrize("channels", [32, 16])
+def test_whether_a_gan_speaks_an_autoencoders_codes(channels):
+    arguments = {"grid": [4, 6], "channels": channels, "codes": 1}
+    with nullcontext() if channels == 32 else pytest.raises(InputError, match="other codes"):
+        loading._check_speaks(arguments, autoencoder("rqvae"), Path("dcgan.pth"))
 
 
 @pytest.mark.parametrize("make", [PixelCNN, Transformer])
