@@ -13,6 +13,7 @@ the training forward does not, since a clamp has no gradient outside.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -22,10 +23,9 @@ from torch import Tensor, nn
 
 from networks.blocks import ClassicResidual, Residual
 from networks.decoder import PrefixDecoder
-from networks.gaussian import COMPONENTS
+from networks.gan import LatentCritic, LatentGenerator
 from networks.prior import Codes, Prior, draw_levels, level_shares, seeded_rows
 from networks.quantizer import VectorQuantizer
-from networks.refiner import Critic, Refiner
 
 # ----------------------------------------------------------------------------------------------------
 # Autoencoders
@@ -63,6 +63,10 @@ class Autoencoder(nn.Module, ABC):
     def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
         """(h, w) of each code grid of an image of this size, whose sides are multiples of `factor`."""
 
+    def latents(self, images: Tensor) -> Tensor:
+        """images [B, 1, H, W] in [0, 1] -> what the encoder says of them, [B, C, h, w]: `snap` makes it codes."""
+        return self.encoder(images).float()
+
     @abstractmethod
     def embed(self, codes: Codes) -> Tensor:
         """Code grids -> z_q float32 [B, C, h, w] on the finest grid: all that the decoder sees."""
@@ -72,8 +76,8 @@ class Autoencoder(nn.Module, ABC):
         """z [B, C, h, w] -> the codes whose `embed` is nearest to it, greedily from grid to grid."""
 
     @abstractmethod
-    def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
-        """z_q [B, C, h, w], embedded from the first `kept` (int64 [B], None for all) codes -> images (not clamped)."""
+    def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
+        """z_q [B, C, h, w], embedded from the first `kept` codes per position (None: all) -> images (not clamped)."""
 
     def encode(self, images: Tensor) -> Codes:
         """images [B, 1, H, W] in [0, 1] -> code grids int64 [B, h, w], coarse to fine."""
@@ -81,8 +85,7 @@ class Autoencoder(nn.Module, ABC):
 
     def decode(self, codes: Codes) -> Tensor:
         """Code grids -> images [B, 1, H, W], float32 in [0, 1]. Where there is `depth`, its first grids will do."""
-        kept = torch.full((len(codes[0]),), min(len(codes), self.depth), device=codes[0].device)
-        return self.decode_latents(self.embed(codes), kept).float().clamp(0, 1)
+        return self.decode_latents(self.embed(codes), len(codes)).float().clamp(0, 1)
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -149,7 +152,7 @@ class VQVAE(Autoencoder):
     def snap(self, z: Tensor) -> Codes:
         return [nearest_grid(self.quantizers[0], z)]
 
-    def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
+    def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
         return self.decoder(z_q)
 
 
@@ -208,11 +211,24 @@ class VQVAE2(Autoencoder):
         )
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
-        features = self.encoder_bottom(images)
-        top, top_codes, top_loss = self.quantizers[0](self.to_top(self.encoder_top(features)))
-        bottom = self.to_bottom(torch.cat([self.decoder_top(top), features], dim=1))
-        bottom, bottom_codes, bottom_loss = self.quantizers[1](bottom)
+        features, top = self._top(images)
+        top, top_codes, top_loss = self.quantizers[0](top)
+        bottom, bottom_codes, bottom_loss = self.quantizers[1](self._bottom(features, top))
         return self._decode(top, bottom), [top_codes, bottom_codes], top_loss + bottom_loss
+
+    def _top(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The bottom encoder's features, and the top grid's latents."""
+        features = self.encoder_bottom(images)
+        return features, self.to_top(self.encoder_top(features))
+
+    def _bottom(self, features: Tensor, top: Tensor) -> Tensor:
+        """The bottom grid's latents, given the top grid's quantised ones."""
+        return self.to_bottom(torch.cat([self.decoder_top(top), features], dim=1))
+
+    def latents(self, images: Tensor) -> Tensor:
+        features, top = self._top(images)
+        bottom = self._bottom(features, self.quantizers[0](top)[0])
+        return torch.cat([F.interpolate(top.float(), scale_factor=2), bottom.float()], dim=1)
 
     def _decode(self, top: Tensor, bottom: Tensor) -> Tensor:
         return self.decoder(torch.cat([self.upsample_top(top), bottom], dim=1))
@@ -231,7 +247,7 @@ class VQVAE2(Autoencoder):
             nearest_grid(self.quantizers[1], bottom),
         ]
 
-    def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
+    def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
         top, bottom = z_q.split(self.dim, dim=1)
         return self._decode(F.avg_pool2d(top, 2), bottom)
 
@@ -245,7 +261,8 @@ class RQVAE(Autoencoder):
     16 halves the grid once or twice more, at twice the width.
 
     The first codes of each position are a picture, too, at a lower rate: the decoder is told how many there are, and
-    trained with fewer at times (quantiser dropout, Zeghidour et al. 2021, section III.C).
+    trained with fewer at times (quantiser dropout, Zeghidour et al. 2021, section III.C). What up to `drawn` codes
+    leave open a second decoder makes up, the painter, which has learnt to draw texture (`training/texture.py`).
     """
 
     def __init__(
@@ -258,18 +275,11 @@ class RQVAE(Autoencoder):
         width: int = 64,
         blocks: int = 2,
         dim: int = 32,
+        drawn: int = 0,
     ):
-        super().__init__(
-            codebook_size=codebook_size,
-            depth=depth,
-            downsample=downsample,
-            beta=beta,
-            ema=ema,
-            width=width,
-            blocks=blocks,
-            dim=dim,
-        )
-        self.depth = depth
+        sizes = {"width": width, "blocks": blocks, "dim": dim, "drawn": drawn}
+        super().__init__(codebook_size=codebook_size, depth=depth, downsample=downsample, beta=beta, ema=ema, **sizes)
+        self.depth, self.drawn = depth, drawn
         self.factor = self.downsample = downsample
         widths = [width, 2 * width, 2 * width][: downsample.bit_length() - 2]  # at 1/4, 1/8, 1/16 of the size
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]
@@ -279,6 +289,7 @@ class RQVAE(Autoencoder):
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], dim, 1))
         self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta, ema=ema) for _ in range(depth)])
         self.decoder = PrefixDecoder(dim, widths[::-1], blocks, depth)
+        self.painter = PrefixDecoder(dim, widths[::-1], blocks, depth) if drawn else None
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
         z_q, codes, loss = self.quantise(images, kept)
@@ -286,7 +297,7 @@ class RQVAE(Autoencoder):
 
     def quantise(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
         """images [B, 1, H, W] -> z_q [B, dim, h, w] of the first `kept` codes, all codes, latent loss."""
-        z = self.encoder(images).float()  # [B, dim, H / downsample, W / downsample]
+        z = self.latents(images)  # [B, dim, H / downsample, W / downsample]
         rest, rests, codes, losses = z, [], [], []
         for quantizer in self.quantizers:
             quantised, grid, loss = quantizer(rest)
@@ -311,19 +322,34 @@ class RQVAE(Autoencoder):
             z = z - quantizer.embed(codes[-1])
         return codes
 
-    def decode_latents(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
-        return self.decoder(z_q, kept)
+    def encode(self, images: Tensor) -> Codes:
+        return self.quantise(images)[1]
+
+    def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
+        kept = kept or self.depth
+        decoder = self.painter if kept <= self.drawn else self.decoder
+        return decoder(z_q, torch.full((len(z_q),), kept, device=z_q.device))
+
+    def add_painter(self, drawn: int) -> None:
+        """A second decoder, for pictures of up to so many codes per position; at first it does as the first does."""
+        self.painter, self.drawn = deepcopy(self.decoder), drawn
+        self.arguments["drawn"] = drawn
 
 
 # ----------------------------------------------------------------------------------------------------
 # DCGAN
+
+SPREAD = (
+    1.3  # of a sample's random numbers, times that of training's: nearer ones are too often nearly a training slice
+)
+FLAT = 0.3  # of the largest deviation of latents along an axis: smaller ones count as that large
 
 
 class Generator(nn.Module):
     """DCGAN generator (Radford et al. 2016) of latents in [-1, 1]: 3,868,544 parameters for a 64x64 grid.
 
     The first layer makes the smallest grid that four doublings bring to `grid` or beyond; what is beyond is cut
-    off evenly. It takes no notice of slice levels.
+    off evenly. It takes no notice of slice levels, nor of whether a slice was varied.
     """
 
     def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64, z_dim: int = 128):
@@ -345,7 +371,7 @@ class Generator(nn.Module):
         )
         self.apply(_dcgan_init)
 
-    def forward(self, z: Tensor, levels: Tensor) -> Tensor:
+    def forward(self, z: Tensor, levels: Tensor, changed: Tensor | None = None) -> Tensor:
         """z [B, z_dim] of N(0, 1), levels int64 [B] -> latents [B, channels, h, w] in [-1, 1]."""
         latents = self.layers(z[:, :, None, None])
         top, left = ((made - side) // 2 for made, side in zip(latents.shape[2:], self.grid, strict=True))
@@ -355,7 +381,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """DCGAN discriminator: 725,952 parameters for a 64x64 grid. Logits out, since the losses take them as such.
 
-    It takes no notice of slice levels.
+    It takes no notice of slice levels, nor of whether a slice was varied.
     """
 
     def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64, width: int = 32):
@@ -374,7 +400,7 @@ class Discriminator(nn.Module):
         self.score = nn.Conv2d(8 * width, 1, tuple(max(side // 16, 1) for side in grid), bias=False)
         self.apply(_dcgan_init)
 
-    def forward(self, latents: Tensor, levels: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, levels: Tensor, changed: Tensor | None = None) -> Tensor:
         """latents [B, channels, h, w], levels int64 [B] -> logits [B]: above 0 means real."""
         below, beside = (max(16 - side, 0) for side in latents.shape[2:])  # four halvings need 16 a side
         return self.score(self.layers(F.pad(latents, (0, beside, 0, below)))).mean(dim=(1, 2, 3))
@@ -395,8 +421,8 @@ class DCGAN(Prior):
     maps back and snaps to the codebooks, so the decoder only ever sees code vectors.
 
     `network` "baseline" is the course baseline's pair, which knows no slice levels; each channel is mapped to [-1, 1].
-    "refiner" is `Refiner` and `Critic`; the channels are rotated to their principal axes and scaled to deviation 1.
-    `codes`: how many grids of codes are drawn, coarse to fine. `width` and `components` are the refiner's.
+    "residual" is `LatentGenerator` and `LatentCritic`; the channels are rotated to their principal axes and scaled to
+    deviation 1. `codes`: how many grids of codes are drawn, coarse to fine. `width`: of the residual generator.
     """
 
     def __init__(
@@ -406,18 +432,18 @@ class DCGAN(Prior):
         channels: int,
         levels: int,
         codes: int,
-        network: str = "refiner",
-        width: int = 96,
-        components: int = COMPONENTS,
+        network: str = "residual",
+        width: int = 128,
     ):
         arguments = {"grid": list(grid), "channels": channels, "levels": levels, "codes": codes, "network": network}
-        super().__init__(levels, arguments | {"width": width, "components": components})
+        super().__init__(levels, arguments | {"width": width})
         self.grid, self.channels, self.codes, self.network = tuple(grid), channels, codes, network
-        self.title = {"refiner": "GAN-refined Gaussian", "baseline": "course baseline's DCGAN"}[network]
-        if network == "refiner":
-            self.generator = Refiner(self.grid, channels, levels, width, components)
+        self.title = {"residual": "DCGAN", "baseline": "course baseline's DCGAN"}[network]
+        if network == "residual":
+            self.generator = LatentGenerator(self.grid, channels, levels, width)
         else:
             self.generator = Generator(self.grid, channels)
+        self.spread = SPREAD if network == "residual" else 1.0
         self.spoken = (autoencoder,)  # whose codes it draws; in a tuple, since it is no part of this network
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("axes", torch.eye(channels))  # a column is an axis
@@ -427,11 +453,11 @@ class DCGAN(Prior):
         """The opponent to train the generator with; sampling needs none."""
         if self.network == "baseline":
             return Discriminator(self.grid, self.channels)
-        return Critic(self.grid, self.channels, self.levels)
+        return LatentCritic(self.grid, self.channels, self.levels)
 
     @torch.no_grad()
     def fit(self, latents: Tensor, levels: Tensor) -> None:
-        """Take normalisation, level shares and the Gaussian draft from latents [N, C, h, w] of levels int64 [N]."""
+        """Take normalisation and means from latents [N, C, h, w] of levels int64 [N], and how often these occur."""
         self.level_share.copy_(level_shares(levels, self.levels))
         self.mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
         centred = latents - self.mean
@@ -439,11 +465,12 @@ class DCGAN(Prior):
             self.scale.copy_(centred.abs().amax(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
             return
         variance, axes = torch.linalg.eigh(torch.cov(centred.movedim(1, 0).flatten(1).double()))
-        deviation = variance.clamp_min(0).sqrt()
         self.axes.copy_(axes)
-        # An axis along which next to nothing happens is not blown up to the others' size.
-        self.scale.copy_(deviation.clamp_min(0.05 * deviation.max())[:, None, None])
-        self.generator.draft.fit(self.normalise(latents), levels, weight=self.scale[0])
+        deviation = variance.clamp_min(0).sqrt()  # where it is small, little is said of the nearest code: it stays so
+        self.scale.copy_(deviation.clamp_min(FLAT * deviation.max())[:, None, None])
+        normal = self.normalise(latents)
+        for level in levels.unique().tolist():
+            self.generator.mean[level] = normal[levels == level].mean(0)
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> what the generator makes."""
@@ -456,8 +483,8 @@ class DCGAN(Prior):
             return torch.einsum("bdhw,cd->bchw", made.float() * self.scale, self.axes) + self.mean
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """z [len(seeds), z_dim] of N(0, 1); a row depends on its own seed only."""
-        return seeded_rows(seeds, self.generator.z_dim, torch.randn).to(self.mean.device)
+        """z [len(seeds), z_dim] of N(0, 1) times `spread`; a row depends on its own seed only."""
+        return self.spread * seeded_rows(seeds, self.generator.z_dim, torch.randn).to(self.mean.device)
 
     @torch.no_grad()
     def generate(self, z: Tensor, levels: Tensor) -> Codes:

@@ -107,13 +107,16 @@ def load_data(settings: PredictSettings, model: TrainedModel, splits: tuple[str,
 # Reconstructions
 
 
-def score(results: Results, model: TrainedModel, slices: Slices, made: Reconstruction) -> list[dict]:
+def score(
+    results: Results, settings: PredictSettings, model: TrainedModel, slices: Slices, made: Reconstruction
+) -> list[dict]:
     """Put the scores into the results; returns each slice's name and scores."""
     results.metrics |= summarise(made.scores) | {"bytes_per_image": made.bytes_per_image}
     counted = zip(made.flat_codes(), model.codec.autoencoder.codebook_sizes, strict=False)
     usage = zip(made.grid_sizes(), (code_usage([codes], [size])[0] for codes, size in counted), strict=True)
     results.metrics["codes"] = [{"grid": grid} | one for grid, one in usage]
-    if len(unlike := made.unlike(model.description["validation_ssim"])):
+    # Of fewer codes nothing is told by the SSIM of all of them.
+    if not settings.codes and len(unlike := made.unlike(model.description["validation_ssim"])):
         some = ", ".join(slices.names[i] for i in unlike[:3])
         more = f" and {len(unlike) - 3} more" if len(unlike) > 3 else ""
         results.note(f"{some}{more}: reconstructed far worse than any like the training slices; is this a brain?")
@@ -392,7 +395,7 @@ def reconstruct_slices(
         results.note(f"not the data set that the model was trained on, which was {trained_on['title']}")
 
     made = reconstruct(model, slices.images, settings.codes, slices.frames)
-    rows = score(results, model, slices, made)
+    rows = score(results, settings, model, slices, made)
     if model.sampler and model.sampler.can_code([codes for _, codes in made.groups]):
         results.metrics["entropy_coded_bytes"] = entropy_coded_bytes(model, made, slices)
     print(score_table(results.metrics))

@@ -223,7 +223,7 @@ def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None
     if settings.prior != "none":
         path = run.folder / "vqvae.pth"
         autoencoder, description = load_autoencoder(path)
-        with advice_when_memory_is_full(f"--autoencoder {path} --prior-batch-size", settings.prior_batch_size):
+        with advice_when_memory_is_full(f"--autoencoder {path} --prior-batch-size", settings.prior_batch):
             codec = Codec(autoencoder, description["data"], on)
             PRIORS[settings.prior](run, data, settings, codec, description)
     figures.draw_report(run, data, settings)
@@ -233,7 +233,7 @@ PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_by_likelihood, "transformer": 
 
 
 def draws_texture(settings: TrainSettings) -> bool:
-    """Whether the decoder is to learn texture: where codes can be left out, and the autoencoder is this run's own."""
+    """Whether a painter is to learn texture: where codes can be left out, and the autoencoder is this run's own."""
     deep = settings.model == "rqvae" and settings.depth > DRAWN
     return deep and settings.texture_epochs > 0 and not settings.autoencoder
 
@@ -301,7 +301,7 @@ def plan(settings: TrainSettings) -> list[str]:
     """What a run trains, one after the other."""
     stages = {} if settings.autoencoder else {settings.model: settings.epochs}
     if draws_texture(settings):
-        stages["its decoder's texture"] = settings.texture_epochs
+        stages["its painter's texture"] = settings.texture_epochs
     if settings.prior != "none":
         stages[settings.prior] = settings.prior_epochs
     return [f"{name}, {counted(epochs, 'epoch')}" for name, epochs in stages.items()]
@@ -335,7 +335,7 @@ def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, fin
 def check_shares(data: DataSet, settings: TrainSettings, on: Compute) -> None:
     """Raises InputError when batches can't be shared equally by all processes."""
     batches = {} if settings.autoencoder else {"--batch-size": settings.batch_size}
-    batches |= {} if settings.prior == "none" else {"--prior-batch-size": settings.prior_batch_size}
+    batches |= {} if settings.prior == "none" else {"--prior-batch-size": settings.prior_batch}
     for option, size in batches.items():
         if size % on.world_size:
             compute.refuse(f"{option} {size} can't be shared equally by {on.world_size} processes: give a multiple")

@@ -142,7 +142,7 @@ def main() -> int:
         f" {counted(size.epochs, 'epoch')} of the autoencoder, {size.prior_epochs} of the prior"
     )
     options = {"limit-people": size.people, "epochs": size.epochs, "texture-epochs": 0}
-    options |= {"prior": "dcgan", "prior-epochs": size.prior_epochs}
+    options |= {"prior": "dcgan", "prior-epochs": size.prior_epochs, "prior-batch-size": PRIOR_BATCH}
     chosen = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     before = set(settings.out.glob("*"))
     run(["train.py", "--data", "demo", *chosen, "--out", str(settings.out.absolute()), *how])

@@ -65,7 +65,7 @@ AUTOENCODERS = {
 }
 PRIORS = {
     "transformer": Trained("transformer", "--prior transformer --prior-epochs 19", 19, "transformer.pth"),
-    "dcgan": Trained("DCGAN, the default of `train.py`", "--prior-epochs 4", 4, "dcgan.pth"),
+    "dcgan": Trained("DCGAN, the default of `train.py`", "--prior-epochs 80", 80, "dcgan.pth"),
     "pixelcnn": Trained("PixelCNN, two codes", "--prior pixelcnn --prior-codes 2 --prior-epochs 5", 5, "pixelcnn.pth"),
     "course_gan": Trained(
         "the course baseline's GAN", "--gan baseline --prior-codes 2 --prior-epochs 3", 3, "course_gan.pth"
@@ -90,7 +90,6 @@ FIGURES_OF_RUNS = {  # file of train.py for a model whose run is in --runs -> fi
     ("rqvae_4356", "progress.gif"): "progress.gif",
     ("rqvae_4356", "training.png"): "training.png",
     ("transformer", "transformer.png"): "transformer.png",
-    ("dcgan", "dcgan.png"): "gan.png",
     ("course_gan", "dcgan.png"): "gan_course.png",
 }
 

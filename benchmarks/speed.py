@@ -159,7 +159,8 @@ def both_precisions(args: SpeedSettings, source: Path, folder: Path, on: Compute
             command += ["--device", on.device.type, "--precision", precision, "--seed", seed]
             child = measure.run_script(list(map(str, command)), folder, folder / "cache")
             (table,) = out.glob("*/metrics.csv")
-            *_, last = csv.DictReader(table.read_text().splitlines())
+            rows_of_run = csv.DictReader(table.read_text().splitlines())
+            *_, last = (row for row in rows_of_run if row["stage"] == "autoencoder")
             row = {"seed": seed, "precision": precision, "images": args.epochs * args.images}
             rows.append(row | {"validation_ssim": float(last["validation_ssim"]), "seconds": child.seconds})
             print(f"{precision}, seed {seed}: SSIM {rows[-1]['validation_ssim']:.4f}", flush=True)

@@ -24,7 +24,7 @@ from modules import DCGAN, VQVAE, Autoencoder
 from runtime.cli import Device, Precision, Settings, option
 from runtime.compute import Compute
 from training import dcgan
-from training.codes import CodeBatches, Given
+from training.codes import CodeBatches, EmbeddedCodes, Given, VariedLatents
 from training.likelihood import RECIPES, LikelihoodLearner
 from training.settings import TrainSettings
 
@@ -189,18 +189,22 @@ def validation(bench: Bench) -> dict[str, dict[str, Way]]:
 
 
 def gan(bench: Bench) -> dict[str, dict[str, Way]]:
-    """Training steps of the course baseline's GAN, ours from codes; of our default, the refiner; and sampling."""
+    """Training steps of the course baseline's GAN, ours from codes; of the default, residual networks; and sampling."""
     whole = bench.pictures(None)
     report = plain.PlainVQVAE().to(bench.device).eval()
     networks, adams = plain.make_gan(bench.device)
     codec, codes = bench.codes()
     number, samples = sum(map(len, whole)), bench.args.samples
-    rate = dcgan.LEARNING_RATE
-    learners = {name: dcgan.DCGANLearner(codes, codec.autoencoder, name, rate) for name in dcgan.RECIPES}
+    how, learners = (dcgan.LEARNING_RATE, TrainSettings().gan_gamma), {}
+    sources = {
+        name: recipe.learns_from(codec, bench.data.splits["train"], codes, 0) for name, recipe in dcgan.RECIPES.items()
+    }
+    for name, source in sources.items():
+        learners[name] = dcgan.DCGANLearner(source, codec.autoencoder, name, *how)
 
-    def steps(learner: dcgan.DCGANLearner) -> None:
-        for batch in _code_batches(codes, bench.args.steps):
-            learner.step(*batch, gamma=TrainSettings().gan_gamma)
+    def steps(name: str) -> None:
+        for drawn in _batches_of(sources[name], bench.args.steps):
+            learners[name].step(drawn)
 
     def sample(prior: DCGAN) -> None:
         with torch.inference_mode(), bench.on.autocast():
@@ -215,15 +219,21 @@ def gan(bench: Bench) -> dict[str, dict[str, Way]]:
     return {
         "DCGAN step": {
             "plain": Way(by_default(lambda: [plain.gan_step(report, networks, adams, b) for b in whole]), number),
-            "ours": Way(lambda: steps(learners["baseline"]), number),
+            "ours": Way(lambda: steps("baseline"), number),
         },
-        "DCGAN step, refiner": {"ours": Way(lambda: steps(learners["refiner"]), number)},
+        "DCGAN step, residual": {"ours": Way(lambda: steps("residual"), number)},
         "DCGAN sampling": {
             "plain": Way(by_default(plain_sample), samples),
             "ours": Way(lambda: sample(learners["baseline"].sampler), samples),
         },
-        "DCGAN sampling, refiner": {"ours": Way(lambda: sample(learners["refiner"].sampler), samples)},
+        "DCGAN sampling, residual": {"ours": Way(lambda: sample(learners["residual"].sampler), samples)},
     }
+
+
+def _batches_of(source: EmbeddedCodes | VariedLatents, steps: int) -> Iterator:
+    """The first `steps` batches of latents, of as many epochs as that takes."""
+    epochs = (source.shuffled(epoch) for epoch in itertools.count(1))
+    return itertools.islice(itertools.chain.from_iterable(epochs), steps)
 
 
 def _code_batches(codes: CodeBatches, steps: int) -> Iterator:

@@ -44,6 +44,7 @@ class RQVAEArguments(VQVAEArguments):
     width: Width
     blocks: Layers
     dim: Width
+    drawn: Annotated[int, Field(ge=0, le=16)] = 0
 
 
 class DCGANArguments(Schema):
@@ -53,9 +54,8 @@ class DCGANArguments(Schema):
     channels: Width
     levels: Levels
     codes: Depth
-    network: Literal["refiner", "baseline"]
+    network: Literal["residual", "baseline"]
     width: Width
-    components: Width
 
 
 class PixelCNNArguments(Schema):

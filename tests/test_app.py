@@ -37,7 +37,7 @@ from runtime.errors import InputError
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 TEST_PERSON = 6  # of the tiny data set
-PRIOR, GAN = "PixelCNN (pixelcnn.pth)", "GAN-refined Gaussian (dcgan.pth)"
+PRIOR, GAN = "PixelCNN (pixelcnn.pth)", "DCGAN (dcgan.pth)"
 needs_gradio = pytest.mark.skipif(app.gr is None, reason="needs gradio: pip install -r requirements-extra.txt")
 
 

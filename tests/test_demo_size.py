@@ -44,7 +44,7 @@ def test_the_commands_are_those_that_anybody_would_give(tmp_path, monkeypatch, c
     assert demo.main() == 0
     how = ["--device=cpu", "--precision=fp32"]
     sizes = ["--limit-people", "8", "--epochs", "1", "--texture-epochs", "0"]
-    sizes += ["--prior", "dcgan", "--prior-epochs", "1"]
+    sizes += ["--prior", "dcgan", "--prior-epochs", "1", "--prior-batch-size", "16"]
     assert commands == [
         ["train.py", "--data", "demo", *sizes, "--out", str(out), *how],
         ["predict.py", str(out / "2000-01-01/vqvae.pth"), "--samples", "16", *how],

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
-from dataset import Box, DataSet, Slices
+from dataset import Batches, Box, DataSet, Slices
 from inference import loading
 from inference.codec import Codec
 from modules import AUTOENCODERS, DCGAN, Autoencoder
@@ -181,17 +181,22 @@ class MadeUpCodes(CodeBatches):
         self.codes_per_image = sum(grid[0].numel() for grid in self.codes)
 
 
-@pytest.mark.parametrize(("name", "network"), [("vqvae", "baseline"), ("vqvae2", "refiner"), ("rqvae", "refiner")])
+@pytest.mark.parametrize(("name", "network"), [("vqvae", "baseline"), ("vqvae2", "residual"), ("rqvae", "residual")])
 def test_gan_step(name, network, monkeypatch):
     monkeypatch.setattr(DCGAN, "fit", lambda self, latents, levels: None)  # before training, on the host
     model = autoencoder(name)
-    learner = dcgan.DCGANLearner(MadeUpCodes(model, 2), model, network, 1e-3)
+    images = np.zeros((16, *SIZE), np.uint8)
+    slices = Slices(images, [""] * 16, [""] * 16, np.zeros(16, np.int64), [])
+    codec = Codec(model, {"box": BOX, "size": SIZE}, ON)
+    monkeypatch.setattr(Batches, "_resident", lambda self: torch.zeros(16, *SIZE, dtype=torch.uint8, device="cuda"))
+    monkeypatch.setattr(Draws, "whole", lambda self, low, high: low)
+    source = dcgan.RECIPES[network].learns_from(codec, slices, MadeUpCodes(model, 2), seed=0)
+    learner = dcgan.DCGANLearner(source, model, network, 1e-3, 1.0)
     stage = Stage(Unsaved, "dcgan", 1, learner.parts())
-    batches = MadeUpCodes(model, 2)
-    for indices in torch.arange(2 * BATCH).split(BATCH):
-        with NoWaiting():
-            codes, levels = batches.at(indices)
-            stage.add(**learner.step(codes, levels, gamma=1.0))
+    with NoWaiting(sending=True):  # the epoch's order, at its start
+        for step, drawn in enumerate(source.shuffled(1)):
+            learner.anneal(step, 4)
+            stage.add(**learner.step(drawn))
 
 
 @pytest.mark.parametrize(("name", "prior"), [("vqvae2", "pixelcnn"), ("rqvae", "pixelcnn"), ("rqvae", "transformer")])
@@ -225,8 +230,8 @@ def test_texture_step(monkeypatch):
     for step in range(2):
         draw = train.draws_of_step(BATCH, 0, step, ON)
         with NoWaiting():
-            learner.set_rates(step / 2)
-            stage.add(**learner.step(*texture.share_out(pictures(size=large), Box(0, 0, *large), draw, model.depth)))
+            learner.anneal(step, 2)
+            stage.add(**learner.step(*texture.share_out(pictures(size=large), Box(0, 0, *large), draw)))
 
 
 # ------------------------------------------------------------------------------------------- the rest of training
@@ -269,7 +274,7 @@ def test_codes(name, monkeypatch):
 
 @pytest.mark.parametrize("network", dcgan.RECIPES)
 def test_gan_samples(network):
-    prior = DCGAN(autoencoder("rqvae"), (4, 6), 32, LEVELS, codes=2, network=network, components=8).eval().to(ON.device)
+    prior = DCGAN(autoencoder("rqvae"), (4, 6), 32, LEVELS, codes=2, network=network).eval().to(ON.device)
     with torch.no_grad(), ON.autocast(), NoWaiting(sending=True):  # noise, at the start
         codes = prior.sample(range(BATCH), torch.zeros(BATCH, dtype=torch.long))
     assert [tuple(grid.shape) for grid in codes] == [(BATCH, 4, 6)] * 2

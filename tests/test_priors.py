@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dataset import shuffled_shares
 from inference.codec import Codec
 from modules import VQVAE
+from networks.gan import LatentCritic
 from networks.pixelcnn import PixelCNN
-from networks.refiner import Critic
 from runtime.compute import Compute
 from runtime.errors import InputError
 from training import likelihood
-from training.codes import CodeBatches
+from training.codes import CodeBatches, EmbeddedCodes, Latents, VariedLatents
 from training.dcgan import (
     RECIPES,
     DCGANLearner,
@@ -24,10 +25,9 @@ from training.dcgan import (
     descend,
     diverged,
     gan_step,
-    gradient_penalty,
-    r3gan_losses,
 )
 from training.likelihood import LikelihoodLearner, held_out_bits
+from training.losses import gradient_penalty, r3gan_losses
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 
@@ -80,9 +80,15 @@ def test_gradient_penalty_in_closed_form():
     torch.testing.assert_close(w.grad, 2 * w)  # it trains the discriminator
     quadratic = gradient_penalty(x.square().sum((1, 2, 3)), x)
     torch.testing.assert_close(quadratic, 4 * x.square().sum((1, 2, 3)).mean())
+    scores = x.sum(1)  # a map: each of 9 scores has 2 of its image's 18 pixels, with a weight of 1
+    torch.testing.assert_close(gradient_penalty(scores, x), torch.tensor(2.0))
 
 
 # ------------------------------------------------------------------------------------------- a step of the GAN
+
+
+def latents(values):
+    return Latents(values, torch.zeros(len(values), dtype=torch.long), torch.zeros(len(values), dtype=torch.bool))
 
 
 class Scale(nn.Module):
@@ -94,7 +100,7 @@ class Scale(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, x, levels):
+    def forward(self, x, levels, changed):
         return self.weight * (x[:, :, None, None] if x.dim() == 2 else x.mean((1, 2, 3)))
 
 
@@ -105,8 +111,7 @@ def test_gan_step_in_closed_form(loss, gamma):
     learners = [torch.optim.SGD(net.parameters(), 0.1) for net in (discriminator, generator)]
     real = 2 + torch.randn(6, 4, 1, 1, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(5)
-    levels = torch.zeros(6, dtype=torch.long)
-    logged = gan_step(generator, discriminator, learners, real, levels, CPU, loss, gamma=3.0)
+    logged = gan_step(generator, discriminator, learners, latents(real), CPU, loss, gamma=3.0)
     torch.manual_seed(5)
     noise = torch.randn(2, 6, 4)
     real_mean, fake_mean = real.mean((1, 2, 3)), 0.5 * noise[0].mean(1)
@@ -136,17 +141,17 @@ def test_processes_draw_noise_of_their_own():
     seen = []
 
     class Look(Scale):
-        def forward(self, x, levels):
+        def forward(self, x, levels, changed):
             if x.dim() == 2:
                 seen.append(x)
-            return super().forward(x, levels)
+            return super().forward(x, levels, changed)
 
     for rank in (0, 1):
         torch.manual_seed(5)
         nets = Look(), Scale()
         learners = [torch.optim.SGD(net.parameters(), 0.1) for net in nets]
         on = Compute(torch.device("cpu"), False, rank, 2)
-        gan_step(*nets, learners, torch.ones(3, 4, 1, 1), torch.zeros(3, dtype=torch.long), on, "bce", gamma=0.0)
+        gan_step(*nets, learners, latents(torch.ones(3, 4, 1, 1)), on, "bce", gamma=0.0)
     torch.manual_seed(5)
     whole = torch.randn(2, 6, 4)
     assert torch.equal(torch.cat([seen[0], seen[2]]), whole[0])
@@ -222,12 +227,24 @@ def test_a_fused_step_is_the_plain_step():
     stepped = []
     for fused in (False, True):
         torch.manual_seed(0)
-        network = Critic((16, 16), channels=8, levels=4, width=8)
+        network = LatentCritic((16, 16), channels=8, levels=4, width=8)
         optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=fused)
-        descend(optimizer, network, network(latents, levels).square().mean())
+        descend(optimizer, network, network(latents, levels, levels > 1).square().mean())
         assert all(p.grad.stride() == p.stride() for p in network.parameters())
         stepped.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     torch.testing.assert_close(*stepped)
+
+
+def test_rate_and_gamma_fall(codec, data):
+    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
+    for network, ends in {"residual": (2.0, 1e-3 * 0.02), "baseline": (4.0, 1e-3)}.items():
+        source = RECIPES[network].learns_from(codec, data.splits["train"], batches, 0)
+        learner = DCGANLearner(source, codec.autoencoder, network, 1e-3, 4.0)
+        learner.anneal(600, 1200)
+        assert [group["lr"] for optimizer in learner.optimizers for group in optimizer.param_groups] == [1e-3] * 2
+        learner.anneal(1200, 1200)
+        rate = learner.optimizers[0].param_groups[0]["lr"]
+        assert (learner.gamma, rate) == pytest.approx(ends)
 
 
 def test_a_gan_that_runs_away_is_noticed():
@@ -239,6 +256,56 @@ def test_a_gan_that_runs_away_is_noticed():
     assert not diverged([near, far, near])
 
 
+# ------------------------------------------------------------------------------------------- batches of latents
+
+
+def test_latents_of_codes_are_what_the_decoder_sees(codec, data):
+    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
+    source = EmbeddedCodes(codec, data.splits["train"], batches, 3)
+    for drawn, (codes, levels) in zip(source.shuffled(2), batches.shuffled(3, 2), strict=True):
+        assert torch.equal(drawn.values, codec.autoencoder.embed(codes))
+        assert torch.equal(drawn.levels, levels)
+        assert not drawn.changed.any()
+    examples, levels = source.examples()
+    assert torch.equal(examples, batches.latents(codec.autoencoder))
+    assert torch.equal(levels, batches.levels)
+
+
+def test_varied_latents_are_those_of_the_slices_unless_changed(codec, data):
+    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
+    source = VariedLatents(codec, data.splits["train"], batches, 3)
+    images = torch.from_numpy(np.array(data.splits["train"].images))[:, None] / 255
+    with torch.no_grad():
+        plain = codec.autoencoder.latents(images)
+    examples, levels = source.examples()
+    torch.testing.assert_close(examples, plain)
+    assert torch.equal(levels, batches.levels)
+    seen, changed = [], []
+    rows = shuffled_shares(64, 16, 3, 2, 0, 1)
+    for drawn, indices in zip(source.shuffled(2), rows, strict=True):
+        assert torch.equal(drawn.levels, batches.levels[indices])
+        same = (drawn.values - plain[indices]).abs().amax((1, 2, 3)) < 1e-4
+        assert same[~drawn.changed].all()
+        seen.append(drawn.values)
+        changed += same[drawn.changed].tolist()
+    assert sum(changed) < len(changed) / 10  # of about 40
+    late = list(source.shuffled(2, start=2))
+    assert torch.equal(late[0].values, seen[2])
+    assert not torch.equal(next(source.shuffled(3)).values, seen[0])
+
+
+def test_two_processes_vary_what_one_would(codec, data):
+    ons = [Compute(CPU.device, False, rank, 2) for rank in (0, 1)]
+    parts = [
+        VariedLatents(codec, data.splits["train"], CodeBatches(codec, data.splits["train"], 16, 16, on), 3)
+        for on in ons
+    ]
+    whole = VariedLatents(codec, data.splits["train"], CodeBatches(codec, data.splits["train"], 16, 16, CPU), 3)
+    for a, b, both in zip(*(part.shuffled(1) for part in parts), whole.shuffled(1), strict=True):
+        torch.testing.assert_close(torch.cat([a.values, b.values]), both.values)
+        assert torch.equal(torch.cat([a.changed, b.changed]), both.changed)
+
+
 # ------------------------------------------------------------------------------------------- what learns
 
 
@@ -247,10 +314,11 @@ def test_the_gan_that_samples_follows_the_one_that_learns(network, codec, data):
     """After a step its weights are the average's, its statistics those of the network that learns."""
     torch.manual_seed(0)
     batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    learner = DCGANLearner(batches, codec.autoencoder, network, 2e-4)
+    source = RECIPES[network].learns_from(codec, data.splits["train"], batches, 0)
+    learner = DCGANLearner(source, codec.autoencoder, network, 2e-4, 1.0)
     before = [weight.clone() for weight in learner.sampler.parameters()]
-    for codes, levels in batches.shuffled(0, 1):
-        learner.step(codes, levels, gamma=1.0)
+    for drawn in source.shuffled(1):
+        learner.step(drawn)
     assert learner.sampler is not learner.prior
     assert not learner.sampler.training
     for buffer, newest in zip(learner.sampler.buffers(), learner.prior.buffers(), strict=True):

@@ -48,8 +48,8 @@ def choices(settings: type, name: str) -> set:
 def test_defaults_are_those_that_the_readme_names():
     settings = settled()
     assert (settings.epochs, settings.batch_size, settings.lr, settings.beta) == (24, 8, 1e-3, 0.25)
-    assert (settings.codebook_size, settings.codebook, settings.prior_epochs) == (512, "ema", 25)
-    assert (settings.model, settings.depth, settings.downsample, settings.gan) == ("rqvae", 8, 8, "refiner")
+    assert (settings.codebook_size, settings.codebook, settings.prior_epochs) == (512, "ema", 80)
+    assert (settings.model, settings.depth, settings.downsample, settings.gan) == ("rqvae", 8, 8, "residual")
 
 
 def test_every_choice_is_one_that_training_knows():
@@ -198,7 +198,7 @@ def test_what_a_resumed_run_may_change(name, tmp_path):
         "data": "elsewhere", "limit_people": 3, "allow_overlap": True, "axis": 1, "slices": "1:2", "model": "vqvae",
         "epochs": 30, "batch_size": 4, "optimizer": "adam", "lr": 0.5, "beta": 1.0, "downsample": 4, "depth": 2,
         "width": 32, "blocks": 1, "codebook_size": 64, "codebook": "gradient", "loss": "mse",
-        "autoencoder": "/x.pth", "prior": "pixelcnn", "prior_epochs": 30, "prior_batch_size": 4, "prior_lr": 0.1,
+        "autoencoder": "/x.pth", "prior": "pixelcnn", "prior_epochs": 90, "prior_batch_size": 4, "prior_lr": 0.1,
         "gan": "baseline", "gan_gamma": 1.0, "texture_epochs": 30,
         "augment": "off", "prior_codes": 3, "out": "there", "seed": 5, "device": "cpu", "precision": "fp32",
         "save_minutes": 1.0, "time_limit": 3.0, "tensorboard": True,

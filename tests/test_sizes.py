@@ -16,8 +16,8 @@ def autoencoders():
 
 
 def priors():
-    shape = {"grid": (4, 6), "channels": 3, "levels": 2, "codes": 1, "width": 8, "components": 5}
-    made = [DCGAN(VQVAE(), network=network, **shape) for network in ("refiner", "baseline")]
+    shape = {"grid": (4, 6), "channels": 3, "levels": 2, "codes": 1, "width": 8}
+    made = [DCGAN(VQVAE(), network=network, **shape) for network in ("residual", "baseline")]
     return [*made, PixelCNN([(4, 6)], [8], 2, width=8, layers=2)]
 
 

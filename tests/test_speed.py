@@ -23,9 +23,9 @@ STAGES = {
     "VQ-VAE step",
     "validation with SSIM",
     "DCGAN step",
-    "DCGAN step, refiner",
+    "DCGAN step, residual",
     "DCGAN sampling",
-    "DCGAN sampling, refiner",
+    "DCGAN sampling, residual",
     "PixelCNN step",
     "PixelCNN sampling",
     "whole training, 1 + 0 epochs",
@@ -63,7 +63,7 @@ def test_every_stage_is_measured(pictures, tmp_path, monkeypatch, capsys):
     result = run(pictures, tmp_path / "speed.json", monkeypatch)
     assert set(result["stages"]) == STAGES
     for title, ways in result["stages"].items():
-        assert set(ways) == {"ours"} | ({"plain"} if "refiner" not in title else set())
+        assert set(ways) == {"ours"} | ({"plain"} if "residual" not in title else set())
         for way in ways.values():
             assert all(map(positive, way["seconds"]))
             assert way["images_per_second_min"] <= way["images_per_second"] <= way["images_per_second_max"]

@@ -51,12 +51,13 @@ class Draws:
         return int(torch.randint(low, high, (), generator=self.generator))
 
 
-def augment(pictures: Tensor, box: Box, draw: Draws) -> Tensor:
+def augment(pictures: Tensor, box: Box, draw: Draws, share: float = SHARE) -> Tensor:
     """Whole slices [B, 1, H, W] in [0, 1] -> what the autoencoder is trained on, [B, 1, h, w] in [0, 1].
 
-    `box`: where the training slices have their content, the window of the batches that are not changed.
+    `box`: where the training slices have their content, the window of the batches that are not changed. `share` of the
+    batches are.
     """
-    if draw.whole(0, 1000) >= 1000 * SHARE:
+    if draw.whole(0, 1000) >= 1000 * share:
         upright = box.crop(pictures)
         return torch.where(draw.chance(0.5), upright.flip(2), upright)
     changed = _moved(pictures, box, _window(box, draw), draw)

@@ -1,4 +1,4 @@
-"""What do the priors learn from? The codes of the training slices, as they are or varied a little each time."""
+"""What do the priors learn from? Codes or latents of the training slices, as they are or varied a little each time."""
 
 import math
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from runtime.errors import InputError
 from training.augment import Draws, variation, vary
 
 ENCODED = 64  # slices at once
+EXAMPLES = 1024  # slices whose latents tell what is usual
 ALONE = 0.45  # share of the slices that a prior learns to draw without a neighbour
 
 
@@ -112,6 +113,66 @@ class VariedCodes:
         varied = [torch.cat(grids) for grids in zip(*parts, strict=True)]
         plain = (grid.to(torch.int16) for grid in self.plain.codes)
         return [torch.where(changed[:, None, None], new, old) for new, old in zip(varied, plain, strict=True)], changed
+
+
+class Latents(NamedTuple):
+    """A batch of what a GAN learns to draw, and what it is told of it."""
+
+    values: Tensor  # float32 [b, C, h, w]
+    levels: Tensor  # int64 [b]
+    changed: Tensor  # bool [b], which slices were varied
+
+
+class EmbeddedCodes:
+    """The latents that the decoder sees: those of the slices' codes, as they are."""
+
+    def __init__(self, codec: Codec, slices: Slices, batches: CodeBatches, seed: int):
+        """`batches`: the codes of these slices."""
+        self.autoencoder, self.batches, self.seed = codec.autoencoder, batches, seed
+
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """All of them, float32 [N, C, h, w], and their levels int64 [N]."""
+        return self.batches.latents(self.autoencoder), self.batches.levels
+
+    def shuffled(self, epoch: int, start: int = 0) -> Iterator[Latents]:
+        """An epoch's batches from step `start` on; the same for the same seed and epoch."""
+        for codes, levels in self.batches.shuffled(self.seed, epoch, start):
+            yield Latents(self.autoencoder.embed(codes), levels, torch.zeros_like(levels, dtype=torch.bool))
+
+
+class VariedLatents:
+    """What the encoder says of the slices, each of them varied anew in every epoch (`augment.vary`).
+
+    Not quantised, as in latent diffusion (Rombach et al. 2022, section 3.1): code vectors lie apart from each other,
+    and a critic would know real latents by that alone. Whoever draws latents snaps them to codes in the end.
+    """
+
+    def __init__(self, codec: Codec, slices: Slices, batches: CodeBatches, seed: int):
+        """`batches`: the codes of these slices, whose levels and batch size hold here."""
+        self.codec, self.batches, self.seed, on = codec, batches, seed, batches.on
+        self.slices = Batches(slices, batches.batch_size, on.device, None, on.rank, on.world_size)
+
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """Those of `EXAMPLES` slices at most, as they are, float32 [n, C, h, w], and their levels int64 [n]."""
+        stride = -(-len(self.slices.pictures) // EXAMPLES)
+        parts = torch.from_numpy(np.array(self.slices.pictures[::stride])).split(ENCODED)
+        device, box = self.batches.on.device, self.codec.box
+        latents = [self._encode(box.crop(part)[:, None].to(device) / 255) for part in parts]
+        return torch.cat(latents), self.batches.levels[::stride]
+
+    def shuffled(self, epoch: int, start: int = 0) -> Iterator[Latents]:
+        """An epoch's batches from step `start` on; the same for the same seed and epoch."""
+        on = self.batches.on
+        for step, (images, rows) in enumerate(self.slices.shuffled(self.seed, epoch, start), start=start):
+            number = int(np.random.default_rng([self.seed, epoch, step]).integers(2**63))
+            draw = Draws(len(images), torch.Generator().manual_seed(number), on.device, on.rank, on.world_size)
+            how = variation(draw)
+            levels = self.batches.levels[rows.to(on.device, non_blocking=True)]
+            yield Latents(self._encode(vary(images, self.codec.box, how)), levels, how.changed.flatten())
+
+    def _encode(self, images: Tensor) -> Tensor:
+        with torch.no_grad(), self.codec.on.autocast():
+            return self.codec.autoencoder.latents(images)
 
 
 def brain_of_slice(slices: Slices) -> Tensor:

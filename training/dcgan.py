@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from dataset import DataSet
 from inference.codec import Codec, to_uint8
 from modules import DCGAN, Autoencoder
-from networks.prior import Codes
+from networks.prior import Codes, level_shares
 from report import plots
 from runtime import checkpoint, compute
 from runtime.compute import Compute
-from training.codes import CodeBatches
+from training.codes import CodeBatches, EmbeddedCodes, Latents, VariedLatents
+from training.losses import gradient_penalty, r3gan_losses
 from training.optim import MovingAverage
 from training.run import Run, Stage, progress
 from training.settings import TrainSettings
@@ -32,25 +33,31 @@ SAMPLES = 320  # judged after each epoch
 class Recipe(NamedTuple):
     """What a pair of networks is trained with."""
 
+    learns_from: type[VariedLatents] | type[EmbeddedCodes]
     loss: Literal["r3gan", "bce"]
     betas: tuple[float, float]  # Adam's
     inertia: float  # how slowly the generator that samples follows the one that learns
+    anneals: bool  # whether learning rate and gamma fall
 
 
 RECIPES = {  # of DCGAN's networks
-    "refiner": Recipe("r3gan", (0.0, 0.99), 0.999),
-    "baseline": Recipe("bce", (0.5, 0.999), 0.0),  # sampled as it is
+    "residual": Recipe(VariedLatents, "r3gan", (0.0, 0.99), 0.999, anneals=True),
+    "baseline": Recipe(EmbeddedCodes, "bce", (0.5, 0.999), 0.0, anneals=False),  # sampled as it is
 }
+WARM_UP = 200  # steps
+FALL = 0.5  # of the training, at whose end the learning rate falls
+HALVED = 0.6  # of the training, in which gamma falls to a half
 
 
 def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, description: dict) -> None:
     """Train the GAN over the autoencoder's latents; dcgan.pth is the one nearest to the validation people."""
     from scoring.judge import Judge  # here, since it takes seconds to import, and training starts without it
 
-    how = description["data"]["levels"], settings.prior_batch_size, codec.on, settings.prior_codes
+    how = description["data"]["levels"], settings.prior_batch, codec.on, settings.prior_codes
     batches = CodeBatches(codec, data.splits["train"], *how)
+    latents = RECIPES[settings.gan].learns_from(codec, data.splits["train"], batches, settings.seed)
     rate = LEARNING_RATE if settings.prior_lr is None else settings.prior_lr
-    learner = DCGANLearner(batches, codec.autoencoder, settings.gan, rate)
+    learner = DCGANLearner(latents, codec.autoencoder, settings.gan, rate, settings.gan_gamma)
     stage = Stage(run, "dcgan", settings.prior_epochs, learner.parts(), "Frechet distance", less_is_better=True)
     judge = Judge(data.splits["train"], data.splits["validate"]) if run.main else None
 
@@ -62,9 +69,10 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
             )
             break
         learner.prior.train()
-        shuffled = batches.shuffled(settings.seed, epoch, stage.step)
-        for codes, levels in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
-            stage.add(**learner.step(codes, levels, settings.gan_gamma))
+        shuffled = latents.shuffled(epoch, stage.step)
+        for drawn in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
+            learner.anneal(stage.epoch * batches.steps + stage.step, stage.epochs * batches.steps)
+            stage.add(**learner.step(drawn))
         row = stage.means()
         if run.main:
             prior = learner.sampler
@@ -81,15 +89,28 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
 class DCGANLearner:
     """A GAN that learns: the prior, its discriminator, their optimisers, and the average of the prior that samples."""
 
-    def __init__(self, batches: CodeBatches, autoencoder: Autoencoder, network: str, rate: float):
-        """`network`: a name in RECIPES. The prior's normalisation is taken from all codes of `batches`."""
-        self.autoencoder, self.on, self.recipe = autoencoder, batches.on, RECIPES[network]
-        latents = batches.latents(autoencoder)
+    def __init__(
+        self,
+        latents: VariedLatents | EmbeddedCodes,
+        autoencoder: Autoencoder,
+        network: str,
+        rate: float,
+        gamma: float,
+    ):
+        """`network`: a name in RECIPES. `rate` and `gamma` are those of the beginning."""
+        batches, (examples, levels) = latents.batches, latents.examples()
+        self.on, self.recipe, self.rate, self.first_gamma, self.gamma = batches.on, RECIPES[network], rate, gamma, gamma
         prior = DCGAN(
-            autoencoder, latents.shape[2:], latents.shape[1], batches.unknown, codes=len(batches.codes), network=network
+            autoencoder,
+            examples.shape[2:],
+            examples.shape[1],
+            batches.unknown,
+            codes=len(batches.codes),
+            network=network,
         )
         self.prior = prior.to(self.on.device, memory_format=torch.channels_last)
-        self.prior.fit(latents, batches.levels)
+        self.prior.fit(examples, levels)
+        self.prior.level_share.copy_(level_shares(batches.levels, batches.unknown))
         discriminator = self.prior.make_discriminator()
         self.discriminator = discriminator.to(self.on.device, memory_format=torch.channels_last)
         self.average = MovingAverage(self.prior, self.recipe.inertia).eval()
@@ -107,11 +128,23 @@ class DCGANLearner:
         optimizers = zip(("discriminator_optimizer", "generator_optimizer"), self.optimizers, strict=True)
         return parts | dict(optimizers)
 
-    def step(self, codes: Codes, levels: Tensor, gamma: float) -> dict[str, Tensor]:
-        """One step of both networks on code grids [B, h, w] and levels [B]; what to log."""
-        real = self.prior.normalise(self.autoencoder.embed(codes))
+    def anneal(self, step: int, total: int) -> None:
+        """Set learning rate and gamma for step `step` of `total`."""
+        if not self.recipe.anneals:
+            return
+        done = step / total
+        self.gamma = self.first_gamma * 0.5 ** min(1.0, done / HALVED)
+        warm = min(1.0, (step + 1) / min(WARM_UP, 1 + total / 10))
+        share = warm * min(1.0, 0.02 + 0.98 * (1 - done) / FALL)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * share
+
+    def step(self, drawn: Latents) -> dict[str, Tensor]:
+        """One step of both networks; what to log."""
+        drawn = drawn._replace(values=self.prior.normalise(drawn.values))
         networks = self.prior.generator, self.discriminator
-        values = gan_step(*networks, self.optimizers, real, levels, self.on, self.recipe.loss, gamma)
+        values = gan_step(*networks, self.optimizers, drawn, self.on, self.recipe.loss, self.gamma)
         self.average.update_parameters(self.prior)
         return values
 
@@ -124,25 +157,25 @@ def gan_step(
     generator: nn.Module,
     discriminator: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    real: Tensor,
-    levels: Tensor,
+    drawn: Latents,
     on: Compute,
     loss: Literal["r3gan", "bce"],
     gamma: float,
 ) -> dict[str, Tensor]:
-    """One step of the discriminator and one of the generator on real latents [B, C, h, w]; what to log.
+    """One step of the discriminator and one of the generator on real, normalised latents; what to log.
 
     `optimizers`: the discriminator's and the generator's. `gamma`: weight of R1 and R2, which "bce" goes without.
     """
     relativistic = loss == "r3gan"
     losses = r3gan_losses if relativistic else bce_losses
+    real, *told = drawn
     noise = torch.randn(2, on.world_size, len(real), generator.z_dim, device=real.device)[:, on.rank]
 
     with torch.no_grad(), on.autocast():
-        fake = generator(noise[0], levels).float()
+        fake = generator(noise[0], *told).float()
     real, fake = real.detach().requires_grad_(), fake.requires_grad_()
     with on.autocast():
-        scores = discriminator(real, levels), discriminator(fake, levels)
+        scores = discriminator(real, *told), discriminator(fake, *told)
     _, discriminator_loss = losses(*scores)
     penalties = {}
     if relativistic:
@@ -150,9 +183,9 @@ def gan_step(
     descend(optimizers[0], discriminator, discriminator_loss + gamma / 2 * sum(penalties.values()))
 
     with on.autocast():
-        fake_score = discriminator(generator(noise[1], levels), levels)
+        fake_score = discriminator(generator(noise[1], *told), *told)
         with torch.no_grad():
-            real_score = discriminator(real, levels)
+            real_score = discriminator(real, *told)
     generator_loss, _ = losses(real_score, fake_score)
     descend(optimizers[1], generator, generator_loss)
     border = torch.cat(scores).mean() if relativistic else 0  # relativistic scores have no zero of their own
@@ -167,20 +200,9 @@ def gan_step(
     }
 
 
-def r3gan_losses(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Generator's and discriminator's relativistic loss for scores [B] (Huang et al. 2024, eq. 2)."""
-    return F.softplus(real - fake).mean(), F.softplus(fake - real).mean()
-
-
 def bce_losses(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     """Generator's (non-saturating) and discriminator's binary cross-entropy (Goodfellow et al. 2014)."""
     return F.softplus(-fake).mean(), F.softplus(-real).mean() + F.softplus(fake).mean()
-
-
-def gradient_penalty(scores: Tensor, inputs: Tensor) -> Tensor:
-    """Mean over the batch of |d score / d input|^2: R1 on real inputs, R2 on fake ones (Mescheder et al. 2018)."""
-    (gradient,) = torch.autograd.grad(scores.sum(), inputs, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
 def descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) -> None:

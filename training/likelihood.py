@@ -88,7 +88,7 @@ RECIPES = {
 def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, description: dict) -> None:
     """Train the prior of --prior; its <name>.pth is the one with the fewest bits on validation people."""
     name = settings.prior
-    how = description["data"]["levels"], settings.prior_batch_size, codec.on, settings.prior_codes
+    how = description["data"]["levels"], settings.prior_batch, codec.on, settings.prior_codes
     train, held_out = (CodeBatches(codec, data.splits[split], *how) for split in ("train", "validate"))
     varied = VariedCodes(codec, data.splits["train"], train, settings.seed)
     between = rows_beside(data.splits["validate"])

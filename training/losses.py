@@ -1,5 +1,7 @@
-"""How far is a reconstruction from its slice? The losses of the autoencoder."""
+"""What is learnt by? Distances of reconstructions from their slices, and what critics and their opponents want."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scoring.metrics import ssim
@@ -16,3 +18,17 @@ def l1_ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
 def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Mean squared error of each image, [B]."""
     return (reconstruction - images).square().mean(dim=(1, 2, 3))
+
+
+def r3gan_losses(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Generator's and discriminator's relativistic loss for scores of one shape (Huang et al. 2024, eq. 2)."""
+    return F.softplus(real - fake).mean(), F.softplus(fake - real).mean()
+
+
+def gradient_penalty(scores: Tensor, inputs: Tensor) -> Tensor:
+    """|d sum of the scores / d input|^2 for each score: R1 on real inputs, R2 on fake ones (Mescheder et al. 2018).
+
+    `scores`: one for each of `inputs` [B, C, h, w], or a map of them; the mean over all.
+    """
+    (gradient,) = torch.autograd.grad(scores.sum(), inputs, create_graph=True)
+    return gradient.square().sum() / scores.numel()

@@ -58,7 +58,10 @@ class TextureSettings(Settings):
     """texture"""
 
     texture_epochs: int = option(
-        12, "rqvae: passes in which the decoder learns, from a critic, to draw texture; 0 for none", ge=0, le=1_000_000
+        12,
+        "rqvae: passes in which a second decoder learns, from a critic, to draw texture; 0 for none",
+        ge=0,
+        le=1_000_000,
     )
 
 
@@ -70,15 +73,24 @@ class PriorSettings(Settings):
     prior_codes: int = option(
         1, "rqvae: codes per position that the prior draws; the decoder adds texture", ge=1, le=16
     )
-    prior_epochs: int = option(25, "passes over the training codes", ge=1, le=1_000_000)
-    prior_batch_size: int = option(16, "code grids a step, over all processes together", ge=1, le=1_000_000)
+    prior_epochs: int = option(80, "passes over the training codes", ge=1, le=1_000_000)
+    prior_batch_size: int | None = option(
+        None, "slices a step, over all processes together (default: 64 for dcgan, else 16)", ge=1, le=1_000_000
+    )
     prior_lr: float | None = option(
         None, "its learning rate (default: 2e-4 for dcgan, 2e-3 for transformer, 1e-3 for pixelcnn)", ge=0, le=10
     )
-    gan: Literal["refiner", "baseline"] = option(
-        "refiner", "dcgan: a refiner of Gaussian drafts, with R3GAN's loss, or the course baseline, with cross-entropy"
+    gan: Literal["residual", "baseline"] = option(
+        "residual", "dcgan: residual networks with R3GAN's loss, or the course baseline, with cross-entropy"
     )
-    gan_gamma: float = option(2.0, "refiner: weight of the gradient penalties R1 and R2", ge=0, le=1_000_000)
+    gan_gamma: float = option(
+        4.0, "residual: weight of the gradient penalties R1 and R2 at first; a half of it at last", ge=0, le=1_000_000
+    )
+
+    @property
+    def prior_batch(self) -> int:
+        """Slices a step of the prior's training."""
+        return self.prior_batch_size or (64 if self.prior == "dcgan" else 16)
 
     @field_validator("autoencoder")
     @classmethod
@@ -108,7 +120,7 @@ class TrainSettings(
 
     def check(self) -> None:
         """Raises InputError for settings that exclude each other; those of a run to go on with are told by then."""
-        if self.prior == "dcgan" and self.gan == "baseline" and self.prior_batch_size < 2:
+        if self.prior == "dcgan" and self.gan == "baseline" and self.prior_batch < 2:
             raise InputError("--gan baseline has batch normalisation: give a --prior-batch-size of 2 at least")
 
 

@@ -32,8 +32,8 @@ def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute, ke
     batches = Batches(slices, BATCH, on.device, seen, on.rank, on.world_size).in_order()
     for images, _ in tqdm(batches, "validation", disable=None if on.rank == 0 else True, delay=2, leave=False):
         with on.autocast():
-            few = None if kept is None else torch.full((len(images),), kept, device=on.device)
-            reconstruction = model(inner.crop(images), few)[0]
+            inside = inner.crop(images)
+            reconstruction = model(inside)[0] if kept is None else model.decode(model.encode(inside)[:kept])
         reconstruction = inner.paste(reconstruction.float().clamp(0, 1), images.shape[2:])
         total += ssim_in_black(reconstruction, images, windows).sum()
     if dist.is_initialized():
