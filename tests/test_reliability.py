@@ -62,4 +62,4 @@ def test_a_stack_tells_what_a_run_is_at(tmp_path):
     )
     assert stops.at_work(path) == "the judge"
     path.write_text("")
-    assert stops.at_work(path) == "the end"
+    assert stops.at_work(path) == "before or after all of them"
