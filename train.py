@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,11 +40,11 @@ from runtime.wording import counted
 from scoring.enough import check_enough
 from scoring.metrics import perplexity
 from training import board, figures
-from training.augment import Draws, augment
+from training.augment import Draws, augment, generator_of
 from training.dcgan import train_dcgan
 from training.likelihood import train_by_likelihood
 from training.losses import l1_ssim, squared_error
-from training.optim import WARM_UP, Muon, falling
+from training.optim import WARM_UP, Muon, falling, set_rate
 from training.run import NotFiniteError, Run, Stage, create_run_folder, progress
 from training.settings import AutoencoderSettings, DataSettings, TrainSettings, config_of, settle
 from training.texture import DRAWN, train_texture
@@ -86,8 +85,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
                 with stage.interruptible():
                     start_codebooks(model, train, box, settings.seed, on)
             rate = falling(settings.lr, done, settings.epochs * batches.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate)
             draw = draws_of_step(len(images), settings.seed, done, on)
             images = augment(images, box, draw) if settings.augment == "on" else images
             kept = draw_kept(model.depth, draw)
@@ -114,8 +112,7 @@ def make_autoencoder(settings: AutoencoderSettings) -> Autoencoder:
 
 def draws_of_step(n: int, seed: int, step: int, on: Compute) -> Draws:
     """The random numbers of one step for n images a process: a function of (seed, step), however often it stopped."""
-    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step]).integers(2**63)))
-    return Draws(n, generator, on.device, on.rank, on.world_size)
+    return Draws(n, generator_of(seed, step), on.device, on.rank, on.world_size)
 
 
 def draw_kept(depth: int, draw: Draws) -> Tensor | None:

@@ -8,6 +8,7 @@ noisy, beside other structures, or constant; the other half are mirrored at most
 import math
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +50,11 @@ class Draws:
     def whole(self, low: int, high: int) -> int:
         """One number from low to high - 1, for the whole batch."""
         return int(torch.randint(low, high, (), generator=self.generator))
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A CPU generator that is a function of these numbers, of seed, epoch and step, however often training stopped."""
+    return torch.Generator().manual_seed(int(np.random.default_rng(numbers).integers(2**63)))
 
 
 def augment(pictures: Tensor, box: Box, draw: Draws, share: float = SHARE) -> Tensor:

@@ -17,7 +17,7 @@ from networks.transformer import FARTHEST, Neighbours
 from reading.names import volume_of
 from runtime.compute import Compute
 from runtime.errors import InputError
-from training.augment import Draws, variation, vary
+from training.augment import Draws, generator_of, variation, vary
 
 ENCODED = 64  # slices at once
 EXAMPLES = 1024  # slices whose latents tell what is usual
@@ -101,8 +101,7 @@ class VariedCodes:
 
     def _varied(self, epoch: int) -> tuple[Codes, Tensor]:
         """The codes of all slices in this epoch, int16 [N, h, w] each, and which ones were changed, bool [N]."""
-        number = int(np.random.default_rng([self.seed, epoch]).integers(2**63))
-        draw = Draws(int(self.brains.max()) + 1, torch.Generator().manual_seed(number), self.plain.on.device)
+        draw = Draws(int(self.brains.max()) + 1, generator_of(self.seed, epoch), self.plain.on.device)
         how, parts = variation(draw), []
         for images, rows in tqdm(self.slices.in_order(), "varying", unit="batch", disable=None, delay=2, leave=False):
             pictures = vary(images, self.codec.box, how.of(self.brains[rows].to(images.device)))
@@ -164,9 +163,8 @@ class VariedLatents:
         """An epoch's batches from step `start` on; the same for the same seed and epoch."""
         on = self.batches.on
         for step, (images, rows) in enumerate(self.slices.shuffled(self.seed, epoch, start), start=start):
-            number = int(np.random.default_rng([self.seed, epoch, step]).integers(2**63))
-            draw = Draws(len(images), torch.Generator().manual_seed(number), on.device, on.rank, on.world_size)
-            how = variation(draw)
+            generator = generator_of(self.seed, epoch, step)
+            how = variation(Draws(len(images), generator, on.device, on.rank, on.world_size))
             levels = self.batches.levels[rows.to(on.device, non_blocking=True)]
             yield Latents(self._encode(vary(images, self.codec.box, how)), levels, how.changed.flatten())
 

@@ -18,7 +18,7 @@ from runtime import checkpoint, compute
 from runtime.compute import Compute
 from training.codes import CodeBatches, EmbeddedCodes, Latents, VariedLatents
 from training.losses import gradient_penalty, r3gan_losses
-from training.optim import MovingAverage
+from training.optim import MovingAverage, held, set_rate
 from training.run import Run, Stage, progress
 from training.settings import TrainSettings
 
@@ -132,13 +132,9 @@ class DCGANLearner:
         """Set learning rate and gamma for step `step` of `total`."""
         if not self.recipe.anneals:
             return
-        done = step / total
-        self.gamma = self.first_gamma * 0.5 ** min(1.0, done / HALVED)
-        warm = min(1.0, (step + 1) / min(WARM_UP, 1 + total / 10))
-        share = warm * min(1.0, 0.02 + 0.98 * (1 - done) / FALL)
+        self.gamma = self.first_gamma * 0.5 ** min(1.0, step / total / HALVED)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate * share
+            set_rate(optimizer, self.rate * held(step, total, min(WARM_UP, 1 + total / 10), FALL))
 
     def step(self, drawn: Latents) -> dict[str, Tensor]:
         """One step of both networks; what to log."""

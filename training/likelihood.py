@@ -16,7 +16,7 @@ from report import plots
 from runtime import checkpoint, compute
 from runtime.errors import InputError
 from training.codes import CodeBatches, Given, VariedCodes, rows_beside
-from training.optim import MovingAverage, Muon, falling
+from training.optim import MovingAverage, Muon, falling, set_rate
 from training.run import Run, Stage, progress
 from training.settings import TrainSettings
 
@@ -145,8 +145,7 @@ class LikelihoodLearner:
 
     def step(self, given: Given, rate: float) -> Tensor:
         """One step; the mean bits per code."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         hidden = torch.rand(self.on.world_size, len(given.levels), device=self.on.device)[self.on.rank] < LEVELS_HIDDEN
         told = [torch.where(hidden, self.prior.levels, given.levels), given.changed]
         if self.beside:

@@ -111,3 +111,17 @@ def falling(peak: float, step: int, total: int) -> float:
     """Learning rate of step `step` of `total`: linear warm-up, and over all steps half a cosine from `peak` to 2 %."""
     fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
     return peak * fall * min(1.0, (step + 1) / WARM_UP)
+
+
+def held(step: int, total: int, warm_up: float, fall: float) -> float:
+    """Share of a learning rate at step `step` of `total`: linear warm-up over so many steps, all of it, linear to 2 %.
+
+    `fall`: the last share of the steps, in which it falls.
+    """
+    return min(1.0, (step + 1) / warm_up) * min(1.0, 0.02 + 0.98 * (1 - step / total) / fall)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all of the optimiser's parameters this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

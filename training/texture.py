@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,9 +20,9 @@ from modules import RQVAE
 from networks.critic import PatchCritic
 from runtime import checkpoint, compute
 from runtime.compute import Compute
-from training.augment import Draws, augment
+from training.augment import Draws, augment, generator_of
 from training.losses import gradient_penalty, l1_ssim, r3gan_losses
-from training.optim import MovingAverage
+from training.optim import MovingAverage, held, set_rate
 from training.run import Run, Stage, progress
 from training.settings import TrainSettings
 from training.validation import validation_ssim
@@ -58,8 +57,8 @@ def train_texture(run: Run, data: DataSet, settings: TrainSettings, on: Compute)
         shuffled = batches.shuffled(settings.seed, epoch, stage.step)
         for images, _ in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
             learner.anneal(stage.epoch * batches.steps + stage.step, stage.epochs * batches.steps)
-            number = int(np.random.default_rng([settings.seed, epoch, stage.step]).integers(2**63))
-            draw = Draws(len(images), torch.Generator().manual_seed(number), on.device, on.rank, on.world_size)
+            generator = generator_of(settings.seed, epoch, stage.step)
+            draw = Draws(len(images), generator, on.device, on.rank, on.world_size)
             stage.add(**learner.step(*share_out(images, box, draw)))
         with learner.averaged() as model:
             row = {f"validation_ssim_{n}": validation_ssim(model, data, box, on, n) for n in range(1, DRAWN + 1)}
@@ -112,10 +111,8 @@ class TextureLearner:
         done = step / total
         self.alone = step < min(ALONE, total / 10)
         self.gamma = GAMMA * (1 / 3) ** min(1.0, done / SETTLED)
-        share = min(1.0, 0.02 + 0.98 * (1 - done) / FALL) * min(1.0, (step + 1) / WARM_UP)
         for optimizer, rate in zip(self.optimizers, RATES, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
+            set_rate(optimizer, rate * held(step, total, WARM_UP, FALL))
 
     @contextmanager
     def averaged(self) -> Iterator[RQVAE]:
