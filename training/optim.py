@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 WARM_UP = 100  # steps
 
@@ -36,46 +37,65 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """One step on the gradients at hand; parameters without one stay."""
         for group in self.param_groups:
+            by_muon, by_adam = [], []
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_muon = parameter.ndim >= 2 and group["matrices"] == "muon"
-                    update = self._muon if by_muon else self._adam
-                    parameter.sub_(update(parameter, group), alpha=group["lr"])
+                    matrix = parameter.ndim >= 2 and group["matrices"] == "muon"
+                    (by_muon if matrix else by_adam).append(parameter)
+            if by_muon:
+                self._muon(by_muon, group)
+            if by_adam:
+                self._adam(by_adam, group)
 
-    def _muon(self, parameter: Tensor, group: dict) -> Tensor:
-        state, gradient = self.state[parameter], parameter.grad
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
-        return orthogonalise(ahead).mul_(0.2 * max(ahead.shape) ** 0.5).view(parameter.shape)
+    def _muon(self, parameters: list[Tensor], group: dict) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters]
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
+        alike: dict[torch.Size, list[int]] = {}  # matrices of one shape are made orthogonal together
+        for i, each in enumerate(ahead):
+            alike.setdefault(each.flatten(1).shape, []).append(i)
+        for shape, indices in alike.items():
+            updates = orthogonalise(torch.stack([ahead[i].flatten(1) for i in indices]))
+            updates = updates.mul_(-group["lr"] * 0.2 * max(shape) ** 0.5)
+            for i, update in zip(indices, updates, strict=True):
+                parameters[i].add_(update.view(parameters[i].shape))
 
-    def _adam(self, parameter: Tensor, group: dict) -> Tensor:
-        state, gradient, (beta1, beta2) = self.state[parameter], parameter.grad, group["betas"]
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - beta1)
-        state["square"].lerp_(gradient.square(), 1 - beta2)
-        spread = (state["square"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-        return state["mean"] / (1 - beta1 ** state["step"]) / spread
+    def _adam(self, parameters: list[Tensor], group: dict) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                zeros = (torch.zeros_like(parameter) for _ in range(2))
+                state = zip(("step", "mean", "square"), (torch.zeros((), device=parameter.device), *zeros), strict=True)
+                self.state[parameter].update(state)
+        gradients = [parameter.grad for parameter in parameters]
+        steps, means, squares = (
+            [self.state[parameter][name] for parameter in parameters] for name in ("step", "mean", "square")
+        )
+        (beta1, beta2), still = group["betas"], {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        adam(
+            parameters, gradients, means, squares, [], steps, fused=True, lr=group["lr"], beta1=beta1, beta2=beta2,
+            eps=group["eps"], **still,
+        )  # fmt: skip
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix [M, N] with its singular values brought near 1, float32.
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices [..., M, N] with their singular values brought near 1, float32.
 
     To 0.68 to 1.21, but for those smaller than 1/500 of the matrix's norm, which grow by a factor of 485 at most.
     A quintic Newton-Schulz iteration, with the coefficients of Jordan et al. 2024.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.float()
-    tall = x.shape[0] > x.shape[1]
-    x = x.t() if tall else x  # the smaller side decides the size of the products
-    x = x / (x.norm() + 1e-7)
+    x = matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # the smaller side decides the size of the products
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.t()
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.t() if tall else x
+    return x.mT if tall else x
 
 
 class MovingAverage(nn.Module):
@@ -94,8 +114,7 @@ class MovingAverage(nn.Module):
     def update_parameters(self, network: nn.Module) -> None:
         """Follow the network's weights by one step; its buffers are copied."""
         share = max(9 / (10 + self.updates), 1 - self.inertia) if self.updates else 1.0
-        for average, newest in zip(self.module.parameters(), network.parameters(), strict=True):
-            average.lerp_(newest, share)
+        torch._foreach_lerp_(list(self.module.parameters()), list(network.parameters()), share)
         for own, newest in zip(self.module.buffers(), network.buffers(), strict=True):
             own.copy_(newest)
         self.updates += 1
