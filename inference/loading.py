@@ -5,21 +5,17 @@ ranges of `inference.contents`, and its weights must be those of the network tha
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
-from inference.contents import ARGUMENTS, AutoencoderContent, PriorContent
+from inference.contents import ARGUMENTS, AutoencoderContent, PainterArguments, PainterContent, PriorContent
 from modules import AUTOENCODERS, DCGAN, Autoencoder
+from networks.painter import Painter
 from networks.pixelcnn import PixelCNN
 from networks.prior import Prior
 from networks.transformer import Transformer
@@ -64,14 +60,27 @@ def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[
     return prior.eval(), content.model_dump(exclude={"state"})
 
 
+def load_painter(path: Path, autoencoder: Autoencoder) -> Painter | None:
+    """The painter of a painter.pth, in eval mode on the CPU; None where there is no such file.
+
+    Raises InputError when it is another kind of file, or was trained on another autoencoder's codes.
+    """
+    if not path.is_file():
+        return None
+    content = PainterContent.checked(checkpoint.load(path, "painter"), path)
+    if content.autoencoder != identity(autoencoder):
+        raise InputError(f"{path} was trained with another autoencoder; give that one's, or move it away")
+    arguments = PainterArguments.checked(content.arguments, f"{path}: arguments").model_dump()
+    return _filled(partial(Painter, **arguments), content.state, path).eval()
+
+
 def _filled(build: Callable[[], Network], state: dict[str, Tensor], path: Path) -> Network:
     """The network that `build` makes, filled with the weights of a file, which have to be its own."""
     try:
-        with _no_larger_than(sum(tensor.numel() for tensor in state.values())):
-            network = build()
+        with torch.device("meta"):  # takes no memory: few bytes can tell of a network of any size
+            expected = build().state_dict()
     except MISFITS as error:
         raise InputError(f"{path}: its arguments tell of a network that is not in it; train it again") from error
-    expected = network.state_dict()
     for name in dict.fromkeys([*expected, *state]):
         if name not in state or name not in expected:
             wrong = "is missing" if name not in state else "is no part of the network that its arguments tell of"
@@ -80,27 +89,9 @@ def _filled(build: Callable[[], Network], state: dict[str, Tensor], path: Path) 
             found, right = list(state[name].shape), list(expected[name].shape)
             raise InputError(f"{path}: state.{name} is {found}, and its arguments tell of {right}; train it again")
     checkpoint.check_numbers(state, f"{path}: state")
+    network = build()
     network.load_state_dict(state)
     return network
-
-
-@contextmanager
-def _no_larger_than(numbers: int) -> Iterator[None]:
-    """Within, building a network raises ValueError at twice so many weights: few bytes can tell of any size."""
-    left = 2 * numbers
-
-    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal left
-        left -= 0 if tensor is None else tensor.numel()
-        if left < 0:
-            raise ValueError(f"more than {2 * numbers:,} weights")
-
-    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _check_speaks(arguments: dict[str, Any], autoencoder: Autoencoder, path: Path) -> None:
