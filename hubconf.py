@@ -68,7 +68,7 @@ def brain_vqvae(weights: str | None = None, prior: str | None = None, device: st
 
     Args:
         weights: vqvae.pth of a run of train.py; None for the one that comes with the clone.
-        prior: dcgan.pth or pixelcnn.pth of the same run, or "none"; None for the best beside the weights.
+        prior: a prior of the same run, transformer.pth say, or "none"; None for the best beside the weights.
         device: "cuda", "cpu" or "auto". On CUDA, convolutions are in full float32 from then on in this process.
     Returns:
         TrainedModel, of inference/model.py; NumPy arrays and PyTorch tensors alike go in, and come out.

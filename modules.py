@@ -13,7 +13,6 @@ the training forward does not, since a clamp has no gradient outside.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -261,8 +260,8 @@ class RQVAE(Autoencoder):
     16 halves the grid once or twice more, at twice the width.
 
     The first codes of each position are a picture, too, at a lower rate: the decoder is told how many there are, and
-    trained with fewer at times (quantiser dropout, Zeghidour et al. 2021, section III.C). What up to `drawn` codes
-    leave open a second decoder makes up, the painter, which has learnt to draw texture (`training/texture.py`).
+    trained with fewer at times (quantiser dropout, Zeghidour et al. 2021, section III.C). What the first code leaves
+    open `networks.painter` paints.
     """
 
     def __init__(
@@ -275,11 +274,10 @@ class RQVAE(Autoencoder):
         width: int = 64,
         blocks: int = 2,
         dim: int = 32,
-        drawn: int = 0,
     ):
-        sizes = {"width": width, "blocks": blocks, "dim": dim, "drawn": drawn}
+        sizes = {"width": width, "blocks": blocks, "dim": dim}
         super().__init__(codebook_size=codebook_size, depth=depth, downsample=downsample, beta=beta, ema=ema, **sizes)
-        self.depth, self.drawn = depth, drawn
+        self.depth = depth
         self.factor = self.downsample = downsample
         widths = [width, 2 * width, 2 * width][: downsample.bit_length() - 2]  # at 1/4, 1/8, 1/16 of the size
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]
@@ -289,7 +287,6 @@ class RQVAE(Autoencoder):
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], dim, 1))
         self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta, ema=ema) for _ in range(depth)])
         self.decoder = PrefixDecoder(dim, widths[::-1], blocks, depth)
-        self.painter = PrefixDecoder(dim, widths[::-1], blocks, depth) if drawn else None
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
         z_q, codes, loss = self.quantise(images, kept)
@@ -326,14 +323,7 @@ class RQVAE(Autoencoder):
         return self.quantise(images)[1]
 
     def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
-        kept = kept or self.depth
-        decoder = self.painter if kept <= self.drawn else self.decoder
-        return decoder(z_q, torch.full((len(z_q),), kept, device=z_q.device))
-
-    def add_painter(self, drawn: int) -> None:
-        """A second decoder, for pictures of up to so many codes per position; at first it does as the first does."""
-        self.painter, self.drawn = deepcopy(self.decoder), drawn
-        self.arguments["drawn"] = drawn
+        return self.decoder(z_q, torch.full((len(z_q),), kept or self.depth, device=z_q.device))
 
 
 # ----------------------------------------------------------------------------------------------------

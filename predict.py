@@ -31,7 +31,7 @@ from inference.model import TrainedModel
 from inference.reconstruction import Reconstruction, reconstruct
 from inference.sampling import Sampler
 from inference.settings import NO_VOLUMES
-from inference.volumes import VolumeSampler, decode_volumes, write_volume
+from inference.volumes import VolumeSampler, write_volume
 from reading import images, nifti
 from reading.names import stem
 from report import plots
@@ -182,7 +182,7 @@ def sample(
     """Draw samples, keep them, show them beside the slices that were scored, and judge them if there are enough."""
     seeds = range(settings.seed, settings.seed + settings.samples)
     codes = model.sample_codes(seeds, settings.slice, settings.temperature, settings.nucleus)
-    pictures = to_uint8(model.decode(codes))
+    pictures = to_uint8(model.codec.paint(codes, seeds))
     level = "" if settings.slice is None else f", slice level {settings.slice}"
     source = f"{model.sampler.title} trained on {model.description['data']['title']}{level}"
     results.metrics["samples"] = {"number": len(seeds), "first_seed": seeds[0], "source": source}
@@ -278,8 +278,9 @@ def judge_samples(
     distances = [judge.code_histogram_distance(torch.from_numpy(a), b.cpu(), size) for a, b, size in grids]
     verdict["code_histogram_distance"] = distances
     if ceiling:
-        other = ceiling.draw(range(settings.seed, settings.seed + settings.samples))
-        verdict["ceiling"] = judged.fidelity(to_uint8(model.codec.decode(other)))
+        seeds = range(settings.seed, settings.seed + settings.samples)
+        other = ceiling.draw(seeds)
+        verdict["ceiling"] = judged.fidelity(to_uint8(model.codec.paint(other, seeds)))
     results.metrics["judge"] = verdict
     listed = ", ".join(f"{distance:.3f}" for distance in distances)
     print(f"{judge.table(verdict)}\ncode histograms of samples and training slices, total variation: {listed}")
@@ -346,7 +347,8 @@ def judge_volumes(results: Results, settings: PredictSettings, model: TrainedMod
     if (data := data_of_training(results, settings, model, "whole brains")) is None:
         return
     drawn = VolumeSampler(model.sampler)
-    apart = to_uint8(decode_volumes(model.codec, drawn.draw_apart(range(settings.seed, settings.seed + len(volumes)))))
+    seeds = range(settings.seed, settings.seed + len(volumes))
+    apart = to_uint8(drawn.paint(drawn.draw_apart(seeds), seeds, apart=True))
     judged = volume_judge.VolumeJudge(data.splits["train"], data.splits[settings.split])
     known = np.isin(np.array(drawn.levels), judged.levels)
     verdict = judged.score(volumes[:, known], apart[:, known])
@@ -429,6 +431,8 @@ def main() -> int:
             rows, pictures = reconstruct_slices(results, settings, model, data)
             window = model.codec.window(slices.images)
             images = window.crop(slices.images), window.crop(pictures)
+        if model.sampler and model.sampler.drawn < model.codec.autoencoder.depth and not model.codec.painter:
+            results.note("no painter.pth beside the checkpoint: the plain decoder makes samples, and blurs them")
         if model.sampler and settings.samples:
             sample(results, settings, model, ceiling, slices)
         elif not settings.input and settings.samples and settings.prior != "none":

@@ -1,4 +1,4 @@
-"""How do they learn? An autoencoder, then a prior over its codes.
+"""How do they learn? An autoencoder, a painter of what its first codes leave open, then a prior over its codes.
 
     python train.py                               VQ-VAE and DCGAN on the OASIS slices, on CUDA if there is any
     python train.py --data demo                   the same on a small synthetic set
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import dataset
 from dataset import Batches, Box, DataSet, Slices
 from inference.codec import Codec
-from inference.loading import load_autoencoder
+from inference.loading import load_autoencoder, load_painter
 from modules import AUTOENCODERS, Autoencoder
 from reading import nifti
 from runtime import checkpoint, compute
@@ -45,9 +45,9 @@ from training.dcgan import train_dcgan
 from training.likelihood import train_by_likelihood
 from training.losses import l1_ssim, squared_error
 from training.optim import WARM_UP, Muon, falling, set_rate
-from training.run import NotFiniteError, Run, Stage, create_run_folder, progress
+from training.painter import train_painter
+from training.run import BEFORE_PRIOR, NotFiniteError, Run, Stage, create_run_folder, progress
 from training.settings import AutoencoderSettings, DataSettings, TrainSettings, config_of, settle
-from training.texture import DRAWN, train_texture
 from training.validation import validation_ssim
 
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
@@ -208,20 +208,21 @@ def affine_of_volumes(data: DataSet, settings: DataSettings) -> list[list[float]
 
 
 def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
-    """The autoencoder and its texture, unless they are done, and then the prior."""
+    """The autoencoder and its painter, unless they are done, and then the prior."""
     if settings.autoencoder:
         compute.from_first(lambda: adopt(run, settings.autoencoder))
     elif not run.is_past("autoencoder"):
         with advice_when_memory_is_full("--batch-size", settings.batch_size):
             train_autoencoder(run, data, settings, on)
-    if draws_texture(settings) and not run.is_past("texture"):
-        with advice_when_memory_is_full("--batch-size", settings.batch_size):
-            train_texture(run, data, settings, on)
+    path = run.folder / "vqvae.pth"
+    autoencoder, description = load_autoencoder(path)
+    if paints(settings) and not run.is_past("student"):
+        with advice_when_memory_is_full("--painter-batch-size", settings.painter_batch_size):
+            train_painter(run, data, settings, Codec(autoencoder, description["data"], on), description["identity"])
     if settings.prior != "none":
-        path = run.folder / "vqvae.pth"
-        autoencoder, description = load_autoencoder(path)
         with advice_when_memory_is_full(f"--autoencoder {path} --prior-batch-size", settings.prior_batch):
-            codec = Codec(autoencoder, description["data"], on)
+            painter = load_painter(run.folder / "painter.pth", autoencoder)
+            codec = Codec(autoencoder, description["data"], on, painter)
             PRIORS[settings.prior](run, data, settings, codec, description)
     figures.draw_report(run, data, settings)
 
@@ -229,16 +230,25 @@ def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None
 PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_by_likelihood, "transformer": train_by_likelihood}
 
 
-def draws_texture(settings: TrainSettings) -> bool:
-    """Whether a painter is to learn texture: where codes can be left out, and the autoencoder is this run's own."""
-    deep = settings.model == "rqvae" and settings.depth > DRAWN
-    return deep and settings.texture_epochs > 0 and not settings.autoencoder
+def paints(settings: TrainSettings) -> bool:
+    """Whether a painter is to learn: where codes can be left out, and the autoencoder is this run's own."""
+    deep = settings.model == "rqvae" and settings.depth > 1
+    return deep and settings.painter_slices > 0 and not settings.autoencoder
+
+
+def sized(settings: TrainSettings, on: Compute) -> TrainSettings:
+    """With the size of the painter, where none is given, that suits the device: a GPU sees 7,000 slices a second."""
+    usual = (1_500_000, 128, 128) if on.device.type == "cuda" else (60_000, 32, 32)
+    sizes = zip(("painter_slices", "painter_width", "painter_batch_size"), usual, strict=True)
+    return settings.model_copy(update={name: size for name, size in sizes if getattr(settings, name) is None})
 
 
 def adopt(run: Run, autoencoder: Path) -> None:
-    """Copy a trained autoencoder into the run folder, unless it is there already."""
+    """Copy a trained autoencoder, and the painter beside it, into the run folder, unless they are there already."""
     if not (run.folder / "vqvae.pth").is_file():
         run.save("vqvae.pth", checkpoint.load(autoencoder, "autoencoder"))
+        if (painter := autoencoder.with_name("painter.pth")).is_file():
+            run.save("painter.pth", checkpoint.load(painter, "painter"))
 
 
 @contextmanager
@@ -262,6 +272,7 @@ def main() -> int:
     if settings.tensorboard:
         board.require()
     on = compute.choose(settings.device, settings.precision)
+    settings = sized(settings, on)
     data = load_data(settings)
     check_data(data, settings, command.resume, fingerprint)
     check_shares(data, settings, on)
@@ -297,11 +308,12 @@ def main() -> int:
 def plan(settings: TrainSettings) -> list[str]:
     """What a run trains, one after the other."""
     stages = {} if settings.autoencoder else {settings.model: settings.epochs}
-    if draws_texture(settings):
-        stages["its painter's texture"] = settings.texture_epochs
     if settings.prior != "none":
         stages[settings.prior] = settings.prior_epochs
-    return [f"{name}, {counted(epochs, 'epoch')}" for name, epochs in stages.items()]
+    todo = [f"{name}, {counted(epochs, 'epoch')}" for name, epochs in stages.items()]
+    if paints(settings):
+        todo.insert(1, f"its painter, {counted(settings.painter_slices, 'slice')}")
+    return todo
 
 
 def load_data(settings: DataSettings) -> DataSet:
@@ -332,6 +344,7 @@ def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, fin
 def check_shares(data: DataSet, settings: TrainSettings, on: Compute) -> None:
     """Raises InputError when batches can't be shared equally by all processes."""
     batches = {} if settings.autoencoder else {"--batch-size": settings.batch_size}
+    batches |= {"--painter-batch-size": settings.painter_batch_size} if paints(settings) else {}
     batches |= {} if settings.prior == "none" else {"--prior-batch-size": settings.prior_batch}
     for option, size in batches.items():
         if size % on.world_size:
@@ -342,24 +355,24 @@ def check_shares(data: DataSet, settings: TrainSettings, on: Compute) -> None:
 
 def check_state(run: Run, settings: TrainSettings) -> None:
     """Raises InputError when the state of a run to go on with doesn't fit its settings."""
-    if run.state and run.state["stage"] not in ("autoencoder", "texture", settings.prior):
+    if run.state and run.state["stage"] not in (*BEFORE_PRIOR, settings.prior):
         raise InputError(f"last.pth in {run.folder} is not of the run that config.json tells of; start anew")
     if run.state:
         check_weights(run, settings)
     trained = len(run.rows_of("autoencoder"))
     if run.is_past("autoencoder") and not settings.autoencoder and trained < settings.epochs:
         raise InputError(f"{run.folder} is past training its autoencoder; for more --epochs start anew")
-    drawn = len(run.rows_of("texture"))
-    if run.is_past("texture") and draws_texture(settings) and drawn < settings.texture_epochs:
-        raise InputError(f"the prior of {run.folder} has been begun; for more --texture-epochs start anew")
 
 
 def check_weights(run: Run, settings: TrainSettings) -> None:
     """Raises InputError when weights that the run has kept are gone: what remains to do doesn't make them anew."""
     stage = run.state["stage"]
-    kept = [f"{stage}.pth" if stage == settings.prior else "vqvae.pth"] if run.state["best"] is not None else []
+    files = {"autoencoder": "vqvae.pth", "painter": "painter.pth", "student": "painter.pth"}
+    kept = [files.get(stage, f"{stage}.pth")] if run.state["best"] is not None else []
     if run.is_past("autoencoder") and not settings.autoencoder:
         kept.append("vqvae.pth")
+    if run.is_past("painter") and paints(settings):
+        kept.append("painter.pth")
     if gone := [name for name in kept if not (run.folder / name).is_file()]:
         told = "put it back, or start anew"
         raise InputError(f"{gone[0]} is gone from {run.folder}, and last.pth goes on from it: {told}")

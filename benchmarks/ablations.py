@@ -104,7 +104,16 @@ def ablation_table(rows: dict[str, dict]) -> str:
 def main() -> int:
     settings = cli.parse(AblationSettings, __doc__)
     on = compute.choose(settings.device)
-    shared = ["--prior", "none", "--epochs", str(settings.epochs), "--seed", str(settings.seed)]
+    shared = [
+        "--prior",
+        "none",
+        "--painter-slices",
+        "0",
+        "--epochs",
+        str(settings.epochs),
+        "--seed",
+        str(settings.seed),
+    ]
     shared += ["--device", settings.device, *(["--data", settings.data] if settings.data else [])]
     rows = {}
     for i, (name, changed) in enumerate(list(ROWS.items())[: settings.rows]):

@@ -41,7 +41,6 @@ from runtime.cli import Device
 from runtime.errors import InputError, Parser, exit_on_input_error, number
 from scoring.metrics import reconstruction_scores, summarise
 from scoring.scores import SCORES
-from training.texture import DRAWN
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,6 @@ def run_model(path: Path, slices: Slices, on: compute.Compute) -> list[Coded]:
     for kept in (None, *(2**i for i in range(autoencoder.depth.bit_length()) if 2**i < autoencoder.depth)):
         pictures, size = codec.decode(codes[:kept]), codec.bytes_per_image(codes.box, kept)
         row = {"name": f"VQ-VAE {path.parent.name}, {grids} codes", "budget": size, "bytes": size, "too_large": 0}
-        row["texture"] = kept is not None and kept <= DRAWN
         row |= means(slices.images, pictures)
         made.append(Coded(row, to_uint8(pictures), np.full(len(slices), size)))
     if (prior := path.with_name("transformer.pth")).is_file():

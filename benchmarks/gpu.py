@@ -99,7 +99,7 @@ def train(settings: GPUSettings, work: Path) -> Numbers | None:
     """The default training, as long as it takes: `MINUTES` a call. None where it isn't finished."""
     runs = settings.out / "runs"
     tiny = ["--limit-people", 4, "--depth", 3, "--width", 16, "--epochs", 1]
-    tiny += ["--texture-epochs", 1, "--prior-epochs", 1]
+    tiny += ["--painter-slices", 64, "--painter-width", 8, "--prior-epochs", 1]
     new = ["--data", settings.data, "--device", settings.device, "--out", runs, *(tiny if settings.quick else [])]
     begun = next(iter(sorted(runs.glob("[!.]*"))), None)
     if (done := finished(runs)) is None:

@@ -39,6 +39,7 @@ DEFAULT = PRETRAINED / "vqvae.pth"  # whose codes all priors speak
 PAGES = (ROOT / "README.md", RESOURCES / "RESULTS.md", PRETRAINED / "README.md")
 SAMPLES = 1000
 VOLUMES = 32
+FAST = "--precision", "auto"  # samples needn't be the same to the bit on every machine
 BYTES = (4608, 1782, 1152)  # 64x64 codes of 512, the course baseline's network here, 32x32 codes of 512
 
 
@@ -53,7 +54,7 @@ class Trained:
     codes: int | None = None  # per position that are decoded, where not all are
 
 
-FINER = "--downsample 4 --depth 2 --codebook-size 2048 --epochs 12"
+FINER = "--downsample 4 --depth 2 --codebook-size 2048 --epochs 12 --painter-slices 0"
 AUTOENCODERS = {
     "rqvae": Trained("`rqvae`, the default", "", 24, "vqvae.pth"),
     "rqvae_4": Trained("its first 4 codes per position", "", 24, "vqvae.pth", codes=4),
@@ -146,7 +147,7 @@ def positions(grid: str) -> int:
 
 def judged(path: Path, data: str, out: Path, _: None) -> dict:
     """The judge's verdict on a prior's samples, and its bits a slice where it tells them."""
-    call("predict.py", DEFAULT, "--data", data, "--prior", path, "--samples", SAMPLES, "--out", out)
+    call("predict.py", DEFAULT, "--data", data, "--prior", path, "--samples", SAMPLES, *FAST, "--out", out)
     metrics = json.loads((out / "metrics.json").read_text())
     verdict = metrics["judge"]
     verdict["memorisation"].pop("closest")
@@ -156,7 +157,7 @@ def judged(path: Path, data: str, out: Path, _: None) -> dict:
 
 def volumes_judged(path: Path, data: str, out: Path) -> dict:
     """The verdict on whole brains that a transformer draws."""
-    options = ["--samples", 0, "--volumes", VOLUMES]
+    options = ["--samples", 0, "--volumes", VOLUMES, *FAST]
     call("predict.py", DEFAULT, "--data", data, "--prior", path, *options, "--out", out)
     verdict = json.loads((out / "metrics.json").read_text())["volume_judge"]
     verdict.pop("curves")
@@ -183,6 +184,9 @@ def measure(settings: ReadmeSettings, work: Path, results: dict) -> dict:
             continue
         kind, how = ("autoencoders", scored) if name in AUTOENCODERS else ("priors", judged)
         results.setdefault(kind, {})[name] = how(path, settings.data, work / name, (AUTOENCODERS | PRIORS)[name].codes)
+    painted = work / "painter.json"
+    call("benchmarks/painter.py", DEFAULT, "--data", settings.data, "--out", painted)
+    results["painter"] = json.loads(painted.read_text())
     results["volumes"] = volumes_judged(found["transformer"], settings.data, work / "volumes")
     out = work / "codecs"
     checkpoints = named_checkpoints(found, work / "checkpoints")
@@ -275,6 +279,30 @@ def told_apart_table(results: dict) -> str:
         if row := results["priors"].get(name):
             rows.append([one.label, *(cells(row["two_sample"][size]["samples"]) for size in tests)])
     return markdown(["", *(f"{size} size" for size in tests)], rows)
+
+
+def painter_table(results: dict) -> str:
+    """What is painted of the first codes of people never trained on."""
+    kinds = {"own": "their own slices (floor)", "plain": "plain decoder", "painted": "painted"}
+    figures = {"grey": "grey", "ribbon": "ribbon", "boundary": "boundary", "grain": "grain"}
+    rows = []
+    for kind, label in kinds.items():
+        one = results["painter"][kind]
+        areas = [f"{one['auc'][size]['mean']:.3f}" for size in ("half", "full")]
+        distances = [f"{one['frechet'][space]:.3f}" for space in ("pca", "randconv", "folds")]
+        tissues = [f"{one['tissue'][name]['d']:.2f}, {one['tissue'][name]['spread']:.2f}" for name in figures]
+        rows.append([label, *areas, *distances, *tissues, f"{one['neighbours']:.3f}"])
+    heads = ["", "AUC, half size", "full size", "`pca`", "`randconv`", "`folds`", *figures.values(), "neighbours"]
+    return markdown(heads, rows)
+
+
+def known_by_heart(results: dict) -> str:
+    """SSIM of what is painted, of training and of validation people, in a sentence."""
+    known, new = (results["painter"][f"ssim_{name}"] for name in ("train", "validate"))
+    return (
+        f"The SSIM of what is painted from the first codes of ten training people is {known['painted']:.4f} (plainly"
+        f" decoded {known['plain']:.4f}), of the ten validation people {new['painted']:.4f} ({new['plain']:.4f})."
+    )
 
 
 MEASURES = {  # of volumes -> what the table calls it
@@ -375,6 +403,8 @@ BLOCKS = {
     "copies": copies_table,
     "told apart": told_apart_table,
     "bits": bits_sentence,
+    "painter": painter_table,
+    "known by heart": known_by_heart,
     "volumes": volume_table,
     "volume copies": volume_copies,
     "others": lambda results: others.others_table(results["others"]),

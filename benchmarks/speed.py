@@ -130,7 +130,19 @@ def second_start(args: SpeedSettings, source: Path, folder: Path, on: Compute) -
     """From the start of train.py, default autoencoder, to the end of its first step, with the cache already there."""
     counts = published_shares(PUBLISHED["train"][0] if not args.quick else QUICK["images"])
     root = measure.repeated_set(source, folder / "slices", counts)
-    command = ["train.py", "--data", root, "--prior", "none", "--out", folder / "runs", "--device", on.device.type]
+    command = [
+        "train.py",
+        "--data",
+        root,
+        "--prior",
+        "none",
+        "--painter-slices",
+        0,
+        "--out",
+        folder / "runs",
+        "--device",
+        on.device.type,
+    ]
     command = list(map(str, [*command, "--precision", args.precision]))
     starts = [measure.run_script(command, folder, folder / "cache", "first-step") for _ in range(1 + args.rounds)]
     first, *again = starts
@@ -155,7 +167,19 @@ def both_precisions(args: SpeedSettings, source: Path, folder: Path, on: Compute
     for seed in range(args.rounds):
         for precision in ("bf16", "fp32"):
             out = folder / f"{precision}_{seed}"
-            command = ["train.py", "--data", root, "--prior", "none", "--epochs", args.epochs, "--out", out]
+            command = [
+                "train.py",
+                "--data",
+                root,
+                "--prior",
+                "none",
+                "--painter-slices",
+                0,
+                "--epochs",
+                args.epochs,
+                "--out",
+                out,
+            ]
             command += ["--device", on.device.type, "--precision", precision, "--seed", seed]
             child = measure.run_script(list(map(str, command)), folder, folder / "cache")
             (table,) = out.glob("*/metrics.csv")

@@ -27,7 +27,15 @@ from benchmarks.faults import Process
 from reading.cache import cache_root
 
 SECONDS = 10.0  # that an answer may take
-SMALL = ["--depth=3", "--width=16", "--epochs=1", "--texture-epochs=1", "--prior-epochs=1", "--device=cpu"]
+SMALL = [
+    "--depth=3",
+    "--width=16",
+    "--epochs=1",
+    "--painter-slices=64",
+    "--painter-width=8",
+    "--prior-epochs=1",
+    "--device=cpu",
+]
 PLACES = {  # sign of it in a line of the stack, the innermost line first -> what the run was at
     " in start_codebooks": "k-means",
     "/training/validation.py": "validation",
@@ -35,7 +43,7 @@ PLACES = {  # sign of it in a line of the stack, the innermost line first -> wha
     "/report/": "figures",
     " in fit": "the prior's start",
     "/runtime/checkpoint.py": "saving",
-    "/training/texture.py": "texture",
+    "/training/painter.py": "painter",
     "/training/dcgan.py": "the prior",
     " in train_autoencoder": "the autoencoder",
     "/train.py": "the start",

@@ -1,7 +1,7 @@
 """How do many slices go through an autoencoder? In batches, cropped to what they hold and pasted back."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Self, SupportsIndex
 
 import numpy as np
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dataset import Box, content_box
 from modules import Autoencoder
+from networks.painter import Painter
 from networks.prior import Codes
 from reading.images import whole_blocks
 from runtime.compute import Compute
@@ -45,11 +46,12 @@ class Codec:
     What is coded is a box of the picture, and what is outside comes back black. The box holds all content of the
     slices, whatever their size; that of slices of the training's size holds at least `box`, in which all content of the
     training slices lies, so that bytes can be compared. `data` is what a checkpoint says of its training data; its
-    "box" and "size" [H, W] are needed here.
+    "box" and "size" [H, W] are needed here. `painter`: what paints the codes that a prior drew, if there is one.
     """
 
-    def __init__(self, autoencoder: Autoencoder, data: Mapping, on: Compute):
+    def __init__(self, autoencoder: Autoencoder, data: Mapping, on: Compute, painter: Painter | None = None):
         self.autoencoder = autoencoder.eval().to(on.device, memory_format=torch.channels_last)
+        self.painter = painter and painter.eval().to(on.device, memory_format=torch.channels_last)
         self.box, self.size, self.on = Box(*data["box"]), tuple(data["size"]), on
 
     def box_of(self, slices: np.ndarray | Tensor) -> Box:
@@ -95,18 +97,48 @@ class Codec:
         Of codes that don't say where they lie, those on the training's grid lie in `box`; other grids become pictures
         of their own size. The first grids alone will do where the autoencoder gets by with fewer codes.
         """
+        return self._pictures(codes, lambda grids, _: self.autoencoder.decode(grids), "decoding")
+
+    @torch.no_grad()
+    def paint(self, codes: Codes, seeds: Sequence[int], levels: int = 1) -> np.ndarray:
+        """What a prior drew, code grids [N, h, w] -> float32 [N, H, W] in [0, 1], by the painter.
+
+        It paints from the first code of each position. The N slices are `levels` of each brain, one after the other,
+        and a brain's noise depends on its seed alone. As `decode`, where there is no painter, or no code is left out.
+        """
+        if not self.paints(len(codes)):
+            return self.decode(codes)
+        height, width = (side * self.autoencoder.downsample for side in codes[0].shape[1:])
+
+        def painted(grids: Codes, rows: slice) -> Tensor:
+            z_q = self.autoencoder.embed(grids)
+            plain = self.autoencoder.decode_latents(z_q, 1).float().clamp(0, 1)
+            first, end = rows.start // levels, -(-rows.stop // levels)  # brains that these slices are of
+            noise = [self.painter.noise(seed, levels, height, width) for seed in seeds[first:end]]
+            own = torch.cat(noise)[rows.start - first * levels :][: len(z_q)]
+            return self.painter.paint(plain, z_q, own.to(self.on.device))
+
+        return self._pictures(codes[:1], painted, "painting")
+
+    def paints(self, drawn: int) -> bool:
+        """Whether a painter paints what a prior draws that draws so many grids of codes."""
+        return self.painter is not None and drawn < self.autoencoder.depth
+
+    def _pictures(self, codes: Codes, make: Callable[[Codes, slice], Tensor], doing: str) -> np.ndarray:
+        """What `make` makes of batches of codes, and of which rows they are, pasted to whole pictures."""
         box, size = (codes.box, codes.size) if isinstance(codes, PlacedCodes) else self._place(codes)
         canvas = whole_blocks(size)
         pictures = np.empty((len(codes[0]), *size), np.float32)
         step = _rows_at_once(box)
-        for start in _told(range(0, len(pictures), step), "decoding"):
-            batch = [grid[start : start + step].to(self.on.device).long() for grid in codes]
+        for start in _told(range(0, len(pictures), step), doing):
+            rows = slice(start, start + step)
+            batch = [torch.as_tensor(grid[rows]).to(self.on.device).long() for grid in codes]
             with self.on.autocast():
-                decoded = self.autoencoder.decode(batch)
+                decoded = make(batch, rows)
             whole = box.paste(decoded, canvas)[:, 0, : size[0], : size[1]]
-            pictures[start : start + step] = whole.cpu().numpy()
+            pictures[rows] = whole.cpu().numpy()
         if not np.isfinite(pictures).all():
-            raise InputError("the autoencoder makes no numbers of these codes: its weights are damaged, give others")
+            raise InputError(f"no numbers come of {doing} these codes: the weights are damaged, give others")
         return pictures
 
     def _place(self, codes: Codes) -> tuple[Box, tuple[int, int]]:

@@ -44,7 +44,16 @@ class RQVAEArguments(VQVAEArguments):
     width: Width
     blocks: Layers
     dim: Width
-    drawn: Annotated[int, Field(ge=0, le=16)] = 0
+
+
+class PainterArguments(Schema):
+    """Of `networks.painter.Painter`."""
+
+    dim: Width
+    width: Width
+    blocks: Layers
+    scale: Annotated[float, Field(gt=0, le=1)]
+    steps: Annotated[int, Field(ge=1, le=1000)]
 
 
 class DCGANArguments(Schema):
@@ -122,6 +131,16 @@ class AutoencoderContent(Schema, extra="ignore"):
     data: Data
     epoch: Epoch
     validation_ssim: Annotated[float, Field(ge=-1, le=1)]
+    state: State
+
+
+class PainterContent(Schema, extra="allow"):  # the losses of its epoch
+    """A painter.pth."""
+
+    kind: Literal["painter"]
+    arguments: dict[str, object]
+    autoencoder: Hash
+    epoch: Epoch
     state: State
 
 

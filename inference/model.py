@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from inference.codec import Codec, PlacedCodes
-from inference.loading import load_autoencoder
+from inference.loading import load_autoencoder, load_painter
 from inference.sampling import LARGEST_SEED, Sampler, find_prior
-from inference.volumes import VolumeSampler, decode_volumes
+from inference.volumes import VolumeSampler
 from reading.inputs import MAX_SIDE
 from runtime import compute
 from runtime.errors import InputError
@@ -61,7 +61,7 @@ class TrainedModel:
         on = compute.choose(device, precision)
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
         autoencoder, description = load_autoencoder(path)
-        codec = Codec(autoencoder, description["data"], on)
+        codec = Codec(autoencoder, description["data"], on, load_painter(path.parent / "painter.pth", autoencoder))
         found = find_prior(path.parent) if prior is None else None if prior == "none" else Path(prior)
         return cls(codec, description, Sampler(found, codec) if found else None, path)
 
@@ -123,8 +123,12 @@ class TrainedModel:
         temperature: float | None = None,
         nucleus: float | None = None,
     ) -> np.ndarray:
-        """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1]. See `sample_codes`."""
-        return self.decode(self.sample_codes(seeds, level, temperature, nucleus))
+        """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1]. See `sample_codes`.
+
+        By the painter, where a painter.pth lies beside the weights, else by the plain decoder, which blurs.
+        """
+        sampler, seeds = self._ready(seeds, level, temperature, nucleus)
+        return self.codec.paint(sampler.draw(seeds, level, temperature, nucleus), seeds)
 
     def sample_codes(
         self,
@@ -145,7 +149,8 @@ class TrainedModel:
     def walk(self, seeds: Sequence[int], level: int | None = None) -> np.ndarray:
         """Pictures on the way from one seed's sample to another's: float32 [24, H, W] in [0, 1]."""
         sampler, (first, last) = self._ready(seeds, level, number=2)
-        return self.codec.decode(sampler.walk((first, last), level))
+        codes = sampler.walk((first, last), level)
+        return self.codec.paint(codes, [first] * len(codes[0]))  # of one noise, so that only the brain changes
 
     def sample_volume(
         self,
@@ -186,7 +191,7 @@ class TrainedModel:
                 raise InputError(f"slice level {level}: {sampler.path} draws brains of levels {known}")
             self._check_slices(around[None])
             start = level, self.codec.encode(around[None], self.codec.box)
-        return decode_volumes(self.codec, volumes.draw(seeds, start, temperature, nucleus))
+        return volumes.paint(volumes.draw(seeds, start, temperature, nucleus), seeds)
 
     def cut(self, axis: int | None = None, slices: str | None = None) -> dict:
         """How `dataset.load` and `read_files` are to cut volumes: as given, else as in training."""

@@ -30,9 +30,9 @@ def find_prior(folder: Path) -> Path | None:
 class Sampler:
     """The prior in the file `path`, over the codes of `codec`'s autoencoder.
 
-    `title`: what figures call it. `levels`: so many slice levels can be asked for, from 0 on; 0 when the prior
-    knows none. `description`: what the file says of the prior. Raises InputError when it isn't a prior of this
-    autoencoder.
+    `title`: what figures call it. `levels`: so many slice levels can be asked for, from 0 on; 0 when the prior knows
+    none. `drawn`: how many grids of codes it draws. `description`: what the file says of the prior. Raises InputError
+    when it isn't a prior of this autoencoder.
     """
 
     def __init__(self, path: Path, codec: Codec):
@@ -40,6 +40,7 @@ class Sampler:
         self.prior, self.path, self.codec = prior.to(codec.on.device), path, codec
         self.is_gan = isinstance(prior, DCGAN)
         self.title = prior.title
+        self.drawn = prior.arguments["codes"] if self.is_gan else len(prior.arguments["sizes"])
         self.levels = 0 if self.is_gan and prior.network == "baseline" else prior.levels
 
     def check(self, level: int | None, temperature: float | None, nucleus: float | None) -> None:
@@ -110,7 +111,7 @@ class Sampler:
         """
         if self.is_gan:
             raise ValueError("a GAN doesn't tell how probable an image is")
-        device, drawn = self.codec.on.device, len(self.prior.arguments["sizes"])
+        device, drawn = self.codec.on.device, self.drawn
         plain = zip(codes[drawn:], self.codec.autoencoder.codebook_sizes[drawn:], strict=True)
         rest = sum(grid[0].numel() * math.log2(size) for grid, size in plain)
         codes = [grid.to(device) for grid in codes[:drawn]]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from inference.codec import Codec
 from inference.sampling import BATCH, Sampler
 from networks.prior import Codes
 from networks.transformer import FARTHEST, Neighbours, Transformer
@@ -95,6 +94,18 @@ class VolumeSampler:
                 bar.update(n * len(places))
         return codes
 
+    def paint(self, codes: Codes, seeds: Sequence[int], apart: bool = False) -> np.ndarray:
+        """Code grids [V, levels, h, w] of brains, one a seed -> float32 [V, levels, H, W] in [0, 1].
+
+        The painter's noise goes on from level to level; `apart`: every slice has its own.
+        """
+        number, levels = codes[0].shape[:2]
+        flat = [grid.flatten(0, 1) for grid in codes]
+        if apart:
+            seeds, levels = [seed + (level << 32) for seed in seeds for level in range(levels)], 1
+        pictures = self.sampler.codec.paint(flat, seeds, levels)
+        return pictures.reshape(number, -1, *pictures.shape[1:])
+
     def draw_apart(self, seeds: Sequence[int]) -> Codes:
         """As `draw`, but with each slice alone: what to compare brains with, whose slices belong together."""
         grids = (len(seeds), len(self.levels), *self.prior.grid)
@@ -127,12 +138,6 @@ class VolumeSampler:
         brains = torch.tensor([brain for brain, _ in part], device=self.on.device)[:, None]
         offsets = beside - torch.tensor([place.level for _, place in part], device=self.on.device)[:, None]
         return Neighbours([grid[brains, beside - self.levels[0]] for grid in codes], offsets)
-
-
-def decode_volumes(codec: Codec, codes: Codes) -> np.ndarray:
-    """Code grids [V, levels, h, w] of brains -> float32 [V, levels, H, W] in [0, 1]."""
-    pictures = codec.decode([grid.flatten(0, 1) for grid in codes])
-    return pictures.reshape(*codes[0].shape[:2], *pictures.shape[1:])
 
 
 def write_volume(path: Path, volume: np.ndarray, data: Mapping) -> None:

@@ -31,7 +31,10 @@ SECTIONS = {  # section -> its figures in order, by the names of the functions i
     "Reconstruction": ["ssim_distribution", "worst", "best", "code_map", "code_usage", "rate_distortion"],
     "Samples": ["samples_beside_real", "sample_grid", "walk", "memorisation", "nearest_training"],
     "Whole brains": ["volumes", "volume_scroll", "volume_curves"],
-    "Training": ["progress", "training_curves", "gan_curves", "pixelcnn_curves", "transformer_curves"],
+    "Training": [
+        *("progress", "training_curves", "painter_progress", "student_progress"),
+        *("gan_curves", "pixelcnn_curves", "transformer_curves"),
+    ],
 }
 HEADINGS = {  # where the figure's own heading does not tell two of them apart, or is one frame's, or there is none
     "worst": "Lowest SSIM",
@@ -39,6 +42,8 @@ HEADINGS = {  # where the figure's own heading does not tell two of them apart, 
     "walk": "A walk between two samples",
     "volume_scroll": "Through the levels of one drawn brain",
     "progress": "The same slices through training",
+    "painter_progress": "The same slices, painted by the teacher",
+    "student_progress": "The same slices, painted by its student",
 }
 
 

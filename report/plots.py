@@ -274,13 +274,10 @@ def code_usage(histograms: Sequence[np.ndarray], path: Path, title: str) -> None
 def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
     """SSIM over bytes per image; rows with `name` (codec or model), `bytes` and `ssim` (means over images).
 
-    Rows of one name make one line. A name with "VQ-VAE" in it is one of this project's models and drawn bold; rows with
-    `texture` get a circle.
+    Rows of one name make one line. A name with "VQ-VAE" in it is one of this project's models and drawn bold.
     """
-    drawn = [row for row in rows if row.get("texture")]
     what = "Mean SSIM (7x7 uniform window) over mean bytes per image; the scale of SSIM is log of 1 - SSIM."
-    circles = " Circles: the decoder draws texture there, which costs SSIM." if drawn else ""
-    caption = f"{title}. {what}{circles}"
+    caption = f"{title}. {what}"
     with chart(path, "Quality at a given rate", caption, 8, 5.4) as figure:
         axes = figure.subplots()
         for number, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
@@ -289,8 +286,6 @@ def rate_distortion(rows: Sequence[Mapping], path: Path, title: str) -> None:
             style = {"linewidth": 2.4, "markersize": 10} if ours else {"linewidth": 1.2, "markersize": 5}
             marker = "*" if ours else "osD^vP"[number % 6]  # shape as well as colour tells the lines apart
             axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
-        for row in drawn:
-            axes.plot(row["bytes"], 1 - row["ssim"], "o", markersize=17, fillstyle="none", color=INK)
         axes.set(xlabel="bytes per image (log scale)", ylabel="SSIM")
         log_scale(axes, "x")
         log_scale(axes, "y")
@@ -448,22 +443,21 @@ def volume_curves(verdict: Mapping, path: Path, title: str) -> None:
 
 
 def epoch_frame(
-    originals: np.ndarray, reconstructions: np.ndarray, epoch: int, ssim: float, path: Path, title: str = ""
+    originals: np.ndarray, made: np.ndarray, epoch: int, score: str, path: Path, title: str, what: str
 ) -> None:
-    """One frame of the training's animation: originals [N, H, W] above reconstructions, and validation SSIM.
+    """One frame of a training's animation: originals [N, H, W] above what is `made` of them, and the epoch's score.
 
-    For one N, H, W and title every epoch's frame has the same size.
+    `what` says of each row below what it is. For one N, H, W and title every epoch's frame has the same size.
     """
-    originals, reconstructions = _pairs(originals, reconstructions)
+    originals, made = _pairs(originals, made)
     n = len(originals)
-    labels = [["original", *[""] * (n - 1)], ["reconstruction", *[""] * (n - 1)]]
+    labels = [["original", *[""] * (n - 1)], [what, *[""] * (n - 1)]]
     grid = Pictures(originals.shape[1:], 2, n, labels)
     for column in range(n):
         grid.show(0, column, originals[column])
-        grid.show(1, column, reconstructions[column])
-    slices = f"{counted(n, 'slice')}, the same in every frame; SSIM is the whole validation split's."
-    caption = f"{title}; {slices}" if title else slices
-    grid.save(path, f"Epoch {epoch}, validation SSIM {ssim:.4f}", caption, foot=False)
+        grid.show(1, column, made[column])
+    caption = f"{title}; {counted(n, 'slice')}, the same in every frame; the score is of the whole validation split."
+    grid.save(path, f"Epoch {epoch}, {score}", caption, foot=False)
 
 
 def _save_gif(frames: list[Image.Image], path: Path, milliseconds: list[int], caption: str) -> None:

@@ -44,6 +44,8 @@ FIGURES = {  # name in the report -> file
 TRAINING_FIGURES = {  # the same, of the run folder that the checkpoint is in
     "progress": "progress.gif",
     "training_curves": "training.png",
+    "painter_progress": "painter.gif",
+    "student_progress": "student.gif",
     "gan_curves": "dcgan.png",
     "pixelcnn_curves": "pixelcnn.png",
     "transformer_curves": "transformer.png",

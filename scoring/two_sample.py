@@ -24,7 +24,7 @@ from scoring.features import on_all_cores, unit_batch
 SIZES = {"full": 1, "half": 2}  # name -> pixels down and across whose mean is one that the network sees
 SEEDS = 3  # of the slices, of the people learnt from, of the network's weights and of its batches
 LIMIT = 1000  # slices of a kind: more make a sharper judge, and a slower one
-EPOCHS = 5
+EPOCHS = 12  # after 5 some differences are not found yet
 BATCH = 32  # slices, half of them of each kind
 LEARNING_RATE = 2e-3  # at its height
 CHANNELS = (24, 48, 96, 128)

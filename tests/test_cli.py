@@ -103,7 +103,7 @@ def test_help_has_groups_names_of_values_and_defaults(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert groups == ["options:", "where to start:", "data:", "autoencoder:", "texture:", "prior:", "run:"]
+    assert groups == ["options:", "where to start:", "data:", "autoencoder:", "painter:", "prior:", "run:"]
     text = " ".join(done.stdout.split())
     for shown in (
         "--epochs N ",

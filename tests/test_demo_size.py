@@ -12,8 +12,8 @@ from training.settings import TrainSettings
 
 
 def test_a_fast_machine_takes_all_a_slow_one_less_and_no_machine_nothing():
-    assert demo.size_for(0.01) == demo.Size(32, 4, 3)
-    assert demo.size_for(100) == demo.Size(8, 1, 1)
+    assert demo.size_for(0.01) == demo.Size(32, 4, 3, 2048)
+    assert demo.size_for(100) == demo.Size(8, 1, 1, 256)
     sizes = [demo.size_for(0.01 * 1.1**n) for n in range(100)]
     work = [size.work for size in sizes]
     assert work == sorted(work, reverse=True)
@@ -43,7 +43,8 @@ def test_the_commands_are_those_that_anybody_would_give(tmp_path, monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["demo.py", f"--out={out}", "--device=cpu", "--precision=fp32"])
     assert demo.main() == 0
     how = ["--device=cpu", "--precision=fp32"]
-    sizes = ["--limit-people", "8", "--epochs", "1", "--texture-epochs", "0"]
+    sizes = ["--limit-people", "8", "--epochs", "1"]
+    sizes += ["--painter-slices", "256", "--painter-width", "16", "--painter-batch-size", "8"]
     sizes += ["--prior", "dcgan", "--prior-epochs", "1", "--prior-batch-size", "16"]
     assert commands == [
         ["train.py", "--data", "demo", *sizes, "--out", str(out), *how],

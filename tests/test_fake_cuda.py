@@ -29,12 +29,13 @@ from dataset import Batches, Box, DataSet, Slices
 from inference import loading
 from inference.codec import Codec
 from modules import AUTOENCODERS, DCGAN, Autoencoder
+from networks.painter import Painter
 from networks.pixelcnn import PixelCNN
 from networks.transformer import Neighbours, Transformer
 from runtime.compute import Compute
 from runtime.errors import InputError
 from scoring.metrics import ssim, ssim_map
-from training import dcgan, likelihood, texture
+from training import dcgan, likelihood, painter
 from training.augment import Draws, augment, variation, vary
 from training.codes import CodeBatches
 from training.run import Stage
@@ -222,16 +223,19 @@ def test_varied_pictures():
     assert varied.device.type == "cuda"
 
 
-def test_texture_step(monkeypatch):
-    monkeypatch.setattr(Draws, "whole", lambda self, low, high: low)
-    model, large = autoencoder("rqvae"), (96, 96)  # the critic's patches are larger than the other pictures
-    learner = texture.TextureLearner(model, ON)
-    stage = Stage(Unsaved, "texture", 1, learner.parts())
+@pytest.mark.parametrize("student", [False, True])
+def test_painter_step(student):
+    model = autoencoder("rqvae")
+    codec, dim = Codec(model, {"box": BOX, "size": SIZE}, ON), model.quantizers[0].dim
+    teacher = Painter(dim, width=8, blocks=1, steps=painter.TEACHER_STEPS) if student else None
+    learner = painter.PainterLearner(Painter(dim, width=8, blocks=1), codec, 1e-3, teacher)
+    stage = Stage(Unsaved, "painter", 1, learner.parts())
     for step in range(2):
-        draw = train.draws_of_step(BATCH, 0, step, ON)
         with NoWaiting():
-            learner.anneal(step, 2)
-            stage.add(**learner.step(*texture.share_out(pictures(size=large), Box(0, 0, *large), draw)))
+            rate = learner.anneal(step, 2)
+            given = learner.given(*painter.moved(pictures(size=SIZE), BOX))
+            loss = learner.jump(given) if student else learner.follow(given)
+            stage.add(train_loss=loss, learning_rate=rate)
 
 
 # ------------------------------------------------------------------------------------------- the rest of training

@@ -136,7 +136,7 @@ FIGURES = {  # name -> (call, numbers that the caption must give)
         ["155 training, 10 held-out, 32 samples", "10th to 90th percentile"],
     ),
     "epoch_frame": (
-        lambda path: plots.epoch_frame(pictures(2), pictures(2, seed=1), 3, 0.5, path, title=TITLE),
+        lambda path: plots.epoch_frame(pictures(2), pictures(2, seed=1), 3, "SSIM 0.5", path, TITLE, "reconstruction"),
         ["2 slices"],
     ),
 }
@@ -295,8 +295,8 @@ def test_parts_of_a_chart_are_its_panels_whole_and_apart(tmp_path, name, number)
 
 
 def test_figures_of_one_frame_carry_no_caption_in_their_pixels(tmp_path):
-    plots.epoch_frame(pictures(2), pictures(2), 3, 0.5, tmp_path / "long.png", title=TITLE * 20)
-    plots.epoch_frame(pictures(2), pictures(2), 3, 0.5, tmp_path / "short.png", title="")
+    plots.epoch_frame(pictures(2), pictures(2), 3, "SSIM 0.5", tmp_path / "long.png", TITLE * 20, "reconstruction")
+    plots.epoch_frame(pictures(2), pictures(2), 3, "SSIM 0.5", tmp_path / "short.png", "", "reconstruction")
     assert np.array_equal(drawn(tmp_path / "long.png"), drawn(tmp_path / "short.png"))
     assert TITLE in description(tmp_path / "long.png")
 
@@ -386,13 +386,15 @@ def frames(folder, ssims):
     paths = []
     for epoch, ssim in enumerate(ssims):
         paths.append(folder / f"epoch_{epoch:03d}.png")
-        plots.epoch_frame(pictures(2), pictures(2, seed=epoch + 1), epoch, ssim, paths[-1], title=TITLE)
+        plots.epoch_frame(
+            pictures(2), pictures(2, seed=epoch + 1), epoch, f"SSIM {ssim}", paths[-1], TITLE, "reconstruction"
+        )
     return paths
 
 
 def test_frames_have_one_size_whatever_the_epoch_says(tmp_path):
     paths = frames(tmp_path, [0.0, 0.12345, float("nan")])
-    plots.epoch_frame(pictures(2), pictures(2), 1000, 0.9, tmp_path / "epoch_1000.png", title=TITLE)
+    plots.epoch_frame(pictures(2), pictures(2), 1000, "SSIM 0.9", tmp_path / "epoch_1000.png", TITLE, "reconstruction")
     assert len({drawn(path).shape for path in [*paths, tmp_path / "epoch_1000.png"]}) == 1
 
 
@@ -412,7 +414,7 @@ def test_progress_shows_every_epoch_and_rests_on_the_last(tmp_path):
 
 def test_frames_of_two_sizes_or_none_make_no_animation(tmp_path):
     [path] = frames(tmp_path, [0.1])
-    plots.epoch_frame(pictures(3), pictures(3), 1, 0.2, tmp_path / "wider.png", title=TITLE)
+    plots.epoch_frame(pictures(3), pictures(3), 1, "SSIM 0.2", tmp_path / "wider.png", TITLE, "reconstruction")
     for chosen in ([path, tmp_path / "wider.png"], []):
         with pytest.raises(ValueError, match="one size"):
             plots.animate(chosen, tmp_path / "progress.gif", 0.5)

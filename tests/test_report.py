@@ -85,7 +85,7 @@ def figures(tmp_path_factory):
     frames = []
     for epoch in range(2):
         frames.append(folder / f"epoch_{epoch:03d}.png")
-        plots.epoch_frame(slices(2), slices(2, seed=epoch + 1), epoch, 0.5, frames[-1], title=TITLE)
+        plots.epoch_frame(slices(2), slices(2, seed=epoch + 1), epoch, "SSIM 0.5", frames[-1], TITLE, "reconstruction")
     plots.animate(frames, folder / "progress.gif", 0.5)
     plots.sample_grid(slices(4), folder / "samples.png", TITLE)
     plots.ssim_distribution([0.5, 0.7, 0.9], folder / "ssim.png", TITLE)
@@ -211,7 +211,7 @@ def test_animation_moves_and_has_a_still(full):
 
 
 def test_an_animation_of_one_frame_is_a_picture(tmp_path):
-    plots.epoch_frame(slices(2), slices(2), 0, 0.5, tmp_path / "epoch_000.png", title=TITLE)
+    plots.epoch_frame(slices(2), slices(2), 0, "SSIM 0.5", tmp_path / "epoch_000.png", TITLE, "reconstruction")
     plots.animate([tmp_path / "epoch_000.png"], tmp_path / "progress.gif", 0.5)
     page = Page(write_report(tmp_path, TITLE, {}, [], {"progress": tmp_path / "progress.gif"}, {}))
     [[attributes, _]] = page.all("img")

@@ -23,7 +23,7 @@ MODELS = [
     {"model": "vqvae", "codebook": "gradient", "loss": "mse"},
     {"model": "vqvae2"},
     {"model": "rqvae"},
-    {"model": "rqvae", "texture_epochs": "2"},
+    {"model": "rqvae", "painter_slices": str(2 * 16 * STEPS), "painter_width": "8"},
     {"prior": "dcgan"},
     {"prior": "dcgan", "gan": "baseline"},
     {"prior": "pixelcnn"},
@@ -72,12 +72,24 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_interrupted_and_resumed_equals_uninterrupted(given, whole, trainer, capsys):
     """SIGTERM within an epoch of the last stage: all weights, states and metrics are the same to the bit."""
     before = 0 if given.keys() <= {"model", "codebook", "loss"} else TRAINED
-    trainer.kill_at_step(before + (3 if "texture_epochs" in given else STEPS + 3))  # its batches are twice as large
+    before += TRAINED if "painter_slices" in given else 0  # the student is the last, with as many steps as its teacher
+    trainer.kill_at_step(before + STEPS + 3)
     status, folder = trainer(**given)
     assert status == 143
     assert f"--resume {folder}" in capsys.readouterr().out
     state = checkpoint.load(folder / "last.pth", "run")
-    assert (state["epoch"], state["step"]) == (1, 1 if "texture_epochs" in given else 3)
+    assert (state["epoch"], state["step"]) == (1, 3)
+    assert trainer.resume(folder) == 0
+    tiny.assert_same_run(folder, whole(**given))
+
+
+@pytest.mark.parametrize("step", [TRAINED + 1, TRAINED + STEPS, 2 * TRAINED, 2 * TRAINED + 1])
+def test_interrupted_while_the_painter_learns(step, whole, trainer):
+    """In the teacher's epochs, at their end, and where the student begins."""
+    given = {"model": "rqvae", "painter_slices": str(2 * 16 * STEPS), "painter_width": "8"}
+    trainer.kill_at_step(step)
+    status, folder = trainer(**given)
+    assert status == 143
     assert trainer.resume(folder) == 0
     tiny.assert_same_run(folder, whole(**given))
 

@@ -15,9 +15,9 @@ from training.settings import (
     FINGERPRINT,
     AutoencoderSettings,
     DataSettings,
+    PainterSettings,
     PriorSettings,
     RunSettings,
-    TextureSettings,
     TrainCommand,
     TrainSettings,
     config_of,
@@ -71,7 +71,7 @@ def test_every_number_has_a_range_and_every_field_a_help_text():
 
 
 def test_config_has_the_fields_in_the_order_of_the_help():
-    groups = (DataSettings, AutoencoderSettings, TextureSettings, PriorSettings, RunSettings)
+    groups = (DataSettings, AutoencoderSettings, PainterSettings, PriorSettings, RunSettings)
     expected = [name for group in groups for name in group.model_fields if name != "time_limit"]
     assert list(config_of(TrainSettings(), tiny.data_set())) == [*expected, FINGERPRINT]
 
@@ -199,7 +199,8 @@ def test_what_a_resumed_run_may_change(name, tmp_path):
         "epochs": 30, "batch_size": 4, "optimizer": "adam", "lr": 0.5, "beta": 1.0, "downsample": 4, "depth": 2,
         "width": 32, "blocks": 1, "codebook_size": 64, "codebook": "gradient", "loss": "mse",
         "autoencoder": "/x.pth", "prior": "pixelcnn", "prior_epochs": 90, "prior_batch_size": 4, "prior_lr": 0.1,
-        "gan": "baseline", "gan_gamma": 1.0, "texture_epochs": 30,
+        "gan": "baseline", "gan_gamma": 1.0, "painter_slices": 30,
+        "painter_width": 8, "painter_batch_size": 4, "painter_steps": 2,
         "augment": "off", "prior_codes": 3, "out": "there", "seed": 5, "device": "cpu", "precision": "fp32",
         "save_minutes": 1.0, "time_limit": 3.0, "tensorboard": True,
     }  # fmt: skip
@@ -208,7 +209,6 @@ def test_what_a_resumed_run_may_change(name, tmp_path):
     allowed = {
         "data",
         "epochs",
-        "texture_epochs",
         "prior_epochs",
         "device",
         "out",

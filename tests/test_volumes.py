@@ -20,7 +20,7 @@ import train
 from inference.codec import Codec, to_uint8
 from inference.model import TrainedModel
 from inference.sampling import Sampler
-from inference.volumes import FARTHEST, SHOWN, VolumeSampler, decode_volumes, plan
+from inference.volumes import FARTHEST, SHOWN, VolumeSampler, plan
 from modules import RQVAE
 from networks.transformer import Transformer
 from runtime.compute import Compute
@@ -165,7 +165,7 @@ def test_a_brain_around_a_given_slice_holds_it(model):
     volumes, codes = VolumeSampler(model.sampler), model.codec.encode(given[None])[:1]
     drawn = volumes.draw([0], (5, codes))
     assert torch.equal(drawn[0][0, 5 - 2], codes[0][0].long())
-    np.testing.assert_array_equal(decode_volumes(model.codec, drawn)[0], volume)
+    np.testing.assert_array_equal(volumes.paint(drawn, [0])[0], volume)
     assert not np.array_equal(volume, model.sample_volume(0))
 
 
@@ -222,7 +222,7 @@ def test_volumes_in_brains_out(tmp_path, monkeypatch, capsys):
         2,
         "--codebook-size",
         16,
-        "--texture-epochs",
+        "--painter-slices",
         0,
         "--batch-size",
         12,

@@ -17,7 +17,7 @@ from dataset import DataSet, Slices
 from networks.pixelcnn import PixelCNN
 from networks.transformer import Transformer
 from report import plots
-from training import dcgan, likelihood, run
+from training import dcgan, likelihood, painter, run
 
 SIZE = 32
 OPTIONS = {
@@ -25,7 +25,8 @@ OPTIONS = {
     "epochs": 2,
     "batch-size": 16,
     "codebook-size": 16,
-    "texture-epochs": 0,
+    "painter-slices": 0,
+    "painter-batch-size": 16,
     "prior": "none",
     "prior-epochs": 2,
     "prior-batch-size": 16,
@@ -63,6 +64,8 @@ class Trainer:
         self.out, self.patch, self.runs = out, monkeypatch, []
         monkeypatch.setattr(train, "load_data", lambda settings: data_set())
         monkeypatch.setattr(dcgan, "SAMPLES", 100)
+        for name, number in {"EPOCHS": 2, "STUDENT_EPOCHS": 2, "STUDENT": 4.0, "EXAMPLES": 4}.items():
+            monkeypatch.setattr(painter, name, number)
         monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=16, layers=3))
         monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=24, layers=2, inner=8))
         for name, function in inspect.getmembers(plots, inspect.isfunction):

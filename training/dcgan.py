@@ -218,7 +218,7 @@ def score_samples(samples: Codes, batches: CodeBatches, codec: Codec, judge: "Ju
     """Frechet distances from validation people, and the mean distance of the code histograms from training's."""
     from scoring.judge import code_histogram_distance
 
-    distances = judge.frechet(to_uint8(codec.decode(samples)))
+    distances = judge.frechet(to_uint8(codec.paint(samples, range(len(samples[0])))))
     histograms = [
         code_histogram_distance(sampled, real.long(), size)
         for sampled, real, size in zip(samples, batches.codes, codec.autoencoder.codebook_sizes, strict=False)

@@ -6,6 +6,7 @@ from dataset import Box, DataSet, content_box
 from inference.codec import MARGIN, Codec
 from inference.depths import draw_codes
 from modules import Autoencoder
+from networks.painter import Painter
 from report import page, plots
 from report.results import TRAINING_FIGURES, can_be_shown
 from runtime.compute import Compute
@@ -30,7 +31,24 @@ def draw_epoch(run: Run, model: Autoencoder, data: DataSet, box: Box, epoch: int
     drawn = box.paste(reconstruction, originals.shape[1:])[:, 0].cpu().numpy()
     window, title = box.around(MARGIN, originals.shape[1:]), f"{data.title}, validation split"
     pictures = window.crop(originals), window.crop(drawn)
-    plots.epoch_frame(*pictures, epoch, score, run.folder / f"epoch_{epoch:03d}.png", title)
+    told = f"validation SSIM {score:.4f}"
+    plots.epoch_frame(*pictures, epoch, told, run.folder / f"epoch_{epoch:03d}.png", title, "reconstruction")
+
+
+def draw_painted(run: Run, codec: Codec, painter: Painter, data: DataSet, stage: str, epoch: int, loss: float) -> None:
+    """The fixed validation slices above what is painted of their first codes: <stage>_<n>.png, a frame of its GIF."""
+    if not run.main:
+        return
+    slices = data.splits["validate"]
+    originals = slices.images[torch.linspace(0, len(slices) - 1, SLICES).long().numpy()]
+    painting = Codec(codec.autoencoder, {"box": codec.box, "size": codec.size}, codec.on, painter)
+    made = painting.paint(painting.encode(originals, codec.box)[:1], range(len(originals)))
+    window, title = codec.window(originals), f"{data.title}, validation split"
+    path, told = run.folder / f"{stage}_{epoch:03d}.png", f"validation loss {loss:.4f}"
+    what = "painted from the first codes"
+    plots.epoch_frame(window.crop(originals), window.crop(made), epoch, told, path, title, what)
+    frames = [path for path in sorted(run.folder.glob(f"{stage}_*.png")) if can_be_shown(path)]
+    plots.animate(frames, run.folder / f"{stage}.gif", 0.5)
 
 
 def draw_autoencoder(run: Run, codec: Codec, data: DataSet) -> None:

@@ -5,6 +5,7 @@ runs/<date>_<time>/
     log.txt         what the terminal showed
     metrics.csv     a row an epoch; steps_<stage>.csv, one every few steps
     vqvae.pth       the autoencoder with the best validation SSIM (whatever --model it is)
+    painter.pth     what paints the texture of samples
     <prior>.pth     the best prior
     last.pth        everything needed to go on; previous.pth, the one before it
     *.png, *.gif    figures
@@ -40,7 +41,7 @@ from training.telling import Pace, StepTable, epoch_told
 
 UNSAVED = 10.0  # seconds of training that may be lost to a signal that comes where nothing can be saved
 AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one is to stop or to save
-BEFORE_PRIOR = ("autoencoder", "texture")  # stages, in their order; the prior's is called after it
+BEFORE_PRIOR = ("autoencoder", "painter", "student")  # stages, in their order; the prior's is called after it
 LOOK_EVERY = 50  # steps between two looks at the losses: each halts a GPU
 
 

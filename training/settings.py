@@ -54,15 +54,23 @@ class AutoencoderSettings(Settings):
     loss: Literal["l1+ssim", "mse"] = option("l1+ssim", "reconstruction loss: L1 + (1 - SSIM) / 2, or squared error")
 
 
-class TextureSettings(Settings):
-    """texture"""
+class PainterSettings(Settings):
+    """painter"""
 
-    texture_epochs: int = option(
-        12,
-        "rqvae: passes in which a second decoder learns, from a critic, to draw texture; 0 for none",
+    painter_slices: int | None = option(
+        None,
+        "rqvae: slices from which a flow learns to paint what the first code leaves open; 0 for no painter"
+        " (default: 1,500,000, on a CPU 60,000)",
         ge=0,
-        le=1_000_000,
+        le=1_000_000_000,
     )
+    painter_width: int | None = option(
+        None, "its channels at a quarter of the size, twice as many below (default: 128, on a CPU 32)", ge=8, le=4096
+    )
+    painter_batch_size: int | None = option(
+        None, "slices a step, over all processes together (default: 128, on a CPU 32)", ge=1, le=1_000_000
+    )
+    painter_steps: int = option(4, "in which its student paints", ge=1, le=24)
 
 
 class PriorSettings(Settings):
@@ -71,7 +79,7 @@ class PriorSettings(Settings):
     autoencoder: Path | None = option(None, "trained vqvae.pth to learn a prior for, instead of training one")
     prior: Literal["dcgan", "transformer", "pixelcnn", "none"] = option("dcgan", "prior over the codes")
     prior_codes: int = option(
-        1, "rqvae: codes per position that the prior draws; the decoder adds texture", ge=1, le=16
+        1, "rqvae: codes per position that the prior draws; the painter adds texture", ge=1, le=16
     )
     prior_epochs: int = option(80, "passes over the training codes", ge=1, le=1_000_000)
     prior_batch_size: int | None = option(
@@ -114,7 +122,7 @@ class RunSettings(Settings):
 
 
 class TrainSettings(
-    RunSettings, PriorSettings, TextureSettings, AutoencoderSettings, DataSettings
+    RunSettings, PriorSettings, PainterSettings, AutoencoderSettings, DataSettings
 ):  # the last base's fields come first
     """Everything that makes a run; config.json holds it."""
 
@@ -128,7 +136,7 @@ class TrainCommand(TrainSettings, StartSettings):
     """The command line of train.py."""
 
 
-LENGTHS = ("epochs", "texture_epochs", "prior_epochs")  # may grow
+LENGTHS = ("epochs", "prior_epochs")  # may grow
 MAY_CHANGE = {*LENGTHS, "data", "device", "out", "save_minutes", "time_limit", "tensorboard"}
 FINGERPRINT = "data_fingerprint"  # the field of config.json that is no setting: the data that the run was started with
 

@@ -15,10 +15,8 @@ BATCH = 16  # few, so that SSIM's intermediate results stay in a processor's cac
 
 
 @torch.no_grad()
-def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute, kept: int | None = None) -> float:
+def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute) -> float:
     """Mean SSIM over the full pictures of the whole validation split, each slice counted once.
-
-    Of pictures from the first `kept` codes per position, None for all.
 
     Only what holds content is looked at: all other windows of SSIM see black in both pictures.
     """
@@ -33,7 +31,7 @@ def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute, ke
     for images, _ in tqdm(batches, "validation", disable=None if on.rank == 0 else True, delay=2, leave=False):
         with on.autocast():
             inside = inner.crop(images)
-            reconstruction = model(inside)[0] if kept is None else model.decode(model.encode(inside)[:kept])
+            reconstruction = model(inside)[0]
         reconstruction = inner.paste(reconstruction.float().clamp(0, 1), images.shape[2:])
         total += ssim_in_black(reconstruction, images, windows).sum()
     if dist.is_initialized():

@@ -1,0 +1,116 @@
+"""What does the painter make of people it never saw? Their first codes, painted, beside real slices of other people.
+
+    python benchmarks/painter.py resources/pretrained/vqvae.pth --data DIR --out FILE.json
+
+Prints the AUC of the two-sample network, distances, and figures of tissue, each beside those of the people's own slices
+(the floor); the SSIM of painted and of plain pictures of training and validation people, whose difference says what the
+painter knows by heart; and how like neighbouring slices of a brain are.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from pydantic_settings import CliPositionalArg
+
+import dataset
+from dataset import Slices
+from inference.codec import to_uint8
+from inference.model import TrainedModel
+from runtime import cli
+from runtime.cli import Device, Precision, Settings, option
+from runtime.errors import exit_on_input_error
+from runtime.files import atomic
+from scoring import judge, tissue
+from scoring.metrics import reconstruction_scores
+from scoring.two_sample import Kind, two_sample_test
+
+SPACES = "pca", "randconv", "folds"
+KNOWN = 10  # training people whose SSIM is taken
+
+
+class PainterSettings(Settings):
+    """what to measure"""
+
+    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth with a painter.pth beside it")
+    data: str = option(..., "the data set that it was trained on", "DIR")
+    out: Path = option(Path("painter.json"), "where the figures go", "FILE")
+    device: Device = option("auto", "where to paint")
+    precision: Precision = option("auto", "in which")
+
+
+def first_codes(model: TrainedModel, slices: Slices, paint: bool) -> np.ndarray:
+    """What comes of the slices' first codes, uint8 [N, H, W]: painted, each person with an own noise, or plain."""
+    codes = model.codec.encode(slices.images, model.codec.box)[:1]
+    if not paint:
+        return to_uint8(model.codec.decode(codes))
+    pictures = np.empty_like(slices.images)
+    for seed, person in enumerate(dict.fromkeys(slices.people)):
+        rows = np.flatnonzero(np.array(slices.people) == person)
+        own = codes.with_grids(grid[rows] for grid in codes)
+        pictures[rows] = to_uint8(model.codec.paint(own, [seed], levels=len(rows)))
+    return pictures
+
+
+def told_apart(train: Slices, images: np.ndarray, people: list[str]) -> dict:
+    """AUC of the two-sample network against as many slices of training people."""
+
+    def draw(seed: int) -> list[Kind]:
+        rows = np.sort(np.random.default_rng(seed).permutation(len(train))[: len(images)])
+        return [Kind(train.images[rows], [train.people[i] for i in rows]), Kind(images, people)]
+
+    return two_sample_test(draw)
+
+
+def neighbours(slices: Slices, images: np.ndarray) -> float:
+    """Mean of 1 - SSIM of a brain's neighbouring slices."""
+    same = [i for i in range(len(slices) - 1) if slices.people[i] == slices.people[i + 1]]
+    same = [i for i in same if slices.levels[i + 1] == slices.levels[i] + 1]
+    return float(1 - reconstruction_scores(images[same], images[np.array(same) + 1] / np.float32(255))["ssim"].mean())
+
+
+def joined(a: Slices, b: Slices) -> Slices:
+    """Two splits as one."""
+    levels = np.concatenate([a.levels, b.levels])
+    lists = ([*getattr(a, name), *getattr(b, name)] for name in ("names", "people"))
+    return Slices(np.concatenate([a.images, b.images]), *lists, levels, [*a.paths, *b.paths])
+
+
+@exit_on_input_error
+def main() -> int:
+    settings = cli.parse(PainterSettings, __doc__)
+    model = TrainedModel.load(settings.checkpoint, "none", settings.device, settings.precision)
+    data = dataset.load(settings.data, ("train", "validate", "test"))
+    train, held_out = data.splits["train"], joined(data.splits["validate"], data.splits["test"])
+    verdict = judge.Judge(train, data.splits["test"], device=model.codec.on.device)
+    pictures = {
+        "own": held_out.images,
+        "plain": first_codes(model, held_out, paint=False),
+        "painted": first_codes(model, held_out, paint=True),
+    }
+    found = {}
+    for kind, images in pictures.items():
+        found[kind] = {
+            "auc": told_apart(train, images, held_out.people),
+            "frechet": {space: verdict.fidelity(images)[space]["frechet"] for space in SPACES},
+            "tissue": tissue.compare(images, train.images[:: max(len(train) // len(images), 1)]),
+            "neighbours": neighbours(held_out, images),
+        }
+        print(kind, json.dumps(found[kind]), flush=True)
+    for name, part in (("train", train.first_people(KNOWN)), ("validate", data.splits["validate"])):
+        own = part.images / np.float32(255)
+        found[f"ssim_{name}"] = {}
+        for how in ("plain", "painted"):
+            scores = reconstruction_scores(first_codes(model, part, how == "painted"), own)
+            found[f"ssim_{name}"][how] = float(scores["ssim"].mean())
+        print(f"ssim_{name}", found[f"ssim_{name}"])
+    with atomic(settings.out) as file:
+        file.write(json.dumps(found, indent=1).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""The painter: the flow's paths and losses in closed form, whose noise is whose, and a training through train.py."""
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import ROOT
+
+from dataset import Box
+from inference.codec import Codec, to_uint8
+from inference.loading import identity, load_autoencoder, load_painter
+from inference.model import TrainedModel
+from modules import RQVAE
+from networks.painter import NEIGHBOUR, Painter, flow_loss, jump_loss
+from runtime import checkpoint, compute
+from runtime.errors import InputError
+from scoring import tissue
+from training import painter as learning
+
+CPU = compute.choose("cpu", "fp32")
+DATA = {"box": [0, 0, 32, 48], "size": [32, 48]}
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """A narrow one whose blocks do something."""
+    torch.manual_seed(0)
+    net = Painter(dim=4, width=8, blocks=1).eval()
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, 0, 0.1)
+    return net
+
+
+@pytest.fixture(scope="module")
+def codec(painter):
+    torch.manual_seed(1)
+    return Codec(RQVAE(codebook_size=16, depth=3, width=8, blocks=1, dim=4), DATA, CPU, painter)
+
+
+def inputs(n=2, height=32, width=48):
+    r, noise, plain = (torch.randn(n, 1, height, width) for _ in range(3))
+    return r, noise, plain.sigmoid(), torch.randn(n, 4, height // 8, width // 8)
+
+
+class Knows(torch.nn.Module):
+    """Stands for a painter that always says the same clean residual."""
+
+    def __init__(self, r):
+        super().__init__()
+        self.r = r
+
+    def forward(self, x, t, plain, z_q, phase=None):
+        return self.r
+
+
+# ------------------------------------------------------------------------------------------- the flow
+
+
+@pytest.mark.parametrize("steps", [1, 4, 24])
+def test_a_path_to_a_known_residual_is_straight_and_ends_there(painter, monkeypatch, steps):
+    r, noise, plain, z_q = inputs()
+    monkeypatch.setattr(painter, "forward", Knows(r).forward)
+    path = list(painter.path(plain, z_q, noise, steps))
+    assert [t for t, _ in path] == [i / steps for i in range(steps + 1)]
+    for t, x in path:
+        torch.testing.assert_close(x, (1 - t) * noise + t * r, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(painter.paint(plain, z_q, noise), (plain + painter.scale * r).clamp(0, 1))
+
+
+def test_loss_is_the_velocitys():
+    r, noise, plain, z_q = inputs()
+    t = torch.tensor([0.25, 0.99])
+    assert flow_loss(Knows(r), r, t, noise, plain, z_q, None).tolist() == [0, 0]
+    expected = r.square().mean(dim=(1, 2, 3)) / torch.tensor([0.75, 0.05]) ** 2  # no nearer to the end than that
+    torch.testing.assert_close(flow_loss(Knows(torch.zeros(())), r, t, noise, plain, z_q, None), expected)
+
+
+def test_a_student_that_jumps_as_its_teacher_goes_has_no_loss():
+    r, noise, plain, z_q = inputs()
+    start, end = (0.25, 0.75 * noise + 0.25 * r), (0.5, 0.5 * noise + 0.5 * r)
+    torch.testing.assert_close(jump_loss(Knows(r), start, end, plain, z_q), torch.zeros(2), atol=1e-10, rtol=0)
+    off = jump_loss(Knows(r + 3), start, end, plain, z_q)  # 3 in the residual is 3 / 0.75 in the velocity
+    torch.testing.assert_close(off, torch.full((2,), 16.0))
+
+
+def test_pixels_depend_on_their_neighbourhood_alone(painter):
+    """No statistics over the canvas: a far corner of another picture changes nothing."""
+    _, noise, plain, z_q = inputs(1, 256, 256)
+    other = plain.clone()
+    other[:, :, -16:, -16:] = 0
+    with torch.no_grad():
+        a, b = (painter.paint(each, z_q, noise) for each in (plain, other))
+    assert torch.equal(a[:, :, :64, :64], b[:, :, :64, :64])
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("downsample", [4, 8, 16])
+def test_it_takes_grids_of_other_sizes(painter, downsample):
+    _, noise, plain, _ = inputs()
+    z_q = torch.randn(2, 4, 32 // downsample, 48 // downsample)
+    with torch.no_grad():
+        assert painter.paint(plain, z_q, noise).shape == (2, 1, 32, 48)
+
+
+# ------------------------------------------------------------------------------------------- noise
+
+
+def test_noise_of_a_brain_goes_on_from_level_to_level(painter):
+    noise = painter.noise(7, 60, 64, 64)
+    assert torch.equal(noise, painter.noise(7, 60, 64, 64))
+    assert not torch.equal(noise[0], painter.noise(8, 1, 64, 64)[0])
+    assert noise.std(dim=(1, 2, 3)) == pytest.approx(torch.ones(60), abs=0.05)
+    for away in (1, 2, 4):
+        correlation = (noise[away:] * noise[:-away]).mean()
+        assert correlation == pytest.approx(NEIGHBOUR**away, abs=0.02)
+
+
+def test_the_size_of_the_noise_is_drawn_once_a_brain(painter):
+    painter = deepcopy(painter)
+    painter.noise_size.copy_(torch.tensor([2.0, 0.5]))
+    sizes = torch.stack([painter.noise(seed, 3, 128, 128).std(dim=(1, 2, 3)) for seed in range(200)])
+    assert (sizes.std(dim=1) / sizes.mean(dim=1)).max() < 0.03
+    assert sizes.mean() == pytest.approx(2.0, abs=0.1)
+    assert sizes[:, 0].std() == pytest.approx(0.5, abs=0.08)
+
+
+def test_what_is_painted_depends_on_the_pictures_own_seed_and_not_on_the_batch(codec):
+    codes = [torch.randint(16, (5, 4, 6))]
+    together = codec.paint(codes, [3, 1, 4, 1, 5])
+    alone = codec.paint([codes[0][2:3]], [4])
+    np.testing.assert_allclose(together[2:3], alone, atol=1e-5)
+    assert abs(together[2:3] - codec.paint([codes[0][2:3]], [5])).max() > 1e-3
+
+
+def test_a_brain_has_one_noise_however_its_slices_fall_into_batches(codec, monkeypatch):
+    codes = [torch.randint(16, (15, 4, 6))]
+    together = codec.paint(codes, [3, 1, 4], levels=5)
+    monkeypatch.setattr("inference.codec.BATCH", 4)
+    np.testing.assert_allclose(codec.paint(codes, [3, 1, 4], levels=5), together, atol=1e-5)
+    np.testing.assert_allclose(codec.paint([codes[0][5:10]], [1], levels=5), together[5:10], atol=1e-5)
+
+
+def test_only_the_first_code_is_painted_and_all_codes_are_decoded(codec):
+    codes = [torch.randint(16, (2, 4, 6)) for _ in range(3)]
+    np.testing.assert_array_equal(codec.paint(codes, [0, 1]), codec.decode(codes))
+    np.testing.assert_array_equal(codec.paint(codes[:2], [0, 1]), codec.paint(codes[:1], [0, 1]))
+    plainly = Codec(codec.autoencoder, DATA, CPU)
+    np.testing.assert_array_equal(plainly.paint(codes[:1], [0, 1]), codec.decode(codes[:1]))
+
+
+# ------------------------------------------------------------------------------------------- learning
+
+
+def test_moved_slices_know_by_how_much():
+    torch.manual_seed(0)
+    images, box = torch.rand(1, 1, 48, 48).expand(64, -1, -1, -1), Box(8, 8, 32, 32)
+    made, phase = learning.moved(images, box)
+    seen = set()
+    for one, number in zip(made, phase.tolist(), strict=True):
+        down, across = ((each + 4) % 8 - 4 for each in divmod(number, 8))
+        found = []
+        for mirrored in (False, True):
+            for by in {down, 4 if abs(down) == 4 else down}:
+                rolled = box.crop(images[0].roll((-by if mirrored else by, across % 8 - 8 * (across % 8 > 4)), (1, 2)))
+                found.append(torch.equal(one, rolled.flip(1) if mirrored else rolled))
+        if 4 not in (abs(down), abs(across)):  # 4 and -4 are one phase
+            assert sum(found) >= 1
+        seen.add((number == 0, found[0]))
+    assert len(seen) >= 3
+
+
+def test_noise_is_fitted_to_each_persons_grain(codec, monkeypatch):
+    """People whose slices have the grain that noise of a known size gives."""
+    truth = {"a": 0.95, "b": 1.0, "c": 1.1}
+    grain = np.random.default_rng(0).standard_normal((32, 48)) * 10
+
+    def paint(codes, seeds):
+        size = float(codec.painter.noise_size[0])
+        return np.stack([(100 + size * grain) / 255 for _ in seeds])
+
+    images = np.stack([(100 + size * grain).round() for size in truth.values()]).astype(np.uint8)
+    slices = replace(tiny.slices(1, 3), images=images, people=list(truth))
+    monkeypatch.setattr(codec, "paint", paint)
+    monkeypatch.setattr(codec, "encode", lambda *_: [])
+    monkeypatch.setattr(learning.tissue, "deep_white", lambda image: np.ones(image.shape, bool))
+    fitted = learning.noise_size(codec, slices)
+    assert fitted[0] == pytest.approx(np.mean(list(truth.values())), abs=0.01)
+    assert fitted[1] == pytest.approx(np.std(list(truth.values())), abs=0.01)
+
+
+def test_train_makes_a_painter_that_samples_are_painted_by(tmp_path, monkeypatch):
+    options = {"model": "rqvae", "depth": 2, "width": 16, "painter_slices": 128, "painter_width": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        status, folder = tiny.Trainer(tmp_path, patch)(**options, prior="transformer")
+    assert status == 0
+    autoencoder, _ = load_autoencoder(folder / "vqvae.pth")
+    made = load_painter(folder / "painter.pth", autoencoder)
+    assert (made.steps, made.arguments["width"]) == (4, 8)
+    assert json.loads((folder / "config.json").read_text())["painter_slices"] == 128
+    rows = (folder / "metrics.csv").read_text()
+    assert [rows.count(f"\n{stage},") for stage in ("painter", "student", "transformer")] == [2, 2, 2]
+    assert "train_loss_at_0.125" in rows
+    assert "validation_loss_at_0.875" in rows
+    model = TrainedModel.load(folder / "vqvae.pth", device="cpu")
+    codes = model.sample_codes(range(3))
+    painted = model.sample(range(3))
+    np.testing.assert_allclose(painted, model.codec.paint(codes, range(3)), atol=1e-6)
+    assert abs(painted - model.decode(codes)).max() > 1e-3
+
+
+def test_a_painter_of_another_autoencoder_is_refused(tmp_path, painter, codec):
+    content = {"kind": "painter", "arguments": painter.arguments, "epoch": 1, "state": painter.state_dict()}
+    path = tmp_path / "painter.pth"
+    assert load_painter(path, codec.autoencoder) is None
+    checkpoint.save(path, content | {"autoencoder": identity(codec.autoencoder)})
+    assert load_painter(path, codec.autoencoder).arguments == painter.arguments
+    checkpoint.save(path, content | {"autoencoder": "0" * 64})
+    with pytest.raises(InputError, match="another autoencoder"):
+        load_painter(path, codec.autoencoder)
+    checkpoint.save(path, content | {"autoencoder": identity(codec.autoencoder), "arguments": {"dim": 4}})
+    with pytest.raises(InputError, match="arguments"):
+        load_painter(path, codec.autoencoder)
+
+
+def test_the_shipped_painter_gives_back_the_grain():
+    """Of deep white matter, which the plain decoder leaves smooth."""
+    model = TrainedModel.load(ROOT / "resources/pretrained/vqvae.pth", device="cpu")
+    codes = model.sample_codes(range(4), level=16)
+
+    plain, painted = (to_uint8(pictures) for pictures in (model.decode(codes), model.sample(range(4), level=16)))
+    grains = [
+        [tissue.grain(one, tissue.deep_white(under)) for one, under in zip(pictures, plain, strict=True)]
+        for pictures in (plain, painted)
+    ]
+    assert np.mean(grains[1]) > 1.05 * np.mean(grains[0]), grains
