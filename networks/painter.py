@@ -87,6 +87,8 @@ class Painter(nn.Module):
         self.after = nn.ModuleList([FlowBlock(width, 128) for _ in range(blocks + 1)])
         self.norm = ChannelRMSNorm(width)
         self.unfold = nn.Conv2d(width, FOLD**2, 3, padding=1)
+        nn.init.zeros_(self.unfold.weight)  # at first it paints the plain picture
+        nn.init.zeros_(self.unfold.bias)
 
     def forward(self, x: Tensor, t: Tensor, plain: Tensor, z_q: Tensor, phase: Tensor | None = None) -> Tensor:
         """The clean residual, float32 [B, 1, H, W], that the noisy one x [B, 1, H, W] at time t [B] comes from.

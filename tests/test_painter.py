@@ -87,6 +87,12 @@ def test_a_student_that_jumps_as_its_teacher_goes_has_no_loss():
     torch.testing.assert_close(off, torch.full((2,), 16.0))
 
 
+def test_a_new_one_paints_the_plain_picture():
+    _, noise, plain, z_q = inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(Painter(dim=4, width=8, blocks=1).paint(plain, z_q, noise), plain, atol=1e-6, rtol=0)
+
+
 def test_pixels_depend_on_their_neighbourhood_alone(painter):
     """No statistics over the canvas: a far corner of another picture changes nothing."""
     _, noise, plain, z_q = inputs(1, 256, 256)
