@@ -40,6 +40,7 @@ from runtime.errors import InputError, exit_on_input_error
 GROWTH = (1000, 2000, 4000, 8000)  # training slices
 QUICK = {"images": 8, "batch_size": 2, "steps": 1, "rounds": 1, "samples": 2, "codes": 1}
 QUICK |= {"epochs": 1, "prior_epochs": 0}
+ALONE = "--prior", "none", "--painter-slices", 0  # the autoencoder, and nothing after it
 
 
 # ------------------------------------------------------------------------------------------- measuring
@@ -130,19 +131,7 @@ def second_start(args: SpeedSettings, source: Path, folder: Path, on: Compute) -
     """From the start of train.py, default autoencoder, to the end of its first step, with the cache already there."""
     counts = published_shares(PUBLISHED["train"][0] if not args.quick else QUICK["images"])
     root = measure.repeated_set(source, folder / "slices", counts)
-    command = [
-        "train.py",
-        "--data",
-        root,
-        "--prior",
-        "none",
-        "--painter-slices",
-        0,
-        "--out",
-        folder / "runs",
-        "--device",
-        on.device.type,
-    ]
+    command = ["train.py", "--data", root, *ALONE, "--out", folder / "runs", "--device", on.device.type]
     command = list(map(str, [*command, "--precision", args.precision]))
     starts = [measure.run_script(command, folder, folder / "cache", "first-step") for _ in range(1 + args.rounds)]
     first, *again = starts
@@ -167,19 +156,7 @@ def both_precisions(args: SpeedSettings, source: Path, folder: Path, on: Compute
     for seed in range(args.rounds):
         for precision in ("bf16", "fp32"):
             out = folder / f"{precision}_{seed}"
-            command = [
-                "train.py",
-                "--data",
-                root,
-                "--prior",
-                "none",
-                "--painter-slices",
-                0,
-                "--epochs",
-                args.epochs,
-                "--out",
-                out,
-            ]
+            command = ["train.py", "--data", root, *ALONE, "--epochs", args.epochs, "--out", out]
             command += ["--device", on.device.type, "--precision", precision, "--seed", seed]
             child = measure.run_script(list(map(str, command)), folder, folder / "cache")
             (table,) = out.glob("*/metrics.csv")
