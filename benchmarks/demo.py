@@ -1,16 +1,15 @@
-"""How much can be shown in five minutes here? The whole way on a synthetic set, sized by its first steps.
+"""What does it look like in five minutes? Training, scores and samples on a synthetic set, sized to this machine.
 
     make demo
 
-A few training steps are timed; people and epochs follow from them, so that data, training, scores and samples take
-about five minutes on any two cores. Then train.py and predict.py run as anybody would run them. What so short a
-training samples is shown above what the weights of this repository sample, which took hours.
+Times a few training steps, chooses the number of people and epochs by that, so that everything takes about five minutes
+on any two cores, and calls train.py and predict.py as anybody would. In the end one picture shows what so short a
+training samples above what the weights of this repository sample, which took hours to train.
 """
 
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,33 +19,31 @@ import torch
 from PIL import Image
 
 import dataset
-import train
-from dataset import Batches, DataSet
 from inference.codec import to_uint8
 from inference.model import TrainedModel
+from modules import RQVAE
 from report import plots
 from runtime import cli, compute
 from runtime.cli import Device, Precision, Settings, option
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
 from runtime.wording import counted, duration
-from training.augment import augment
-from training.settings import TrainSettings
+from training.optim import Muon
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMED_STEPS = 6  # after two that aren't
-TRAINING = 180.0  # seconds of training that are aimed at: on a slow machine, the rest takes as long
-LEVELS = 32  # slices a person
-BATCH, PRIOR_BATCH = 8, 16
-# What else takes time in training, in steps of the autoencoder: measured on one core, in bf16 and in fp32.
-ONCE = 45  # k-means, and fitting the judge
-VALIDATION = 6  # a pass over the validation people, and the picture of the epoch
-PRIOR_STEP = 1.7
-SAMPLES = 18  # those that each epoch of the prior is judged by
-PAINTER_SLICE = 0.06  # of the painter's training, its student's among it
-PAINTER_WIDTH = 16
-SHOWN = 8  # samples of each model
 SHIPPED = ROOT / "resources/pretrained/vqvae.pth"
+SHOWN_SAMPLES = 8  # of each model
+
+TRAINING_SECONDS = 180.0  # all else takes about as long on a slow machine
+TIMED_STEPS = 6
+LEVELS = 32  # slices a person in the demo set
+BATCH_SIZE, PRIOR_BATCH_SIZE, PAINTER_WIDTH = 8, 16, 16
+# Time of everything in training but the autoencoder's steps, in such steps; measured on one core in bf16 and fp32.
+ONCE = 45  # k-means, and fitting the judge
+VALIDATION = 6  # of an epoch, and its picture
+PRIOR_STEP = 1.7
+JUDGED_SAMPLES = 18  # of an epoch of the prior
+PAINTER_SLICE = 0.06  # of the painter's training and its student's
 
 
 class DemoSettings(Settings):
@@ -54,7 +51,7 @@ class DemoSettings(Settings):
 
     out: Path = option(Path("runs/demo"), "folder in which the run's own folder is made", "DIR")
     device: Device = option("auto", "where to compute")
-    precision: Precision = option("auto", "fp32 is what older processors compute in")
+    precision: Precision = option("auto", "numeric format: fp32 is what older processors compute in")
 
 
 class Size(NamedTuple):
@@ -63,99 +60,106 @@ class Size(NamedTuple):
     people: int
     epochs: int
     prior_epochs: int
-    painter: int  # slices that it learns from
+    painter_slices: int
 
     @property
     def work(self) -> float:
-        """In steps of the autoencoder."""
-        epoch = self.people * LEVELS / BATCH + VALIDATION
-        prior_epoch = self.people * LEVELS / PRIOR_BATCH * PRIOR_STEP + SAMPLES
-        return ONCE + self.epochs * epoch + self.prior_epochs * prior_epoch + self.painter * PAINTER_SLICE
+        """Training time in steps of the autoencoder."""
+        epoch = self.people * LEVELS / BATCH_SIZE + VALIDATION
+        prior_epoch = self.people * LEVELS / PRIOR_BATCH_SIZE * PRIOR_STEP + JUDGED_SAMPLES
+        painter = self.painter_slices * PAINTER_SLICE
+        return ONCE + self.epochs * epoch + self.prior_epochs * prior_epoch + painter
 
 
-MOST, LEAST = 32, 8  # people: the demo set has 32 to train on, and fewer than 8 show nothing
-SIZES = [  # from the best on; fewer epochs only with the fewest people
-    *(Size(people, 4, 3, 64 * people) for people in range(MOST, LEAST - 1, -1)),
-    *(Size(LEAST, *epochs, 256) for epochs in ((3, 2), (2, 2), (2, 1), (1, 1))),
+MOST_PEOPLE, FEWEST_PEOPLE = 32, 8  # the demo set has 32 for training; fewer than 8 show nothing
+SIZES = [  # the best one first; fewer epochs only with the fewest people
+    *(Size(people, 4, 3, 64 * people) for people in range(MOST_PEOPLE, FEWEST_PEOPLE - 1, -1)),
+    *(Size(FEWEST_PEOPLE, *epochs, 256) for epochs in ((3, 2), (2, 2), (2, 1), (1, 1))),
 ]
 
 
-def seconds_of_a_step(data: DataSet, settings: TrainSettings, on: Compute) -> float:
-    """Of the autoencoder's training, once memory and kernels are ready."""
-    slices = data.splits["train"]
-    box = dataset.content_box(slices.images)
-    model = train.make_autoencoder(settings).to(on.device, memory_format=torch.channels_last)
-    optimizer = train.make_optimizer(model, settings)
-    batches = Batches(slices, BATCH, on.device).shuffled(0, 1)
-    for step, (images, _) in zip(range(TIMED_STEPS + 2), batches, strict=False):
+def size_for(seconds: float) -> Size:
+    """The largest size that there is time for where a step of the autoencoder takes so many seconds."""
+    return next((size for size in SIZES if size.work * seconds <= TRAINING_SECONDS), SIZES[-1])
+
+
+def seconds_per_step(on: Compute) -> float:
+    """Of the default autoencoder's training on pictures of the demo set's size, once warm."""
+    model = RQVAE().to(on.device, memory_format=torch.channels_last)
+    optimizer = Muon(model.parameters(), 1e-3)
+    images = torch.rand(BATCH_SIZE, 1, 160, 208, device=on.device)
+    for step in range(2 + TIMED_STEPS):
         if step == 2:
-            began = time.monotonic()
-        draw = train.draws_of_step(len(images), 0, step, on)
-        pictures = augment(images, box, draw)
-        values = train.autoencoder_step(model, optimizer, pictures, None, train.LOSSES[settings.loss], on)
-        values["train_reconstruction"].item()  # a GPU has then done the step
-    return (time.monotonic() - began) / TIMED_STEPS
+            start = time.monotonic()
+        with on.autocast():
+            reconstruction, _, latent_loss = model(images)
+        optimizer.zero_grad()
+        ((reconstruction.float() - images).abs().mean() + latent_loss).backward()
+        optimizer.step()
+        latent_loss.item()  # waits for a GPU
+    return (time.monotonic() - start) / TIMED_STEPS
 
 
-def size_for(step: float) -> Size:
-    """The most that there is time for where a step takes so many seconds."""
-    return next((size for size in SIZES if size.work * step <= TRAINING), SIZES[-1])
-
-
-def run(command: Sequence[str]) -> None:
-    """Show a command, and run it. Raises InputError when it fails, which has then said why."""
+def run(*command: str) -> None:
+    """Show a command and run it. Raises InputError when it fails; it has then printed why."""
     print(f"\n$ {' '.join(['python', *command])}", flush=True)
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
-    if done.returncode:
-        raise InputError(f"{command[0]} ended with exit status {done.returncode}; what it said stands above")
+    if status := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+        raise InputError(f"{command[0]} ended with exit status {status}: see above")
 
 
-def show(folder: Path, size: Size, device: str) -> Path:
-    """Samples of the run above those of the weights in resources/, in one picture; returns its path."""
-    trained = f"Trained here on {size.people} synthetic people, for a few minutes"
-    sources = {
-        folder / "vqvae.pth": trained,
+def draw_comparison(folder: Path, people: int, device: str) -> Path:
+    """Samples of the run above those of the shipped weights, in one picture; returns its path."""
+    titles = {
+        folder / "vqvae.pth": f"Trained here on {people} synthetic people, for a few minutes",
         SHIPPED: "The weights of this repository, trained on slices of 155 real people, for hours",
     }
-    drawn = []
-    for number, (weights, title) in enumerate(sources.items()):
-        pictures = to_uint8(TrainedModel.load(weights, device=device).sample(range(SHOWN)))
-        plots.sample_grid(pictures, path := folder / f"samples_{number}.png", title)
+    grids, path = [], folder / "samples_here_and_shipped.png"
+    for weights, title in titles.items():
+        pictures = to_uint8(TrainedModel.load(weights, device=device).sample(range(SHOWN_SAMPLES)))
+        plots.sample_grid(pictures, path, title)
         with Image.open(path) as picture:
-            drawn.append(picture.convert("RGB"))
-        path.unlink()
-    whole = Image.new("RGB", (max(one.width for one in drawn), sum(one.height for one in drawn)), "white")
-    whole.paste(drawn[0], (0, 0))
-    whole.paste(drawn[1], (0, drawn[0].height))
-    whole.save(path := folder / "samples_here_and_shipped.png")
+            grids.append(picture.convert("RGB"))
+    above, below = grids
+    both = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
+    both.paste(above, (0, 0))
+    both.paste(below, (0, above.height))
+    both.save(path)
     return path
 
 
 @exit_on_input_error
 def main() -> int:
-    began = time.monotonic()
+    start = time.monotonic()
     settings = cli.parse(DemoSettings, __doc__)
-    how = [f"--device={settings.device}", f"--precision={settings.precision}"]
-    data = dataset.load("demo", ("train", "validate"))
+    dataset.load("demo", ("train", "validate"))  # makes the set where it isn't there yet
     on = compute.choose(settings.device, settings.precision)
-    step = seconds_of_a_step(data, TrainSettings(data="demo"), on)
-    size = size_for(step)
+    seconds = seconds_per_step(on)
+    size = size_for(seconds)
     print(
-        f"a step takes {step:.2f} s here, {on.describe()}: {size.people} of {MOST} people,"
+        f"a step takes {seconds:.2f} s here, {on.describe()}: {size.people} of {MOST_PEOPLE} people,"
         f" {counted(size.epochs, 'epoch')} of the autoencoder, {size.prior_epochs} of the prior,"
-        f" {size.painter:,} slices for the painter"
+        f" {size.painter_slices:,} slices for the painter"
     )
-    options = {"limit-people": size.people, "epochs": size.epochs}
-    options |= {"painter-slices": size.painter, "painter-width": PAINTER_WIDTH, "painter-batch-size": BATCH}
-    options |= {"prior": "dcgan", "prior-epochs": size.prior_epochs, "prior-batch-size": PRIOR_BATCH}
-    chosen = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    options = {
+        "data": "demo",
+        "limit-people": size.people,
+        "epochs": size.epochs,
+        "painter-slices": size.painter_slices,
+        "painter-width": PAINTER_WIDTH,
+        "painter-batch-size": BATCH_SIZE,
+        "prior": "dcgan",
+        "prior-epochs": size.prior_epochs,
+        "prior-batch-size": PRIOR_BATCH_SIZE,
+        "out": settings.out.absolute(),
+    }
+    where = [f"--device={settings.device}", f"--precision={settings.precision}"]
     before = set(settings.out.glob("*"))
-    run(["train.py", "--data", "demo", *chosen, "--out", str(settings.out.absolute()), *how])
+    run("train.py", *(f"--{name}={value}" for name, value in options.items()), *where)
     [folder] = set(settings.out.glob("*")) - before
-    run(["predict.py", str(folder.absolute() / "vqvae.pth"), "--samples", "16", *how])
-    picture = show(folder, size, settings.device)
-    print(f"\nthe demo took {duration(time.monotonic() - began)}. To look at:")
-    print(f"  {picture}: what this training samples, above what the weights of this repository do")
+    run("predict.py", str(folder.absolute() / "vqvae.pth"), "--samples=16", *where)
+    picture = draw_comparison(folder, size.people, settings.device)
+    print(f"\nthe demo took {duration(time.monotonic() - start)}. To look at:")
+    print(f"  {picture}: samples of this training, above samples of the weights of this repository")
     print(f"  {folder / 'predict/report.html'}: scores and figures of this training")
     return 0
 

@@ -3,7 +3,6 @@
     python benchmarks/readme.py --data DIR          # what `make results DATA=DIR` does; about 20 minutes on two cores
     python benchmarks/readme.py --data DIR --train  # trains the models that are not in the repository, too; hours
     python benchmarks/readme.py                     # fills the tables from resources/results.json
-    python benchmarks/readme.py --reliability DIR   # takes what faults.py and others wrote there with --json, too
 
 Scores every checkpoint with predict.py and codecs.py on the test split, writes resources/results.json, copies the
 figures to resources/, and fills the tables of README.md and of the model card. Checkpoints that are too many to be
@@ -24,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import others, reliability
+from benchmarks import others
 from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
 from inference.loading import load_autoencoder
@@ -105,9 +104,6 @@ class ReadmeSettings(Settings):
     train: bool = option(False, "train what isn't in the repository or in --runs")
     published: Path | None = option(None, "folder with PNG slices of the published OASIS set, to reconstruct", "DIR")
     runs: Path = option(Path("runs/results"), "folder of those trainings", "DIR")
-    reliability: Path | None = option(
-        None, "folder with what faults.py, replaced.py, flips.py, fuzz.py and stops.py wrote, each as NAME.json", "DIR"
-    )
 
 
 def find(name: str, settings: ReadmeSettings) -> Path | None:
@@ -408,7 +404,6 @@ BLOCKS = {
     "volumes": volume_table,
     "volume copies": volume_copies,
     "others": lambda results: others.others_table(results["others"]),
-    "reliability": lambda results: reliability.table(results["reliability"]),
 }
 
 
@@ -445,9 +440,6 @@ def main() -> int:
         for (model, figure), name in FIGURES_OF_RUNS.items():
             if run := finished(settings.runs / model):
                 shutil.copyfile(run / figure, RESOURCES / name)
-    if settings.reliability:
-        results.setdefault("reliability", {}).update(reliability.read(settings.reliability))
-    if settings.data or settings.reliability:
         with atomic(stored) as file:
             file.write(json.dumps(results, indent=1).encode() + b"\n")
     for page in PAGES:
