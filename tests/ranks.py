@@ -1,4 +1,4 @@
-"""train.py, which also leaves in $SHOW what each process holds at the end of a stage: run by test_distributed.py."""
+"""train.py, which also leaves the autoencoder and the generator that this process has trained in $SHOW/RANK.pth."""
 
 import os
 import sys
@@ -7,20 +7,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 import train
-from training import run
+from modules import Autoencoder, Generator
 
-save = run.Stage.save
-
-
-def save_and_show(stage: run.Stage) -> None:
-    save(stage)
-    if stage.epoch == stage.epochs:
-        held = {name: part.state_dict() for name, part in stage.parts.items()}
-        torch.save(held, Path(os.environ["SHOW"]) / f"{stage.name}-{os.environ.get('RANK', 0)}.pth")
+NETWORKS = Autoencoder, Generator
+used = {}  # of each kind the network that is used first: the one that is trained
 
 
-run.Stage.save = save_and_show
+def remember(module: torch.nn.Module, *_: object) -> None:
+    for kind in NETWORKS:
+        if isinstance(module, kind) and module.training:
+            used.setdefault(kind, module)
+
+
 if __name__ == "__main__":
-    sys.exit(train.main())
+    register_module_forward_hook(remember)
+    try:
+        sys.exit(train.main())
+    finally:
+        weights = {kind.__name__: network.state_dict() for kind, network in used.items()}
+        torch.save(weights, Path(os.environ["SHOW"]) / f"{os.environ['RANK']}.pth")
