@@ -124,7 +124,7 @@ class Playground:
         error = np.abs(original.astype(np.float32) - reconstruction) / 255
         colours = colormaps["magma"](np.clip(plots.ERROR_GAIN * error, 0, 1), bytes=True)[..., :3]
         notes = [*([EXAMPLE_NOTE] if slices.paths[index] == EXAMPLE else []), *slices.notes]
-        if len(made.unlike(self.model.description["validation_ssim"])):
+        if len(made.outliers(self.model.description["validation_ssim"])):
             notes.append("Reconstructed far worse than any like the training slices: is this a brain?")
         scores = {key: values[0] for key, values in made.scores.items()}
         return View((original, reconstruction), colours, score_table(scores, made.bytes_per_image), notes)
@@ -146,7 +146,7 @@ class Playground:
         """
         model, seeds = self.models[prior], range(whole(seed), whole(seed) + int(samples))
         heat = None if model.sampler.is_gan else temperature
-        pictures = to_uint8(model.sample(seeds, chosen(level), heat))
+        pictures = to_uint8(model.sample(seeds, chosen(level), temperature=heat))
         source = f"{model.sampler.title} trained on {model.description['data']['title']}, slice level {level}"
         folder = Path(tempfile.mkdtemp(dir=self.folder.name))
         name = f"samples_{model.sampler.path.stem}_seeds_{seeds[0]}_to_{seeds[-1]}"

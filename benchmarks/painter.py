@@ -51,7 +51,7 @@ def first_codes(model: TrainedModel, slices: Slices, paint: bool) -> np.ndarray:
     for seed, person in enumerate(dict.fromkeys(slices.people)):
         rows = np.flatnonzero(np.array(slices.people) == person)
         own = codes.with_grids(grid[rows] for grid in codes)
-        pictures[rows] = to_uint8(model.codec.paint(own, [seed], levels=len(rows)))
+        pictures[rows] = to_uint8(model.codec.paint(own, [seed], slices_per_seed=len(rows)))
     return pictures
 
 

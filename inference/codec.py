@@ -1,12 +1,11 @@
-"""How do many slices go through an autoencoder? In batches, cropped to what they hold and pasted back."""
+"""How do many slices go through an autoencoder? In batches, cropped to their content and pasted back."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self, SupportsIndex
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,126 +18,140 @@ from runtime.compute import Compute
 from runtime.errors import InputError
 
 BATCH = 32
-MARGIN = 8  # pixels around what is coded, in figures
-PIXELS = 32 * 256 * 256  # of a batch: larger slices go in smaller ones
+MARGIN = 8  # pixels around the coded box, in figures
+PIXELS = 32 * 256 * 256  # in a batch at most: larger slices go in smaller batches
 
 
 class PlacedCodes(list):
-    """Code grids [N, h, w], coarse to fine, that know where they lie: in `box` of pictures of `size` (H, W)."""
+    """Code grids [N, h, w], coarse to fine, with their place: in `box` of pictures of `size` (H, W)."""
 
     def __init__(self, grids: Iterable, box: Box, size: tuple[int, int]):
         super().__init__(grids)
         self.box, self.size = box, size
 
     def __getitem__(self, which: SupportsIndex | slice):
-        """A grid; or the first few of them, `codes[:2]`, which lie where all do."""
+        """A grid; or the first few of them, `codes[:2]`, in the same place."""
         chosen = super().__getitem__(which)
-        return PlacedCodes(chosen, self.box, self.size) if isinstance(which, slice) else chosen
+        return self.with_grids(chosen) if isinstance(which, slice) else chosen
 
     def with_grids(self, grids: Iterable) -> Self:
         """Other grids in the same place."""
         return PlacedCodes(grids, self.box, self.size)
 
 
+def rows_by_box(slices: np.ndarray, least: Box | None) -> dict[Box, np.ndarray]:
+    """The boxes in which slices [N, H, W] are coded -> the indices, int64 [n], of the slices that each box holds.
+
+    A slice's box holds its content and `least`: it is `least` itself where no content lies outside.
+    """
+    boxes: dict[Box, list[int]] = {}
+    for i in range(len(slices)):
+        boxes.setdefault(content_box(slices[i : i + 1], least), []).append(i)
+    return {box: np.array(rows) for box, rows in boxes.items()}
+
+
 class Codec:
     """An autoencoder as a compressor of whole pictures: slices [N, H, W] <-> codes <-> pictures [N, H, W].
 
-    What is coded is a box of the picture, and what is outside comes back black. The box holds all content of the
-    slices, whatever their size; that of slices of the training's size holds at least `box`, in which all content of the
-    training slices lies, so that bytes can be compared. `data` is what a checkpoint says of its training data; its
-    "box" and "size" [H, W] are needed here. `painter`: what paints the codes that a prior drew, if there is one.
+    Only a box of a picture is coded; the rest decodes to black. The box holds all content of the slices given. For
+    slices of the training's size, it also holds `box`, the training slices' own, so that bytes are comparable.
+
+    Args:
+        data: "box" and "size" [H, W] of the training data, as a checkpoint's description has them.
+        on: what codes are computed with.
+        painter: renders sampled codes with texture; None for the plain decoder.
+        paint_on: what the painter computes with, where that differs.
     """
 
-    def __init__(self, autoencoder: Autoencoder, data: Mapping, on: Compute, painter: Painter | None = None):
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        data: Mapping,
+        on: Compute,
+        painter: Painter | None = None,
+        paint_on: Compute | None = None,
+    ):
         self.autoencoder = autoencoder.eval().to(on.device, memory_format=torch.channels_last)
         self.painter = painter and painter.eval().to(on.device, memory_format=torch.channels_last)
-        self.box, self.size, self.on = Box(*data["box"]), tuple(data["size"]), on
+        self.box, self.size, self.on, self.paint_on = Box(*data["box"]), tuple(data["size"]), on, paint_on or on
 
-    def box_of(self, slices: np.ndarray | Tensor) -> Box:
-        """What `encode` codes of slices [N, H, W]: one box for all of them, on the canvas that sides of 16 make."""
-        least = self.box if tuple(slices.shape[1:]) == self.size else None
-        return content_box(_on_canvas(np.asarray(slices.cpu() if isinstance(slices, Tensor) else slices)), least)
+    def box_of(self, slices: np.ndarray) -> Box:
+        """The one box that `encode` codes of slices [N, H, W], on a canvas with sides of multiples of 16."""
+        return content_box(_on_canvas(slices), self._least(slices))
 
-    def window(self, slices: np.ndarray | Tensor) -> Box:
-        """What a figure shows of slices [N, H, W]: what is coded and a small margin, where they have one."""
-        return self.box_of(slices).around(MARGIN, tuple(slices.shape[1:]))
+    def window(self, slices: np.ndarray) -> Box:
+        """The part of slices [N, H, W] that figures show: the coded box with a small margin."""
+        return self.box_of(slices).around(MARGIN, slices.shape[1:])
 
-    def alike(self, slices: np.ndarray) -> Iterator[np.ndarray]:
-        """The indices, int64 [n], of slices [N, H, W] that have one box, for one box after the other."""
-        boxes: dict[Box, list[int]] = {}
-        for i in range(len(slices)):
-            boxes.setdefault(self.box_of(slices[i : i + 1]), []).append(i)
-        return (np.array(rows) for rows in boxes.values())
+    def rows_by_box(self, slices: np.ndarray) -> dict[Box, np.ndarray]:
+        """`rows_by_box` of slices [N, H, W] of any size."""
+        return rows_by_box(_on_canvas(slices), self._least(slices))
 
-    @torch.no_grad()  # and not `inference_mode`, whose tensors nobody could train with
-    def encode(self, slices: np.ndarray | Tensor, box: Box | None = None) -> PlacedCodes:
+    def _least(self, slices: np.ndarray) -> Box | None:
+        return self.box if slices.shape[1:] == self.size else None
+
+    @torch.no_grad()  # not `inference_mode`, whose tensors can't be trained with
+    def encode(self, slices: np.ndarray, box: Box | None = None) -> PlacedCodes:
         """uint8 in [0, 255] or float in [0, 1], [N, H, W] -> code grids int16 [N, h, w], coarse to fine.
 
-        `box`: where to look, a rectangle with sides of multiples of 16; None for `box_of` these slices.
+        `box`: what to code, a rectangle with sides of multiples of 16; None for `box_of` these slices.
         """
         box, parts = box or self.box_of(slices), []
-        step = _rows_at_once(box)
-        for start in _told(range(0, len(slices), step), "encoding"):
-            batch = slices[start : start + step]
-            if isinstance(batch, np.ndarray):
-                batch = torch.from_numpy(np.array(batch))  # a copy: slices of a data set are read-only
-            batch = box.crop(_on_canvas(batch))[:, None].to(self.on.device)
+        for rows in _batches(len(slices), box, "encoding"):
+            batch = np.array(box.crop(_on_canvas(slices[rows])))  # a copy: slices of a data set are read-only
+            batch = torch.from_numpy(batch)[:, None].to(self.on.device)
             images = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
             with self.on.autocast():
-                grids = self.autoencoder.encode(images)
-            parts.append([grid.to(torch.int16) for grid in grids])
+                parts.append([grid.to(torch.int16) for grid in self.autoencoder.encode(images)])
         grids = [torch.cat(grids) for grids in zip(*parts, strict=True)]
-        return PlacedCodes(grids, box, tuple(slices.shape[1:]))
+        return PlacedCodes(grids, box, slices.shape[1:])
 
-    @torch.no_grad()
     def decode(self, codes: Codes) -> np.ndarray:
         """Code grids [N, h, w], on any device -> float32 [N, H, W] in [0, 1].
 
-        Of codes that don't say where they lie, those on the training's grid lie in `box`; other grids become pictures
-        of their own size. The first grids alone will do where the autoencoder gets by with fewer codes.
+        Codes without a place lie in `box` if they have the training's grid; other grids become pictures of their own
+        size. Where the autoencoder has several codes per position, the first grids alone will do.
         """
-        return self._pictures(codes, lambda grids, _: self.autoencoder.decode(grids), "decoding")
+        return self._pictures(codes, lambda grids, _: self.autoencoder.decode(grids), self.on, "decoding")
 
-    @torch.no_grad()
-    def paint(self, codes: Codes, seeds: Sequence[int], levels: int = 1) -> np.ndarray:
-        """What a prior drew, code grids [N, h, w] -> float32 [N, H, W] in [0, 1], by the painter.
+    def paint(self, codes: Codes, seeds: Sequence[int], slices_per_seed: int = 1) -> np.ndarray:
+        """Sampled code grids [N, h, w] -> float32 [N, H, W] in [0, 1], with texture by the painter.
 
-        It paints from the first code of each position. The N slices are `levels` of each brain, one after the other,
-        and a brain's noise depends on its seed alone. As `decode`, where there is no painter, or no code is left out.
+        The painter works from the first code of each position, with noise that depends on the seed alone: `seeds` has
+        one for each `slices_per_seed` slices, which are of one brain. `decode` where there is no painter, or where the
+        codes are complete.
         """
-        if not self.paints(len(codes)):
+        if not self.can_paint(len(codes)):
             return self.decode(codes)
         height, width = (side * self.autoencoder.downsample for side in codes[0].shape[1:])
 
         def painted(grids: Codes, rows: slice) -> Tensor:
             z_q = self.autoencoder.embed(grids)
             plain = self.autoencoder.decode_latents(z_q, 1).float().clamp(0, 1)
-            first, end = rows.start // levels, -(-rows.stop // levels)  # brains that these slices are of
-            noise = [self.painter.noise(seed, levels, height, width) for seed in seeds[first:end]]
-            own = torch.cat(noise)[rows.start - first * levels :][: len(z_q)]
-            return self.painter.paint(plain, z_q, own.to(self.on.device))
+            first, end = rows.start // slices_per_seed, -(-rows.stop // slices_per_seed)  # brains of these slices
+            noise = torch.cat([self.painter.noise(seed, slices_per_seed, height, width) for seed in seeds[first:end]])
+            noise = noise[rows.start - first * slices_per_seed :][: len(z_q)]
+            return self.painter.paint(plain, z_q, noise.to(self.on.device))
 
-        return self._pictures(codes[:1], painted, "painting")
+        return self._pictures(codes[:1], painted, self.paint_on, "painting")
 
-    def paints(self, drawn: int) -> bool:
-        """Whether a painter paints what a prior draws that draws so many grids of codes."""
-        return self.painter is not None and drawn < self.autoencoder.depth
+    def can_paint(self, num_grids: int) -> bool:
+        """Whether there is a painter, and so many grids of codes leave something to paint."""
+        return self.painter is not None and num_grids < self.autoencoder.depth
 
-    def _pictures(self, codes: Codes, make: Callable[[Codes, slice], Tensor], doing: str) -> np.ndarray:
-        """What `make` makes of batches of codes, and of which rows they are, pasted to whole pictures."""
+    @torch.no_grad()
+    def _pictures(self, codes: Codes, make: Callable[[Codes, slice], Tensor], on: Compute, doing: str) -> np.ndarray:
+        """The pictures that `make` gives for batches of codes, and the rows of these, pasted to whole pictures."""
         box, size = (codes.box, codes.size) if isinstance(codes, PlacedCodes) else self._place(codes)
         canvas = whole_blocks(size)
         pictures = np.empty((len(codes[0]), *size), np.float32)
-        step = _rows_at_once(box)
-        for start in _told(range(0, len(pictures), step), doing):
-            rows = slice(start, start + step)
+        for rows in _batches(len(pictures), box, doing):
             batch = [torch.as_tensor(grid[rows]).to(self.on.device).long() for grid in codes]
-            with self.on.autocast():
-                decoded = make(batch, rows)
-            whole = box.paste(decoded, canvas)[:, 0, : size[0], : size[1]]
-            pictures[rows] = whole.cpu().numpy()
+            with on.autocast():
+                made = make(batch, rows)
+            pictures[rows] = box.paste(made, canvas)[:, 0, : size[0], : size[1]].float().cpu().numpy()
         if not np.isfinite(pictures).all():
-            raise InputError(f"no numbers come of {doing} these codes: the weights are damaged, give others")
+            raise InputError(f"{doing} these codes gives NaN or infinity: the weights are damaged, give others")
         return pictures
 
     def _place(self, codes: Codes) -> tuple[Box, tuple[int, int]]:
@@ -148,11 +161,11 @@ class Codec:
         size = height * self.autoencoder.downsample, width * self.autoencoder.downsample
         return Box(0, 0, *size), size
 
-    def bytes_per_image(self, box: Box | None = None, kept: int | None = None) -> float:
-        """Codes x log2 K / 8 over all grids, or the first `kept`, of what is in `box` (default the training's)."""
+    def bytes_per_image(self, box: Box | None = None, depth: int | None = None) -> float:
+        """Codes x log2 K / 8 of all grids, or of the first `depth`, for what is in `box` (default the training's)."""
         shapes, sizes = self.grid_shapes(box), self.autoencoder.codebook_sizes
         bits = [h * w * math.log2(k) for (h, w), k in zip(shapes, sizes, strict=True)]
-        return sum(bits[:kept]) / 8
+        return sum(bits[:depth]) / 8
 
     def grid_shapes(self, box: Box | None = None) -> list[tuple[int, int]]:
         """(h, w) of each code grid of what is in `box` (default the training's)."""
@@ -160,24 +173,19 @@ class Codec:
         return self.autoencoder.grid_shapes(box.height, box.width)
 
 
-def _rows_at_once(box: Box) -> int:
-    """How many slices go through the network together: fewer where they are larger."""
-    return max(1, min(BATCH, PIXELS // (box.height * box.width)))
+def _batches(number: int, box: Box, doing: str) -> Iterable[slice]:
+    """Rows of each batch, with a progress bar if they take long. Larger boxes go in smaller batches."""
+    step = max(1, min(BATCH, PIXELS // (box.height * box.width)))
+    rows = [slice(start, min(start + step, number)) for start in range(0, number, step)]
+    return tqdm(rows, doing, unit="batch", disable=None, delay=2, leave=False)
 
 
-def _told(starts: range, what: str) -> tqdm:
-    """A bar in the terminal over batches that begin there, if they take long; it leaves nothing behind."""
-    return tqdm(starts, what, unit="batch", disable=None, delay=2, leave=False)
-
-
-def _on_canvas(slices: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """Slices [N, H, W], black added at the bottom and on the right up to multiples of 16."""
-    below, beside = (whole - side for whole, side in zip(whole_blocks(slices.shape[1:]), slices.shape[1:], strict=True))
-    if not below and not beside:
+def _on_canvas(slices: np.ndarray) -> np.ndarray:
+    """Slices [N, H, W], with black added at the bottom and on the right up to multiples of 16."""
+    (height, width), (below, right) = slices.shape[1:], whole_blocks(slices.shape[1:])
+    if (height, width) == (below, right):
         return slices
-    if isinstance(slices, Tensor):
-        return F.pad(slices, (0, beside, 0, below))
-    return np.pad(slices, ((0, 0), (0, below), (0, beside)))
+    return np.pad(slices, ((0, 0), (0, below - height), (0, right - width)))
 
 
 def to_uint8(pictures: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""How do networks come back from checkpoints? Built from the sizes in the file, and checked against each other.
+"""How are networks loaded from checkpoints? Built from the arguments in the file, and checked against each other.
 
-An autoencoder's file says what it was trained on; a prior's, whose codes it draws. What a file says has to be in the
-ranges of `inference.contents`, and its weights must be those of the network that it tells of, all of them numbers.
+An autoencoder's file describes its training data; a prior's names its autoencoder. What a file says must be within the
+ranges of `inference.contents`, and its weights must be finite and fit the network of its arguments.
 """
 
 import hashlib
@@ -29,9 +29,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def load_autoencoder(path: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
     """The autoencoder of a vqvae.pth, in eval mode on the CPU, and the file's description of it.
 
-    That is "model", "arguments", "epoch", "validation_ssim", "identity", and "data": title, root, synthetic,
-    fingerprint, size [H, W], box [top, left, height, width], levels, and the axis and slices of volumes. Raises
-    InputError when it is another file, or says what can't be.
+    The description has "model", "arguments", "epoch", "validation_ssim", "identity", and "data" (`contents.Data`).
+    Raises InputError when it is another kind of file, or holds impossible values.
     """
     path = Path(path)
     content = AutoencoderContent.checked(checkpoint.load(path, "autoencoder"), path)
@@ -44,15 +43,15 @@ def load_autoencoder(path: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
 def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[str, Any]]:
     """The prior of a file such as dcgan.pth, in eval mode on the CPU, and the file's description of it.
 
-    Raises InputError when it is another kind of file, says what can't be, or was trained on another autoencoder's
-    codes.
+    Raises InputError when it is another kind of file, holds impossible values, or was trained on another
+    autoencoder's codes.
     """
     path = Path(path)
     content = PriorContent.checked(checkpoint.load(path, "prior"), path)
     if content.autoencoder != identity(autoencoder):
         raise InputError(f"{path} was trained with another autoencoder; give the --prior of this one's run")
     arguments = ARGUMENTS[content.model].checked(content.arguments, f"{path}: arguments").model_dump()
-    _check_speaks(arguments, autoencoder, path)
+    _check_codes(arguments, autoencoder, path)
     priors = {"dcgan": partial(DCGAN, autoencoder), "pixelcnn": PixelCNN, "transformer": Transformer}
     prior = _filled(partial(priors[content.model], **arguments), content.state, path)
     if (prior.level_share < 0).any() or not prior.level_share.sum() > 0:
@@ -75,35 +74,31 @@ def load_painter(path: Path, autoencoder: Autoencoder) -> Painter | None:
 
 
 def _filled(build: Callable[[], Network], state: dict[str, Tensor], path: Path) -> Network:
-    """The network that `build` makes, filled with the weights of a file, which have to be its own."""
+    """The network that `build` makes, with the weights of a file. Raises InputError when these aren't its own."""
     try:
-        with torch.device("meta"):  # takes no memory: few bytes can tell of a network of any size
-            expected = build().state_dict()
+        with torch.device("meta"):  # takes no memory: a small file can describe a network of any size
+            build().load_state_dict(state, assign=True)
     except MISFITS as error:
-        raise InputError(f"{path}: its arguments tell of a network that is not in it; train it again") from error
-    for name in dict.fromkeys([*expected, *state]):
-        if name not in state or name not in expected:
-            wrong = "is missing" if name not in state else "is no part of the network that its arguments tell of"
-            raise InputError(f"{path}: state.{name} {wrong}; train it again")
-        if state[name].shape != expected[name].shape:
-            found, right = list(state[name].shape), list(expected[name].shape)
-            raise InputError(f"{path}: state.{name} is {found}, and its arguments tell of {right}; train it again")
+        reason = " ".join(str(error).split("\n\t")[:2][-1].split())[:200]  # the first of PyTorch's list
+        raise InputError(
+            f"{path}: state doesn't fit the network of its arguments ({reason}); train it again"
+        ) from error
     checkpoint.check_numbers(state, f"{path}: state")
     network = build()
     network.load_state_dict(state)
     return network
 
 
-def _check_speaks(arguments: dict[str, Any], autoencoder: Autoencoder, path: Path) -> None:
-    """Raises InputError unless a prior of these arguments draws codes that this autoencoder can decode."""
-    of_gan = "channels" in arguments
-    number = arguments["codes"] if of_gan else len(arguments["sizes"])
+def _check_codes(arguments: dict[str, Any], autoencoder: Autoencoder, path: Path) -> None:
+    """Raises InputError unless a prior of these arguments samples codes that this autoencoder can decode."""
+    is_gan = "channels" in arguments
+    number = arguments["codes"] if is_gan else len(arguments["sizes"])
     grids = arguments["grids"] if "grids" in arguments else [arguments["grid"]] * number
     height, width = (side * autoencoder.downsample for side in grids[-1])
     shapes = autoencoder.grid_shapes(height, width)
     fits = number == len(shapes) or number < autoencoder.depth
     fits = fits and height % autoencoder.factor == width % autoencoder.factor == 0
-    if of_gan:
+    if is_gan:
         device = autoencoder.quantizers[0].codebook.device
         codes = [torch.zeros(1, *shape, dtype=torch.long, device=device) for shape in shapes]
         fits = fits and arguments["channels"] == autoencoder.embed(codes).shape[1]
@@ -111,11 +106,11 @@ def _check_speaks(arguments: dict[str, Any], autoencoder: Autoencoder, path: Pat
         fits = fits and [tuple(grid) for grid in grids] == shapes[:number]
         fits = fits and arguments["sizes"] == autoencoder.codebook_sizes[:number]
     if not fits:
-        raise InputError(f"{path}: its arguments tell of other codes than this autoencoder's; train it again")
+        raise InputError(f"{path}: its arguments are for other codes than this autoencoder's; train it again")
 
 
 def identity(model: Autoencoder) -> str:
-    """SHA-256 of the codebooks: says which autoencoder's codes a prior speaks."""
+    """SHA-256 of the codebooks: a prior's file names its autoencoder by it."""
     digest = hashlib.sha256()
     for quantizer in model.quantizers:
         digest.update(quantizer.codebook.detach().float().cpu().contiguous().numpy().tobytes())

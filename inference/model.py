@@ -1,4 +1,4 @@
-"""What can a trained model do? Slices to codes, codes to pictures, novel slices, and walks between two of them.
+"""What can a trained model do? Slices to codes, codes to pictures, novel slices and brains, walks between two slices.
 
 model = TrainedModel.load("resources/pretrained/vqvae.pth")
 codes = model.encode(slices)
@@ -8,6 +8,7 @@ brain = model.sample_volume(seed=0)
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Self, TypeVar
@@ -32,11 +33,11 @@ class TrainedModel:
     """An autoencoder and, where there is one, a prior over its codes: arrays in, arrays out.
 
     Slices are [N, H, W], uint8 in [0, 255] or float in [0, 1], of any height and width up to 1024; a single one is
-    `slice_[None]`. Codes are a list of integer arrays [N, h, w] with values in [0, K), coarse to fine, that knows where
-    in the slices it lies. Pictures are float32 [N, H, W] in [0, 1]. Slices and codes may be NumPy arrays or PyTorch
-    tensors: what comes of them is of the same kind, and on the same device. Samples and walks come as NumPy arrays.
+    `slice_[None]`. Codes are a list of integer arrays [N, h, w] with values in [0, K), coarse to fine, which also holds
+    their place in the slices. Pictures are float32 [N, H, W] in [0, 1]. Slices and codes may be NumPy arrays or PyTorch
+    tensors; results are of the same kind, and on the same device. Samples and walks are NumPy arrays.
 
-    Whatever can't be used raises InputError, a ValueError whose message is one line.
+    Input that can't be used raises InputError, a ValueError whose message is one line.
 
     Attributes:
         codec: the autoencoder, on its device.
@@ -49,86 +50,49 @@ class TrainedModel:
 
     @classmethod
     def load(
-        cls, weights: str | Path, prior: str | Path | None = None, device: str = "auto", precision: str = "fp32"
+        cls, weights: str | Path, prior: str | Path | None = None, device: str = "auto", precision: str = "auto"
     ) -> Self:
         """The model in the file `weights`, with the prior in the file `prior`.
 
-        `prior` None takes the best one beside the weights, if there is any, and "none" does without. `precision`
-        "fp32" gives the same pictures on every device: for that, it turns TF32 off in this process's convolutions.
-        Raises InputError when a file isn't what it should be, or there is no such device.
+        `prior` None takes the best one beside the weights, if there is any; "none" does without. `precision` "fp32"
+        and "bf16" are for all of it; "auto" computes codes and reconstructions in fp32, the same on every device, and
+        paints samples in bf16 where the device has that. Except for "bf16", TF32 is turned off in this process's
+        convolutions. Raises InputError when a file isn't what it should be, or there is no such device.
         """
         path = Path(weights)
-        on = compute.choose(device, precision)
-        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        paint_on = compute.choose(device, precision)
+        on = replace(paint_on, bf16=precision == "bf16")
+        torch.backends.cudnn.allow_tf32 = precision == "bf16"
         autoencoder, description = load_autoencoder(path)
-        codec = Codec(autoencoder, description["data"], on, load_painter(path.parent / "painter.pth", autoencoder))
+        painter = load_painter(path.parent / "painter.pth", autoencoder)
+        codec = Codec(autoencoder, description["data"], on, painter, paint_on)
         found = find_prior(path.parent) if prior is None else None if prior == "none" else Path(prior)
         return cls(codec, description, Sampler(found, codec) if found else None, path)
 
     def encode(self, slices: Array) -> list[Array]:
         """Slices [N, H, W] -> codes, int16 [N, h, w] each."""
-        self._check_slices(slices)
-        codes = self.codec.encode(slices)
+        codes = self.codec.encode(_as_slices(slices))
         return codes.with_grids(_like(slices, grid) for grid in codes)
 
     def decode(self, codes: Sequence[Array]) -> Array:
         """Codes -> pictures float32 [N, H, W] in [0, 1], black outside of the box that was coded.
 
         Where the autoencoder has several codes per position, the first of them will do: `decode(codes[:2])`. Codes that
-        don't come of `encode` lie on the training's grid, or else become pictures of their grid's own size.
+        aren't from `encode` lie on the training's grid, or else become pictures of their grid's own size.
         """
-        sizes, most = self.codec.autoencoder.codebook_sizes, self.codec.autoencoder.depth
-        numbers = range(1, most + 1) if most > 1 else [len(sizes)]
-        if not isinstance(codes, list | tuple) or len(codes) not in numbers:
-            number = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
-            raise InputError(f"codes are a list of {number} integer arrays [N, h, w], as encode gives it")
-        for grid in codes:
-            if not isinstance(grid, np.ndarray | Tensor) or "int" not in str(grid.dtype) or grid.ndim != 3:
-                raise InputError(f"codes are integer arrays [N, h, w], not {_kind(grid)}")
-        shapes = self._grids_like(codes[-1])
-        for grid, (h, w), size in zip(codes, shapes, sizes, strict=False):
-            if not len(grid) or tuple(grid.shape) != (len(codes[0]), h, w):
-                raise InputError(f"codes are [N, {h}, {w}], N the same for all grids and at least 1, not {_kind(grid)}")
-            if grid.min() < 0 or grid.max() >= size:
-                raise InputError(f"codes are from 0 to {size - 1}, these from {int(grid.min())} to {int(grid.max())}")
-        tensors = [grid if isinstance(grid, Tensor) else torch.from_numpy(np.array(grid)) for grid in codes]
-        placed = codes.with_grids(tensors) if isinstance(codes, PlacedCodes) else tensors
+        self._check_codes(codes)
+        grids = [_as_numpy(grid, np.int64) for grid in codes]
+        placed = codes.with_grids(grids) if isinstance(codes, PlacedCodes) else grids
         return _like(codes[0], torch.from_numpy(self.codec.decode(placed)))
 
-    @staticmethod
-    def _check_slices(slices: Array) -> None:
-        """Raises InputError unless they are slices [N, H, W] that can be encoded."""
-        if not isinstance(slices, np.ndarray | Tensor) or slices.ndim != 3:
-            raise InputError(f"slices are a NumPy array or a PyTorch tensor [N, H, W], not {_kind(slices)}")
-        if not len(slices):
-            raise InputError("there is no slice to encode: give at least one")
-        if max(slices.shape[1:]) > MAX_SIDE or min(slices.shape[1:]) < 1:
-            raise InputError(f"slices have sides of 1 to {MAX_SIDE} pixels, not {_kind(slices)}")
-        dtype = str(slices.dtype).removeprefix("torch.")
-        if dtype != "uint8" and "float" not in dtype:
-            raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {dtype}")
-        if dtype != "uint8" and not (slices.min() >= 0 and slices.max() <= 1):  # so that NaN is refused, too
-            values = f"{float(slices.min()):g} to {float(slices.max()):g}"
-            raise InputError(f"slices of {dtype} must be in [0, 1], these are {values}: scale them, or give uint8")
+    def sample(self, seeds: Sequence[int], level: int | None = None, **options: float | None) -> np.ndarray:
+        """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1].
 
-    def _grids_like(self, finest: Array) -> list[tuple[int, int]]:
-        """(h, w) of each code grid of a picture whose finest is this one."""
-        height, width = (side * self.codec.autoencoder.downsample for side in finest.shape[1:])
-        return self.codec.autoencoder.grid_shapes(height, width)
-
-    def sample(
-        self,
-        seeds: Sequence[int],
-        level: int | None = None,
-        temperature: float | None = None,
-        nucleus: float | None = None,
-    ) -> np.ndarray:
-        """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1]. See `sample_codes`.
-
-        By the painter, where a painter.pth lies beside the weights, else by the plain decoder, which blurs.
+        `options`: temperature and nucleus, as `sample_codes` takes them. The pictures have texture where
+        a painter.pth lies beside the weights; without one, the plain decoder blurs them.
         """
-        sampler, seeds = self._ready(seeds, level, temperature, nucleus)
-        return self.codec.paint(sampler.draw(seeds, level, temperature, nucleus), seeds)
+        sampler, seeds = self._ready(seeds, level, **options)
+        return self.codec.paint(sampler.sample(seeds, level, **options), seeds)
 
     def sample_codes(
         self,
@@ -140,44 +104,35 @@ class TrainedModel:
         """Codes of novel slices, int16 [len(seeds), h, w] each; each slice depends on its own seed only.
 
         `level`, the axial slice level, from 0; None draws each one's as often as it is in training. `temperature`
-        (default 1.1 of a transformer, 1 of a PixelCNN) and `nucleus` (default 1): lower for likelier and more alike.
+        (default 1.1 for a transformer, 1 for a PixelCNN) and `nucleus` (default 1): lower for likelier and more alike.
         Raises InputError when there is no prior, or it knows no such level, temperature or nucleus.
         """
         sampler, seeds = self._ready(seeds, level, temperature, nucleus)
-        return [grid.to(torch.int16).cpu().numpy() for grid in sampler.draw(seeds, level, temperature, nucleus)]
+        return [grid.to(torch.int16).cpu().numpy() for grid in sampler.sample(seeds, level, temperature, nucleus)]
 
     def walk(self, seeds: Sequence[int], level: int | None = None) -> np.ndarray:
         """Pictures on the way from one seed's sample to another's: float32 [24, H, W] in [0, 1]."""
-        sampler, (first, last) = self._ready(seeds, level, number=2)
-        codes = sampler.walk((first, last), level)
-        return self.codec.paint(codes, [first] * len(codes[0]))  # of one noise, so that only the brain changes
+        sampler, seeds = self._ready(seeds, level)
+        if len(seeds) != 2:
+            raise InputError(f"a walk goes between 2 seeds, not {len(seeds)}")
+        codes = sampler.walk(tuple(seeds), level)
+        return self.codec.paint(codes, [seeds[0]] * len(codes[0]))  # one noise, so that only the brain changes
 
-    def sample_volume(
-        self,
-        seed: int,
-        around: Array | None = None,
-        level: int | None = None,
-        temperature: float | None = None,
-        nucleus: float | None = None,
-    ) -> np.ndarray:
+    def sample_volume(self, seed: int, around: Array | None = None, level: int | None = None, **options) -> np.ndarray:
         """A novel brain, all levels of the training data: float32 [levels, H, W] in [0, 1]. See `sample_volumes`."""
-        return self.sample_volumes([seed], around, level, temperature, nucleus)[0]
+        return self.sample_volumes([seed], around, level, **options)[0]
 
     def sample_volumes(
-        self,
-        seeds: Sequence[int],
-        around: Array | None = None,
-        level: int | None = None,
-        temperature: float | None = None,
-        nucleus: float | None = None,
+        self, seeds: Sequence[int], around: Array | None = None, level: int | None = None, **options: float | None
     ) -> np.ndarray:
         """Novel brains whose slices belong together, one a seed: float32 [len(seeds), levels, H, W] in [0, 1].
 
-        `around`: a real slice [H, W] of the training's size, at slice level `level`, that they are drawn around; what
-        is around it is invented, and it comes back as its first codes have it. Raises InputError when the prior draws
-        single slices only, or can't be asked so.
+        `around`: a real slice [H, W] of the training's size, at slice level `level`, that all brains are sampled
+        around; it comes back as its first codes have it, and the rest is invented. `options`: temperature and nucleus,
+        as `sample_codes` takes them. Raises InputError when the prior samples single slices only, or doesn't know the
+        level.
         """
-        sampler, seeds = self._ready(seeds, level, temperature, nucleus)
+        sampler, seeds = self._ready(seeds, level, **options)
         volumes = VolumeSampler(sampler)
         if (around is None) != (level is None):
             raise InputError("a slice to draw a brain around goes with its level: give around and level, or neither")
@@ -189,36 +144,43 @@ class TrainedModel:
             if level not in volumes.levels:
                 known = f"{volumes.levels[0]} to {volumes.levels[-1]}"
                 raise InputError(f"slice level {level}: {sampler.path} draws brains of levels {known}")
-            self._check_slices(around[None])
-            start = level, self.codec.encode(around[None], self.codec.box)
-        return volumes.paint(volumes.draw(seeds, start, temperature, nucleus), seeds)
+            start = level, self.codec.encode(_as_slices(around[None]), self.codec.box)
+        return volumes.paint(volumes.sample(seeds, start, **options), seeds)
 
     def cut(self, axis: int | None = None, slices: str | None = None) -> dict:
         """How `dataset.load` and `read_files` are to cut volumes: as given, else as in training."""
-        trained_on = self.description["data"]
-        return {
-            "axis": trained_on["axis"] if axis is None else axis,
-            "slices": trained_on["slices"] if slices is None else slices,
-        }
+        data = self.description["data"]
+        return {"axis": data["axis"] if axis is None else axis, "slices": data["slices"] if slices is None else slices}
 
     def _ready(
-        self,
-        seeds: Sequence[int],
-        level: int | None,
-        temperature: float | None = None,
-        nucleus: float | None = None,
-        number: int | None = None,
+        self, seeds: Sequence[int], level: int | None, temperature: float | None = None, nucleus: float | None = None
     ) -> tuple[Sampler, list[int]]:
-        """The sampler and the seeds as a list, both fit for use."""
+        """The sampler, and the seeds as a list. Raises InputError when these can't be sampled."""
         if self.sampler is None:
             raise InputError(f"no prior beside {self.path}, so nothing can be sampled: give the file of one as prior")
         seeds = list(seeds) if isinstance(seeds, Iterable) else []
         if not seeds or not all(isinstance(seed, Integral) and 0 <= seed <= LARGEST_SEED for seed in seeds):
             raise InputError(f"seeds are a list of whole numbers from 0 to {LARGEST_SEED:,}, at least one")
-        if number and len(seeds) != number:
-            raise InputError(f"a walk goes between {number} seeds, not {len(seeds)}")
         self.sampler.check(level, temperature, nucleus)
         return self.sampler, [int(seed) for seed in seeds]
+
+    def _check_codes(self, codes: Sequence[Array]) -> None:
+        """Raises InputError unless they are code grids that can be decoded."""
+        autoencoder = self.codec.autoencoder
+        sizes, most = autoencoder.codebook_sizes, autoencoder.depth
+        numbers = range(1, most + 1) if most > 1 else [len(sizes)]
+        if not isinstance(codes, list | tuple) or len(codes) not in numbers:
+            number = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+            raise InputError(f"codes are a list of {number} integer arrays [N, h, w], as encode gives it")
+        for grid in codes:
+            if not isinstance(grid, np.ndarray | Tensor) or "int" not in _dtype(grid) or grid.ndim != 3:
+                raise InputError(f"codes are integer arrays [N, h, w], not {_kind(grid)}")
+        shapes = autoencoder.grid_shapes(*(side * autoencoder.downsample for side in codes[-1].shape[1:]))
+        for grid, (h, w), size in zip(codes, shapes, sizes, strict=False):
+            if not len(grid) or tuple(grid.shape) != (len(codes[0]), h, w):
+                raise InputError(f"codes are [N, {h}, {w}], N the same for all grids and at least 1, not {_kind(grid)}")
+            if grid.min() < 0 or grid.max() >= size:
+                raise InputError(f"codes are from 0 to {size - 1}, these from {int(grid.min())} to {int(grid.max())}")
 
     def __repr__(self) -> str:
         """What one who types its name in a notebook wants to know."""
@@ -230,8 +192,35 @@ class TrainedModel:
         return f"{name}, epoch {epoch}: slices {size} <-> code grids {grids}; prior: {prior}; on {self.codec.on.device}"
 
 
+def _as_slices(slices: Array) -> np.ndarray:
+    """Slices as uint8 or float32 [N, H, W]. Raises InputError when they can't be encoded."""
+    if not isinstance(slices, np.ndarray | Tensor) or slices.ndim != 3:
+        raise InputError(f"slices are a NumPy array or a PyTorch tensor [N, H, W], not {_kind(slices)}")
+    if not len(slices):
+        raise InputError("there is no slice to encode: give at least one")
+    if max(slices.shape[1:]) > MAX_SIDE or min(slices.shape[1:]) < 1:
+        raise InputError(f"slices have sides of 1 to {MAX_SIDE} pixels, not {_kind(slices)}")
+    if (dtype := _dtype(slices)) == "uint8":
+        return _as_numpy(slices, np.uint8)
+    if "float" not in dtype:
+        raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {dtype}")
+    values = _as_numpy(slices, np.float32)
+    if not (values.min() >= 0 and values.max() <= 1):  # so that NaN is refused, too
+        bounds = f"{values.min():g} to {values.max():g}"
+        raise InputError(f"slices of {dtype} must be in [0, 1], these are {bounds}: scale them, or give uint8")
+    return values
+
+
+def _as_numpy(array: Array, dtype: type) -> np.ndarray:
+    """An array or a tensor of any number type, bfloat16 and the other byte order among them, as a NumPy array."""
+    if isinstance(array, Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    return np.asarray(array, dtype)
+
+
 def _like(given: Array, made: Tensor) -> Array:
-    """A tensor as what was given: a NumPy array, or a tensor on that one's device."""
+    """A tensor as an array like the given one: a NumPy array, or a tensor on that one's device."""
     return made.to(given.device) if isinstance(given, Tensor) else made.cpu().numpy()
 
 
@@ -239,4 +228,8 @@ def _kind(thing: object) -> str:
     """`float32 [4, 256, 256]` for arrays, the type's name for others."""
     if not isinstance(thing, np.ndarray | Tensor):
         return with_article(type(thing).__name__)
-    return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"
+    return f"{_dtype(thing)} {list(thing.shape)}"
+
+
+def _dtype(array: Array) -> str:
+    return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")

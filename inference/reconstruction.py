@@ -1,4 +1,4 @@
-"""What does an autoencoder make of many slices? Codes, pictures, and how near these are."""
+"""What does an autoencoder make of many slices? Codes, pictures, and scores."""
 
 import math
 from collections.abc import Sequence
@@ -10,19 +10,20 @@ from tqdm import tqdm
 
 from inference.codec import PlacedCodes, to_uint8
 from inference.model import TrainedModel
+from inference.sampling import Sampler
 from scoring.metrics import reconstruction_scores
 from scoring.scores import SCORES
 
 CHUNK = 128  # slices whose reconstructions are in memory as floats at a time
-LEAST_SIDE = 11  # pixels, of the Gaussian SSIM's window
-UNLIKE = 5  # times what validation slices lack of an SSIM of 1: a slice that lacks more is like none in training
+MIN_SIDE = 11  # pixels, the window of the Gaussian SSIM
+OUTLIER = 5  # times the validation slices' 1 - SSIM: a slice that exceeds this is like none in training
 
 
 @dataclass(frozen=True)
 class Reconstruction:
     """What an autoencoder makes of N slices."""
 
-    groups: list[tuple[np.ndarray, PlacedCodes]]  # indices of slices whose codes lie in one box, and these codes
+    groups: list[tuple[np.ndarray, PlacedCodes]]  # indices of slices that are coded in one box, and their codes
     pictures: np.ndarray  # uint8 [N, H, W]
     scores: dict[str, np.ndarray]  # float64 [N] for each of `SCORES`
     bytes_per_image: float  # the mean
@@ -33,45 +34,58 @@ class Reconstruction:
         return [torch.from_numpy(np.concatenate([grid.ravel() for grid in same])) for same in grids]
 
     def grid_sizes(self) -> list[str]:
-        """The size of each grid, "18x22", or those of the smallest and the largest where slices differ."""
+        """The size of each grid, "18x22", or the smallest and the largest where slices differ."""
         grids = zip(*(codes for _, codes in self.groups), strict=True)
         sizes = [sorted({grid.shape[1:] for grid in same}, key=math.prod) for same in grids]
         return [" to ".join("x".join(map(str, size)) for size in dict.fromkeys((each[0], each[-1]))) for each in sizes]
 
-    def unlike(self, validation_ssim: float) -> np.ndarray:
-        """Indices of the slices that are reconstructed far worse than those that training was validated with."""
-        return np.flatnonzero(1 - self.scores["ssim"] > UNLIKE * (1 - validation_ssim))
+    def outliers(self, validation_ssim: float) -> np.ndarray:
+        """Indices of the slices that are reconstructed far worse than the validation slices were in training."""
+        return np.flatnonzero(1 - self.scores["ssim"] > OUTLIER * (1 - validation_ssim))
+
+    def entropy_coded_bytes(self, sampler: Sampler, levels: np.ndarray) -> float | None:
+        """Mean bytes of a slice's codes after an entropy coder with the prior's probabilities.
+
+        `levels` int64 [N]. None for a GAN, which has no probabilities, and unless all codes are on the prior's grid.
+        """
+        codec = sampler.codec
+        complete = all(c.box == codec.box and len(c) == len(codec.grid_shapes()) for _, c in self.groups)
+        if sampler.is_gan or not complete:
+            return None
+        tensors = [(torch.from_numpy(levels[rows]), [*map(torch.from_numpy, codes)]) for rows, codes in self.groups]
+        return sum(len(own) * sampler.bits(codes, own) for own, codes in tensors) / len(levels) / 8
 
 
 def reconstruct(
-    model: TrainedModel, slices: np.ndarray, kept: int | None = None, frames: Sequence[tuple] | None = None
+    model: TrainedModel, slices: np.ndarray, depth: int | None = None, frames: Sequence[tuple] | None = None
 ) -> Reconstruction:
-    """Code slices, uint8 [N, H, W], each in the box that holds it, and decode them from the first `kept` codes.
+    """Code slices, uint8 [N, H, W], each in the box that holds its content, and decode and score them.
 
-    `frames`: where each slice lies on the canvas, which alone is scored then.
+    `depth`: decode from the first so many codes of each position (default all). `frames`: each slice's place on its
+    canvas; only that is scored.
     """
     groups, pictures, size = [], np.empty_like(slices), 0.0
     scores = {name: np.empty(len(slices)) for name in SCORES}
     with tqdm(total=len(slices), desc="reconstructing", unit=" slices", disable=None) as bar:
-        for alike in model.codec.alike(slices):
-            for rows in np.array_split(alike, -(-len(alike) // CHUNK)):
-                codes = model.encode(slices[rows])[:kept]
+        for box, rows_of_box in model.codec.rows_by_box(slices).items():
+            for rows in np.array_split(rows_of_box, -(-len(rows_of_box) // CHUNK)):
+                codes = model.encode(slices[rows])[:depth]
                 decoded = model.decode(codes)
                 pictures[rows] = to_uint8(decoded)
                 for name, values in _scores(slices[rows], decoded, frames and [frames[row] for row in rows]).items():
                     scores[name][rows] = values
                 groups.append((rows, codes))
-                size += len(rows) * model.codec.bytes_per_image(codes.box, kept)
+                size += len(rows) * model.codec.bytes_per_image(box, depth)
                 bar.update(len(rows))
     return Reconstruction(groups, pictures, scores, size / len(slices))
 
 
 def _scores(slices: np.ndarray, decoded: np.ndarray, frames: Sequence[tuple] | None) -> dict[str, np.ndarray]:
-    """Scores of each slice where it lies; with the black around it where it is smaller than SSIM's windows."""
+    """Scores of each slice in its frame; of the whole canvas where the frame is smaller than SSIM's windows."""
     if not frames:
         return reconstruction_scores(slices, decoded)
     each = []
     for original, picture, frame in zip(slices, decoded, frames, strict=True):
-        frame = frame if min(original[frame].shape) >= LEAST_SIDE else ...
+        frame = frame if min(original[frame].shape) >= MIN_SIDE else ...
         each.append(reconstruction_scores(original[frame][None], picture[frame][None]))
     return {name: np.concatenate([one[name] for one in each]) for name in SCORES}

@@ -1,4 +1,4 @@
-"""What does a prior draw? Codes of novel slices, each from a seed of its own, and walks between two of them."""
+"""How is a prior sampled? Codes of novel slices, each from a seed of its own, and walks between two of them."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inference.codec import Codec, PlacedCodes
+from inference.codec import Codec
 from inference.loading import load_prior
 from inference.settings import LEAST_TEMPERATURE
 from modules import DCGAN
@@ -19,7 +19,7 @@ from runtime.errors import InputError
 FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
 BATCH = 64
 WALK = 24  # pictures
-LARGEST_SEED = 2**32 - 1  # from 2**32 on a seed's noise is that which chooses another seed's slice level
+LARGEST_SEED = 2**32 - 1  # from 2**32 on, a seed's noise is what chooses another seed's slice level
 
 
 def find_prior(folder: Path) -> Path | None:
@@ -30,9 +30,14 @@ def find_prior(folder: Path) -> Path | None:
 class Sampler:
     """The prior in the file `path`, over the codes of `codec`'s autoencoder.
 
-    `title`: what figures call it. `levels`: so many slice levels can be asked for, from 0 on; 0 when the prior knows
-    none. `drawn`: how many grids of codes it draws. `description`: what the file says of the prior. Raises InputError
-    when it isn't a prior of this autoencoder.
+    Attributes:
+        title: the prior's name in figures.
+        levels: the number of slice levels that it knows, from 0 on; 0 when it was trained without.
+        num_grids: how many grids of codes it samples, of those that the autoencoder has.
+        description: the rest of the file: model, arguments, epoch and its scores.
+
+    Raises:
+        InputError: the file isn't a prior of this autoencoder.
     """
 
     def __init__(self, path: Path, codec: Codec):
@@ -40,7 +45,7 @@ class Sampler:
         self.prior, self.path, self.codec = prior.to(codec.on.device), path, codec
         self.is_gan = isinstance(prior, DCGAN)
         self.title = prior.title
-        self.drawn = prior.arguments["codes"] if self.is_gan else len(prior.arguments["sizes"])
+        self.num_grids = prior.arguments["codes"] if self.is_gan else len(prior.arguments["sizes"])
         self.levels = 0 if self.is_gan and prior.network == "baseline" else prior.levels
 
     def check(self, level: int | None, temperature: float | None, nucleus: float | None) -> None:
@@ -48,16 +53,16 @@ class Sampler:
         if level is not None and (not isinstance(level, Integral) or not 0 <= level < self.levels):
             known = f"knows slice levels 0 to {self.levels - 1}" if self.levels else "was trained without slice levels"
             raise InputError(f"slice level {level}: {self.path} {known}")
-        if temperature is not None and self.is_gan:
-            raise InputError("a DCGAN has no temperature: leave it out, or give a transformer")
-        if nucleus is not None and self.is_gan:
-            raise InputError("a DCGAN has no nucleus: leave it out, or give a transformer")
+        for name, value in (("temperature", temperature), ("nucleus", nucleus)):
+            if value is not None and self.is_gan:
+                raise InputError(f"a DCGAN has no {name}: leave it out, or give a transformer")
         if temperature is not None and not LEAST_TEMPERATURE <= temperature < math.inf:
             raise InputError(f"the temperature must be at least {LEAST_TEMPERATURE}, not {temperature}")
         if nucleus is not None and not 0 < nucleus <= 1:
             raise InputError(f"the nucleus must be above 0 and at most 1, not {nucleus}")
 
-    def draw(
+    @torch.no_grad()
+    def sample(
         self,
         seeds: Sequence[int],
         level: int | None = None,
@@ -66,27 +71,25 @@ class Sampler:
     ) -> Codes:
         """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
 
-        `level` None draws each one's level as often as it is in training. `temperature` (default the prior's own) and
-        `nucleus` (default 1) are those of a transformer or a PixelCNN, see `draw_code`.
+        `level` None draws each sample's level as often as it occurs in training. `temperature` (default the prior's
+        own) and `nucleus` (default 1) are for a transformer or a PixelCNN, see `draw_code`.
         """
-        heat = temperature or self.prior.temperature
-        options = {} if self.is_gan else {"temperature": heat, "nucleus": nucleus or 1.0}
+        temperature = temperature or self.prior.temperature
+        options = {} if self.is_gan else {"temperature": temperature, "nucleus": nucleus or 1.0}
         parts = []
-        with tqdm(total=len(seeds), desc="sampling", unit=" samples", disable=None) as bar:
-            for start in range(0, len(seeds), BATCH):
-                batch = seeds[start : start + BATCH]
-                with torch.no_grad(), self.codec.on.autocast():
-                    parts.append(self.prior.sample(batch, self._levels(level, len(batch)), **options))
-                bar.update(len(batch))
+        for start in tqdm(range(0, len(seeds), BATCH), "sampling", unit="batch", disable=None):
+            batch = seeds[start : start + BATCH]
+            with self.codec.on.autocast():
+                parts.append(self.prior.sample(batch, self._levels(level, len(batch)), **options))
         return [torch.cat(grids) for grids in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def walk(self, seeds: tuple[int, int], level: int | None = None) -> Codes:
         """A walk from one seed's sample to the other's: code grids int64 [WALK, h, w].
 
-        A DCGAN's goes through samples of one level: two of its z are all but orthogonal, so cos t a + sin t b is
-        as long as they are. The others have no such space: their walks go straight through the latents, snapped to
-        the codebook.
+        For a DCGAN, through samples of one level: two z are all but orthogonal, so cos t a + sin t b keeps their
+        length. The other priors have no such space: the walk is a straight line through the autoencoder's latents,
+        snapped to the codebook.
         """
         t = torch.linspace(0, 1, WALK, device=self.codec.on.device)[:, None]
         if isinstance(self.prior, DCGAN):
@@ -94,27 +97,22 @@ class Sampler:
             angle = t * math.pi / 2
             level = int(draw_levels(seeds[:1], self.prior.level_share)) if level is None else level
             return self.prior.generate(angle.cos() * a + angle.sin() * b, self._levels(level, WALK))
-        codes = self.draw(seeds, level)
+        codes = self.sample(seeds, level)
         a, b = self.codec.autoencoder.embed(codes)
         return self.codec.autoencoder.snap(torch.lerp(a, b, t[..., None, None]))[: len(codes)]
-
-    def can_code(self, codes: Sequence[PlacedCodes]) -> bool:
-        """Whether `bits` can be told of all these: by a prior with a likelihood, of whole codes on its own grid."""
-        whole = len(self.codec.grid_shapes())
-        return not self.is_gan and all(part.box == self.codec.box and len(part) == whole for part in codes)
 
     @torch.no_grad()
     def bits(self, codes: Codes, levels: Tensor) -> float:
         """Mean bits per image of an entropy coder with this prior, for code grids [N, h, w] and levels [N].
 
-        Codes that the prior doesn't draw cost what they do without it. A level that it doesn't know counts as none.
+        Grids that the prior doesn't model cost log2 K bits a code. Levels that it doesn't know count as unknown.
         """
         if self.is_gan:
-            raise ValueError("a GAN doesn't tell how probable an image is")
-        device, drawn = self.codec.on.device, self.drawn
-        plain = zip(codes[drawn:], self.codec.autoencoder.codebook_sizes[drawn:], strict=True)
-        rest = sum(grid[0].numel() * math.log2(size) for grid, size in plain)
-        codes = [grid.to(device) for grid in codes[:drawn]]
+            raise ValueError("a GAN has no likelihood")
+        device, number = self.codec.on.device, self.num_grids
+        uniform = zip(codes[number:], self.codec.autoencoder.codebook_sizes[number:], strict=True)
+        rest = sum(grid[0].numel() * math.log2(size) for grid, size in uniform)
+        codes = [grid.to(device) for grid in codes[:number]]
         levels = torch.where((levels < 0) | (levels > self.prior.levels), self.prior.levels, levels).to(device)
         total = 0.0
         for rows in torch.arange(len(levels), device=device).split(BATCH):

@@ -53,7 +53,7 @@ class Computing(Settings):
     """How"""
 
     device: Device = option("auto", "auto is CUDA if there is any")
-    precision: Precision = option("fp32", "fp32 for exact scores")
+    precision: Precision = option("auto", "auto: scores in fp32, samples painted in bf16 where it is fast")
 
 
 class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help shows them from the last to the first

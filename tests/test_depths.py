@@ -33,10 +33,10 @@ def drawn(path):
     return {label: pixels[top:bottom, left:right] for label, (left, top, right, bottom) in tiles.items()}
 
 
-@pytest.mark.parametrize(("kept", "depths"), [(None, [1, 2, 4, 6]), (3, [1, 2, 3]), (1, [1])])
-def test_each_picture_is_decoded_from_the_first_codes(tmp_path, kept, depths):
+@pytest.mark.parametrize(("depth", "depths"), [(None, [1, 2, 4, 6]), (3, [1, 2, 3]), (1, [1])])
+def test_each_picture_is_decoded_from_the_first_codes(tmp_path, depth, depths):
     one = codec("rqvae", depth=6, width=16)
-    draw_codes(one, IMAGE, tmp_path / "codes.png", "blobs", kept)
+    draw_codes(one, IMAGE, tmp_path / "codes.png", "blobs", depth)
     found = drawn(tmp_path / "codes.png")
     codes = one.encode(IMAGE[None])
     expected = {"slice": IMAGE}

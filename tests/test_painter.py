@@ -144,10 +144,10 @@ def test_what_is_painted_depends_on_the_pictures_own_seed_and_not_on_the_batch(c
 
 def test_a_brain_has_one_noise_however_its_slices_fall_into_batches(codec, monkeypatch):
     codes = [torch.randint(16, (15, 4, 6))]
-    together = codec.paint(codes, [3, 1, 4], levels=5)
+    together = codec.paint(codes, [3, 1, 4], slices_per_seed=5)
     monkeypatch.setattr("inference.codec.BATCH", 4)
-    np.testing.assert_allclose(codec.paint(codes, [3, 1, 4], levels=5), together, atol=1e-5)
-    np.testing.assert_allclose(codec.paint([codes[0][5:10]], [1], levels=5), together[5:10], atol=1e-5)
+    np.testing.assert_allclose(codec.paint(codes, [3, 1, 4], slices_per_seed=5), together, atol=1e-5)
+    np.testing.assert_allclose(codec.paint([codes[0][5:10]], [1], slices_per_seed=5), together[5:10], atol=1e-5)
 
 
 def test_only_the_first_code_is_painted_and_all_codes_are_decoded(codec):

@@ -179,7 +179,7 @@ def test_a_walk_starts_at_one_seeds_sample_and_ends_at_the_others(tiny_run, pixe
         first = int(draw_levels([7], sampler.prior.level_share))
         for level, meant in ((3, 3), (None, first)):  # a DCGAN's walk stays at the level of the first seed
             [walk] = sampler.walk((7, 8), level)
-            [samples] = sampler.draw((7, 8), meant if sampler.is_gan else level)
+            [samples] = sampler.sample((7, 8), meant if sampler.is_gan else level)
             assert len(walk) == WALK
             same = [(walk[place] == samples[end]).float().mean() for place, end in ((0, 0), (-1, 1))]
             assert min(same) > 0.99  # a rounding error may tip a code
@@ -222,7 +222,7 @@ def test_a_pixelcnn_gives_entropy_coded_bytes_and_takes_level_and_temperature(ca
     options = ("--prior", pixelcnn, "--samples=2")
     status, out, _, folder = call(*options, f"--slice={LEVELS - 1}", "--temperature=0.5")
     assert status == 0
-    assert "samples of one slice level are not judged" in out
+    assert "the samples are not judged: leave out --slice" in out
     metrics = read_metrics(folder)
     assert metrics["entropy_coded_bytes"] == pytest.approx(metrics["bytes_per_image"])
     assert metrics["samples"]["source"].endswith(f"slice level {LEVELS - 1}")

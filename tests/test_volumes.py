@@ -20,7 +20,7 @@ import train
 from inference.codec import Codec, to_uint8
 from inference.model import TrainedModel
 from inference.sampling import Sampler
-from inference.volumes import FARTHEST, SHOWN, VolumeSampler, plan
+from inference.volumes import FARTHEST, NEIGHBOURS, VolumeSampler, plan
 from modules import RQVAE
 from networks.transformer import Transformer
 from runtime.compute import Compute
@@ -40,9 +40,9 @@ def test_every_level_is_drawn_once_beside_what_is_there(levels, start):
     for places in plan(levels, start):
         for place in places:
             assert place.level not in known
-            assert 1 <= len(place.beside) <= SHOWN
-            assert set(place.beside) <= known
-            assert all(abs(other - place.level) <= FARTHEST for other in place.beside)
+            assert 1 <= len(place.neighbours) <= NEIGHBOURS
+            assert set(place.neighbours) <= known
+            assert all(abs(other - place.level) <= FARTHEST for other in place.neighbours)
         known |= {place.level for place in places}
     assert known == set(levels)
 
@@ -50,9 +50,9 @@ def test_every_level_is_drawn_once_beside_what_is_there(levels, start):
 def test_most_slices_lie_between_two_and_few_rounds_are_needed():
     rounds = list(plan(range(32), 16))
     assert len(rounds) == 5
-    last = {place.level: place.beside for place in rounds[-1]}
+    last = {place.level: place.neighbours for place in rounds[-1]}
     assert last == {level: [level - 1, level + 1] for level in range(1, 31, 2)}
-    assert {place.level: place.beside for place in rounds[1]} == {0: [8, 16], 31: [24, 16]}
+    assert {place.level: place.neighbours for place in rounds[1]} == {0: [8, 16], 31: [24, 16]}
 
 
 # --------------------------------------------------------------------------------- what training shows
@@ -146,14 +146,14 @@ def test_a_brain_depends_on_its_own_seed_only(model):
 def test_each_slice_is_drawn_given_the_codes_beside_it(model):
     """The codes of a brain are those that the prior draws, slice by slice, given what the plan shows."""
     volumes = VolumeSampler(model.sampler)
-    [codes] = volumes.draw([3])
+    [codes] = volumes.sample([3])
     assert codes.shape == (1, 12, 4, 4)
     assert volumes.levels == range(2, 14)
     for place in (place for places in plan(volumes.levels, volumes.middle) for place in places):
         seed, level = 3 + ((place.level + 2) << 32), torch.tensor([place.level])
-        given = volumes._neighbours([codes], [(0, place)])
-        assert given.offsets[0, : len(place.beside)].tolist() == [other - place.level for other in place.beside]
-        for i, other in enumerate(place.beside):
+        given = volumes._conditioning([codes], [(0, place)])
+        assert given.offsets[0, : len(place.neighbours)].tolist() == [other - place.level for other in place.neighbours]
+        for i, other in enumerate(place.neighbours):
             assert torch.equal(given.codes[0][0, i], codes[0, other - 2])
         [drawn] = model.sampler.prior.sample([seed], level, model.sampler.prior.temperature, neighbours=given)
         assert torch.equal(drawn[0], codes[0, place.level - 2])
@@ -163,7 +163,7 @@ def test_a_brain_around_a_given_slice_holds_it(model):
     given = np.random.default_rng(0).integers(0, 256, (tiny.SIZE, tiny.SIZE), np.uint8)
     volume = model.sample_volume(0, around=given, level=5)
     volumes, codes = VolumeSampler(model.sampler), model.codec.encode(given[None])[:1]
-    drawn = volumes.draw([0], (5, codes))
+    drawn = volumes.sample([0], (5, codes))
     assert torch.equal(drawn[0][0, 5 - 2], codes[0][0].long())
     np.testing.assert_array_equal(volumes.paint(drawn, [0])[0], volume)
     assert not np.array_equal(volume, model.sample_volume(0))
