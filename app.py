@@ -7,15 +7,12 @@ Needs `pip install -r requirements-extra.txt`. Only this machine can open the pa
 anything. Samples and walks are there when a prior lies beside the checkpoint; all that do can be chosen.
 """
 
-import sys
+import runtime.environment  # noqa: F401, before PyTorch
 
-from runtime.errors import catch_imports
-
-if __name__ == "__main__":  # what the imports below find too little memory for ends in one line
-    catch_imports()
-
+# isort: split
 import html
 import math
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -27,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image
-from pydantic_settings import CliPositionalArg
 
 import dataset
 from dataset import Slices
@@ -46,7 +42,7 @@ from report.page import parts_of
 from report.results import write_png
 from report.style import BLUE, INK, MUTED
 from runtime import cli, serving
-from runtime.cli import option
+from runtime.cli import LARGEST_SEED, option
 from runtime.errors import InputError, exit_on_input_error
 from runtime.signals import StopSignals
 from scoring.scores import SCORES
@@ -57,7 +53,6 @@ HOST = "127.0.0.1"
 MOST = 64  # samples at a time
 MOST_BYTES = 2**29  # of a file
 MOST_VOXELS = 2**26  # of a volume, 512x512x256: takes 1.5 GB
-LARGEST_SEED = 2**31
 ANY = "any"  # slice level
 EXAMPLE = Path(__file__).parent / "resources" / "example.nii.gz"
 EXAMPLE_NOTE = "An example: slices drawn from the MNI152 template, no real person's. Drop a file of yours above."
@@ -66,7 +61,7 @@ EXAMPLE_NOTE = "An example: slices drawn from the MNI152 template, no real perso
 class AppSettings(Computing):
     """What to play with"""
 
-    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run; its priors are those beside it")
+    checkpoint: Path = option(..., "vqvae.pth of a run; its priors are those beside it")
     port: int = option(7860, "of the page", ge=1, le=65535)
 
 

@@ -9,14 +9,8 @@ with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{tr
 `case_NNN_week_W_slice_S.nii.gz`, or plain `{train,validate,test}` with either kind, or with 3-D NIfTI volumes.
 """
 
-import sys
-
-from runtime.errors import catch_imports
-
-if __name__ == "__main__":  # what the imports below find too little memory for ends in one line
-    catch_imports()
-
 import math
+import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +26,8 @@ from reading import cache, decoding, demo, images, inputs, nifti, stored
 from reading.listing import SPLITS, Listing, scan
 from reading.names import is_nifti, person_of
 from reading.places import find
-from runtime.errors import InputError, Parser, exit_on_input_error, visible
+from runtime.cli import Parser
+from runtime.errors import InputError, exit_on_input_error, visible
 from runtime.signals import StopSignals
 from runtime.wording import counted
 

@@ -9,14 +9,10 @@
 Everything goes to predict/ beside the checkpoint (--out), all at once; report.html there shows it.
 """
 
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
 import sys
-
-from inference.settings import PredictSettings, check_files
-from runtime import cli
-
-if __name__ == "__main__":  # a command line that can't be right is refused before the imports below take their seconds
-    cli.refuse_early(PredictSettings, __doc__, check_files)
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,12 +28,13 @@ from inference.depths import draw_codes
 from inference.model import TrainedModel
 from inference.reconstruction import Reconstruction, reconstruct
 from inference.sampling import Sampler
-from inference.settings import NO_VOLUMES
+from inference.settings import NO_VOLUMES, PredictSettings
 from inference.volumes import VolumeSampler, write_volume
 from reading import images, nifti
 from reading.names import stem
 from report import plots
 from report.results import Results, replacing
+from runtime import cli
 from runtime.errors import InputError, exit_on_input_error, visible
 from runtime.signals import StopSignals
 from runtime.wording import counted

@@ -10,14 +10,11 @@
 Everything goes to runs/<date>_<time>/ (--out); python predict.py runs/<run>/vqvae.pth scores it.
 """
 
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
 import sys
-
-from runtime import cli
-from training.settings import TrainCommand, check_files
-
-if __name__ == "__main__":  # a command line that can't be right is refused before the imports below take their seconds
-    cli.refuse_early(TrainCommand, __doc__, check_files)
-
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +29,7 @@ from inference.codec import Codec
 from inference.loading import load_autoencoder, load_painter
 from modules import AUTOENCODERS, Autoencoder
 from reading import nifti
-from runtime import checkpoint, compute
+from runtime import checkpoint, cli, compute
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
 from runtime.signals import StopSignals
@@ -47,7 +44,7 @@ from training.losses import l1_ssim, squared_error
 from training.optim import WARM_UP, Muon, falling, set_rate
 from training.painter import train_painter
 from training.run import BEFORE_PRIOR, NotFiniteError, Run, Stage, create_run_folder, progress
-from training.settings import AutoencoderSettings, DataSettings, TrainSettings, config_of, settle
+from training.settings import AutoencoderSettings, Config, DataSettings, TrainCommand, TrainSettings, config_of, settle
 from training.validation import validation_ssim
 
 INITIAL_SLICES = 64  # for k-means: over 100,000 latents
@@ -224,7 +221,6 @@ def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None
             painter = load_painter(run.folder / "painter.pth", autoencoder)
             codec = Codec(autoencoder, description["data"], on, painter)
             PRIORS[settings.prior](run, data, settings, codec, description)
-    figures.draw_report(run, data, settings)
 
 
 PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_by_likelihood, "transformer": train_by_likelihood}
@@ -267,16 +263,16 @@ def advice_when_memory_is_full(option: str, batch_size: int) -> Iterator[None]:
 @exit_on_input_error
 @StopSignals()
 def main() -> int:
-    command = cli.parse(TrainCommand, __doc__)
-    settings, fingerprint = settle(command)
+    began, command = time.monotonic(), cli.parse(TrainCommand, __doc__)
+    settings, started = settle(command)
     if settings.tensorboard:
         board.require()
     on = compute.choose(settings.device, settings.precision)
     settings = sized(settings, on)
     data = load_data(settings)
-    check_data(data, settings, command.resume, fingerprint)
+    check_data(data, settings, command.resume, started)
     check_shares(data, settings, on)
-    config = config_of(settings, data)
+    config = config_of(settings, data, on)
 
     torch.manual_seed(settings.seed)
     folder = command.resume or compute.from_first(lambda: create_run_folder(settings.out, config))
@@ -291,7 +287,12 @@ def main() -> int:
             run.log(f"note: {note}")
         run.log(f"to do: {', then '.join(plan(settings))}")
         with run.training():
-            train(run, data, settings, on)
+            try:
+                train(run, data, settings, on)
+            finally:
+                minutes = (started.minutes if started else 0) + (time.monotonic() - began) / 60
+                run.write_config(config.model_copy(update={"minutes": round(minutes, 1)}))
+            figures.draw_report(run, data, settings)
         prior = "" if settings.prior == "none" else f" and {settings.prior}.pth"
         run.log(f"finished: {folder / 'report.html'} shows it; the weights are beside that, in vqvae.pth{prior}")
         run.log(f"to score them: python predict.py {folder / 'vqvae.pth'}")
@@ -299,6 +300,8 @@ def main() -> int:
         if error.stage != "autoencoder":
             raise
         raise InputError(f"{error}; {describe_step(data, settings, error.epoch, error.step)}") from error
+    except BrokenPipeError:
+        raise
     except OSError as error:  # of the log and the figures
         reason = error.strerror or error
         raise InputError(f"can't write to {folder}: {reason}; mend that, and go on with --resume {folder}") from error
@@ -328,9 +331,9 @@ def load_data(settings: DataSettings) -> DataSet:
     )
 
 
-def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, fingerprint: str | None) -> None:
+def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, started: Config | None) -> None:
     """Raises InputError when training can't go on, or a prior can't be trained, with these slices."""
-    if resumed and data.fingerprint != fingerprint:
+    if started and data.fingerprint != started.data_fingerprint:
         raise InputError(f"{data.root} is not the data that {resumed} was started with; give that with --data")
     if settings.prior == "dcgan":
         check_enough(data.splits["train"], data.splits["validate"])

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from inference.codec import Codec, PlacedCodes
 from inference.loading import load_autoencoder, load_painter
-from inference.sampling import LARGEST_SEED, Sampler, find_prior
+from inference.sampling import Sampler, find_prior
 from inference.volumes import VolumeSampler
 from reading.inputs import MAX_SIDE
 from runtime import compute
+from runtime.cli import LARGEST_SEED
 from runtime.errors import InputError
-from runtime.wording import with_article
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -227,7 +227,7 @@ def _like(given: Array, made: Tensor) -> Array:
 def _kind(thing: object) -> str:
     """`float32 [4, 256, 256]` for arrays, the type's name for others."""
     if not isinstance(thing, np.ndarray | Tensor):
-        return with_article(type(thing).__name__)
+        return f"a {type(thing).__name__}"
     return f"{_dtype(thing)} {list(thing.shape)}"
 
 

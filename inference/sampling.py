@@ -19,7 +19,6 @@ from runtime.errors import InputError
 FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
 BATCH = 64
 WALK = 24  # pictures
-LARGEST_SEED = 2**32 - 1  # from 2**32 on, a seed's noise is what chooses another seed's slice level
 
 
 def find_prior(folder: Path) -> Path | None:

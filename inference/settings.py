@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import model_validator
-from pydantic_settings import CliPositionalArg, CliVariadicArg
 
-from runtime.cli import Device, Precision, Settings, option
+from runtime.cli import LARGEST_SEED, Device, Precision, Settings, option
 from runtime.errors import InputError
-from runtime.files import require_checkpoint
 
 LEAST_TEMPERATURE = 0.01
 NO_VOLUMES = "--save-nifti: these are pictures, not volumes or slices of NIfTI or DICOM; leave it out"
@@ -17,10 +15,10 @@ NO_VOLUMES = "--save-nifti: these are pictures, not volumes or slices of NIfTI o
 class ReconstructionSettings(Settings):
     """What to reconstruct"""
 
-    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run; it knows its model and its data")
+    checkpoint: Path = option(..., "vqvae.pth of a run; it knows its model and its data")
     data: str | None = option(None, "data set, or 'demo' (default: the checkpoint's own)", "DIR")
     split: Literal["train", "validate", "test"] = option("test", "which part of the data set")
-    input: CliVariadicArg[list[Path]] = option([], "just these: pictures, NIfTI, DICOM, or folders of them", "FILE")
+    input: list[Path] = option([], "just these: pictures, NIfTI, DICOM, or folders of them", "FILE")
     spacing: float | None = option(None, "of --input's volumes: resample to voxels of so many mm", ge=0.1, le=20)
     axis: Literal[0, 1, 2] | None = option(None, "how volumes are cut (default: as in training)")
     slices: str | None = option(None, "of volumes, those to take (default: as in training)", "START:STOP")
@@ -37,7 +35,7 @@ class Sampling(Settings):
     samples: int = option(64, "how many", ge=0, le=100_000)
     volumes: int = option(0, "whole brains to draw, all levels (a transformer does)", ge=0, le=1000)
     around: Path | None = option(None, "a real slice to draw the brains around, at --slice", "FILE")
-    seed: int = option(0, "of the first", ge=0, le=2**31)
+    seed: int = option(0, "of the first", ge=0, le=LARGEST_SEED)
     slice: int | None = option(None, "axial slice level (default: any)", ge=0, le=1023)
     temperature: float | None = option(
         None, "of a transformer (default: 1.1) or a PixelCNN (1)", ge=LEAST_TEMPERATURE, le=100
@@ -75,30 +73,8 @@ class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help sh
             raise InputError("--samples-only leaves nothing to do with --input or --samples 0: leave one out")
         if self.around and not self.volumes:
             raise InputError("--around is about whole brains: give --volumes, or leave it out")
+        if self.around and not self.around.exists():
+            raise InputError(f"--around: no file {self.around}")
         if self.volumes and self.input:
             raise InputError("--volumes draws brains, and --input reconstructs files: give one of them")
         return self
-
-
-def check_files(settings: PredictSettings) -> None:
-    """Raises InputError when a file or folder that the options name isn't there, or isn't of the kind asked for.
-
-    What it imports, it imports where that is needed: it is to answer before PyTorch is loaded.
-    """
-    if settings.around:
-        from reading import inputs
-
-        inputs.expand([settings.around])
-    for path in (settings.checkpoint, settings.ceiling, settings.prior != "none" and settings.prior):
-        if path:
-            require_checkpoint(Path(path))
-    if settings.input:
-        from reading import inputs, kinds
-
-        _, found = inputs.expand(settings.input)
-        if settings.save_nifti and kinds.PICTURE in found:
-            raise InputError(NO_VOLUMES)
-    elif settings.data and settings.data != "demo":
-        from reading import places
-
-        places.find(settings.data)

@@ -17,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
-import filelock
 import numpy as np
 from pydantic import Field, InstanceOf
 from tqdm import tqdm
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from reading.decoding import THREADS, Problems, Unit, canvas_of, decode, plan
 from reading.listing import SPLITS, Listing
 from runtime.errors import InputError, one_line, visible
-from runtime.files import whole_folder
+from runtime.files import BUILD_TIMEOUT, locked, whole_folder
 from runtime.schema import Schema
 from runtime.wording import counted
 
@@ -153,7 +152,7 @@ def open_or_build(listing: Listing, axis: int, slices: str | None, splits: Itera
         return _read_index(folder, splits), folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{folder}.lock"):
+        with locked(folder.with_name(f"{folder.name}.lock"), BUILD_TIMEOUT):
             try:
                 return _read_index(folder, splits), folder  # another process built it while this one waited
             except DAMAGE as problem:

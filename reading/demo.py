@@ -11,19 +11,18 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import filelock
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 from scipy.interpolate import BSpline
 from tqdm import tqdm
 
+from runtime.cli import LARGEST_SEED
 from runtime.errors import InputError
-from runtime.files import whole_folder
-from runtime.schema import shown
+from runtime.files import BUILD_TIMEOUT, locked, whole_folder
 
 PEOPLE, SEED = 40, 0
-MOST_PEOPLE, LARGEST_SEED = 100_000, 2**31
+MOST_PEOPLE = 100_000
 LEVELS = 32  # axial slices a person, 1 mm apart
 BOTTOM = -7.0  # mm, the lowest slice in MNI space: midbrain; the highest cuts the bodies of the lateral ventricles
 CANVAS, TOP, LEFT = (256, 256), 40, 24
@@ -45,7 +44,7 @@ def ensure(cache_root: Path) -> Path:
         return folder
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{folder}.lock"):
+        with locked(folder.with_name(f"{folder.name}.lock"), BUILD_TIMEOUT):
             if not is_demo(folder):  # else another process made it while this one waited
                 make(folder)
     except OSError as error:
@@ -61,7 +60,7 @@ def make(folder: Path, people: int = PEOPLE, seed: int = SEED) -> None:
     """
     if not (3 <= people <= MOST_PEOPLE and 0 <= seed <= LARGEST_SEED):
         told = f"takes 3 to {MOST_PEOPLE:,} people and a seed from 0 to {LARGEST_SEED:,}"
-        raise InputError(f"the demo set {told}, not {shown(people)} and {shown(seed)}")
+        raise InputError(f"the demo set {told}, not {people} and {seed}")
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and isn't empty: give a new folder for the demo set")

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
-
 from reading import demo
 from reading.cache import cache_root
+from runtime.errors import InputError
+from runtime.files import locked
 from runtime.wording import counted
 
 
@@ -47,9 +47,9 @@ def clear() -> list[Stored]:
     """
     for one in stored():
         try:
-            with filelock.FileLock(f"{one.folder}.lock", timeout=0):
+            with locked(one.folder.with_name(f"{one.folder.name}.lock")):
                 shutil.rmtree(one.folder, ignore_errors=True)
-        except filelock.Timeout:
+        except InputError:
             continue
     return stored()
 

@@ -13,7 +13,7 @@ from torch import nn
 from runtime.errors import InputError
 from runtime.wording import counted
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Compute:
     world_size: int = 1
 
     def autocast(self) -> AbstractContextManager:
-        """bf16 where it is chosen; the quantiser and the losses stay in fp32 by themselves."""
+        """bf16 where it was chosen; quantiser and losses keep themselves in fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def describe(self) -> str:
-        """A line for the log."""
+        """`computing on NVIDIA H200 in bf16, 2 processes`."""
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
         else:
@@ -45,7 +45,7 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
     Raises InputError when CUDA is asked for and there is none, or bf16 on a device without it.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch sees no CUDA device; check nvidia-smi, or use --device cpu")
+        raise InputError("--device cuda: PyTorch finds no CUDA device; check nvidia-smi, or use --device cpu")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -55,38 +55,19 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         chosen = torch.device("cpu")
-        # Large tensors in huge pages where Linux has them: a training step takes 10 % less. PyTorch looks at this
-        # when it first allocates memory on the CPU.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         has_bf16 = cpu_has_bf16()
     if precision == "bf16" and not has_bf16:
         raise InputError("--precision bf16: this device has no bf16 arithmetic; use --precision fp32")
     if world_size > 1 and not dist.is_initialized():
-        alone = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()  # NCCL wants a GPU a process
-        dist.init_process_group("nccl" if chosen.type == "cuda" and alone else "gloo")
+        gpu_each = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()  # as NCCL needs
+        dist.init_process_group("nccl" if chosen.type == "cuda" and gpu_each else "gloo")
     return Compute(chosen, has_bf16 if precision == "auto" else precision == "bf16", rank, world_size)
 
 
-def from_first(make: Callable[[], Made]) -> Made:
-    """What `make()` returns in the first process, in every process; the others don't call it."""
-    if not dist.is_initialized():
-        return make()
-    made = [make() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(made)
-    return made[0]
-
-
-def refuse(problem: str) -> NoReturn:
-    """Raises InputError in the first process; the others, each of which would say the same, leave with its status."""
-    if dist.is_initialized() and dist.get_rank():
-        raise SystemExit(2)
-    raise InputError(problem)
-
-
 def cpu_has_bf16() -> bool:
-    """Whether bf16 runs natively; emulated, it is slower than fp32.
+    """Whether the CPU computes in bf16; emulated, bf16 is slower than fp32.
 
-    oneDNN, which computes convolutions, can be held to an older processor's instructions by an environment variable.
+    The environment variable can hold oneDNN, which computes convolutions, to the instructions of an older processor.
     """
     flags = torch.cpu.get_capabilities()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
@@ -94,8 +75,24 @@ def cpu_has_bf16() -> bool:
     return allowed and bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16"))
 
 
-def meeting_place() -> torch.device:
-    """Where tensors have to be for all processes to put theirs together."""
+def from_first(make: Callable[[], Value]) -> Value:
+    """`make()` of the first process, in every process; only the first one calls it."""
+    if not dist.is_initialized():
+        return make()
+    value = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(value)
+    return value[0]
+
+
+def refuse(problem: str) -> NoReturn:
+    """Raise InputError in the first process only; the others exit with the same status without repeating it."""
+    if dist.is_initialized() and dist.get_rank():
+        raise SystemExit(2)
+    raise InputError(problem)
+
+
+def communication_device() -> torch.device:
+    """Where tensors must be to be sent to other processes."""
     return torch.device("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
 
 
@@ -109,21 +106,19 @@ def gather(x: torch.Tensor) -> torch.Tensor:
 
 
 def mean(x: torch.Tensor) -> torch.Tensor:
-    """Mean of `x` over all processes; `x` itself stays as it is."""
+    """Mean of `x` over all processes, as a new tensor."""
     if not dist.is_initialized():
         return x
-    together = x.clone()
-    dist.all_reduce(together)
-    return together / dist.get_world_size()
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 def average_gradients(module: nn.Module) -> None:
-    """Mean of the gradients over all processes, in one message: the small networks here need no overlap."""
+    """Replace each gradient by its mean over all processes, in one message: small networks need no overlap."""
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    together = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(together)
-    together /= dist.get_world_size()
-    for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    means = mean(torch.cat([g.flatten() for g in gradients])).split([g.numel() for g in gradients])
+    for gradient, average in zip(gradients, means, strict=True):
+        gradient.copy_(average.view_as(gradient))

@@ -1,20 +1,26 @@
 """How does a file or a folder appear on disk? Whole or not at all, whatever stops the process that writes it."""
 
-import ctypes
 import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock
-
 from runtime.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 UNFINISHED = ".unfinished"  # ends the name of the hidden folder in which another one is being made
+LEFTOVER_AGE = 7 * 24 * 3600  # seconds after which an unfinished folder must be that of a process that was killed
+BUILD_TIMEOUT = 3600.0  # seconds to wait for another process that decodes or makes the same data set
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # from file systems without locks, as on some clusters
 
 
 def require_checkpoint(path: Path) -> None:
@@ -46,64 +52,56 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Hand out a new, empty folder, which becomes `path` when the block ends without an error.
+    """Create a hidden, empty folder beside `path`; it becomes `path` when the block ends without an error.
 
-    Until then it is hidden beside `path`. Each call also removes what killed processes have left there.
+    Each call also removes hidden folders beside `path` that killed processes left there more than a week ago.
 
     Args:
-        replace: whether it takes the place of a folder at `path`; else there must be none, or an empty one.
+        replace: whether a folder that exists at `path` is replaced; if not, it must be empty.
     Raises:
-        FileExistsError: `path` isn't empty, and not to be replaced.
-        OSError: the disk refuses something else. The caller knows what the user can do about it.
+        FileExistsError: `path` isn't empty, and `replace` is false.
+        OSError: anything else that the disk refuses.
     """
-    with suppress(FileExistsError):  # if that is a file, listing it as a folder says so
+    with suppress(FileExistsError):  # a file in place of the parent folder fails below, with a better message
         path.parent.mkdir(parents=True)
-    _remove_leftovers(path.parent)
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
-    _lock_of(hidden).touch()  # raises OSError where nothing can be made, as in /proc; FileLock would try for ever
-    with FileLock(_lock_of(hidden)):  # taken before `hidden` exists: a folder whose lock is free is a leftover
-        try:
-            new = hidden / "new"
-            new.mkdir(parents=True)
-            yield new
-            if not (replace and path.exists()):
-                new.rename(path)
-            elif not _exchange(new, path):
-                path.rename(hidden / "old")  # killed here, the process leaves nothing at `path`: the next call mends it
-                new.rename(path)
-        except OSError as error:
-            if error.errno == errno.ENOTEMPTY:
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-            raise
-        finally:
-            _remove(hidden, path)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step, so that both names stand at any time; whether the system can."""
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    for entry in os.scandir(path.parent):
+        if entry.name.endswith(UNFINISHED) and time.time() - entry.stat().st_mtime > LEFTOVER_AGE:
+            shutil.rmtree(entry.path, ignore_errors=True)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old{UNFINISHED}")
     try:
-        rename = ctypes.CDLL(None).renameat2  # of Linux
-    except (AttributeError, OSError, TypeError):
-        return False
-    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+        new.mkdir()
+        yield new
+        if replace and path.exists():
+            path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def _lock_of(hidden: Path) -> Path:
-    return hidden.with_suffix(".lock")
+@contextmanager
+def locked(path: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path` within the block; where the file system has no locks, do nothing.
 
-
-def _remove_leftovers(parent: Path) -> None:
-    """Remove the hidden folders in `parent` whose makers are dead: a dead process holds no lock."""
-    for hidden in [Path(entry) for entry in os.scandir(parent) if entry.name.endswith(UNFINISHED)]:
-        with suppress(OSError), FileLock(_lock_of(hidden), timeout=0):  # OSError: at work, or another user's
-            _remove(hidden, parent / hidden.name[1:].rsplit(".", 2)[0])
-
-
-def _remove(hidden: Path, path: Path) -> None:
-    """Remove a hidden folder and its lock's file; a folder that was to be replaced and wasn't goes back to `path`."""
-    if (hidden / "old").exists() and not path.exists():
-        (hidden / "old").rename(path)
-    shutil.rmtree(hidden, ignore_errors=True)
-    with suppress(OSError):
-        _lock_of(hidden).unlink()
+    The lock ends with the process, too. Raises InputError when another process still holds it after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    with open(path, "ab") as file:
+        while fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(f"another process holds {path}; wait for it, or stop it") from None
+                time.sleep(0.2)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                break
+        yield

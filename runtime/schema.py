@@ -1,56 +1,24 @@
-"""What may come from outside? What a typed model says of it; what breaks that is one line with the field's path.
+"""How is data from outside checked? By a typed model; what doesn't fit it is one line with the field's path.
 
 class Place(Schema):
     size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
 
-Place.checked(content, where="vqvae.pth")        # vqvae.pth: size.0 must be at least 1, not -3
+Place.checked(content, where="vqvae.pth")    # vqvae.pth: size.0 must be greater than or equal to 1, not -3
 """
 
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.errors import InputError
 
-COMPLAINTS = {  # type of pydantic's error -> what we say of the value
-    "greater_than_equal": "must be at least {ge}, not {input}",
-    "greater_than": "must be more than {gt}, not {input}",
-    "less_than_equal": "must be at most {le}, not {input}",
-    "less_than": "must be less than {lt}, not {input}",
-    "multiple_of": "must be a multiple of {multiple_of}, not {input}",
-    "finite_number": "must be a finite number, not {input}",
-    "int_parsing": "must be a whole number, not {input}",
-    "int_parsing_size": "must be a smaller number, not {input}",
-    "int_from_float": "must be a whole number, not {input}",
-    "int_type": "must be a whole number, not {input}",
-    "float_parsing": "must be a number, not {input}",
-    "float_type": "must be a number, not {input}",
-    "bool_type": "must be true or false, not {input}",
-    "string_type": "must be a text, not {input}",
-    "string_unicode": "must be a text in UTF-8, not {input}",
-    "string_too_long": "must be shorter",
-    "string_pattern_mismatch": "must look like {pattern}, not {input}",
-    "list_type": "must be a list, not {input}",
-    "dict_type": "must be names and values, not {input}",
-    "too_short": "must have at least {min_length} values, not {actual_length}",
-    "too_long": "must have at most {max_length} values, not {actual_length}",
-    "is_instance_of": "must be a {class}, not {input}",
-    "literal_error": "must be {expected}, not {input}",
-    "extra_forbidden": "is no setting of this version",
-    "missing": "is missing",
-    "recursion_loop": "holds itself",
-}
-
-
-MOST = 5  # complaints of one file
-SHORT = reprlib.Repr()
-SHORT.maxlevel = 1  # a small file can hold a list of lists of lists that would take for ever to be written out
+MAX_COMPLAINTS = 5
 
 
 class Schema(BaseModel):
-    """What a file may hold: nothing is converted, so that a text is no number, and no number is NaN."""
+    """What a file may hold. Nothing is converted: the text "1" is not a number, and NaN isn't one either."""
 
     model_config = ConfigDict(
         strict=True,
@@ -63,30 +31,25 @@ class Schema(BaseModel):
 
     @classmethod
     def checked(cls, content: Any, where: object) -> Self:
-        """This model of `content`, which comes from the file `where`. Raises InputError that names each wrong field."""
+        """This model of `content`, read from the file `where`. Raises InputError that names each wrong field."""
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError(f"{where}: {'; '.join(complaints(error))}") from error
+            raise InputError(f"{where}: {complaints(error)}") from error
 
 
-def complaints(error: ValidationError, named: Callable[[str], str] = str) -> Iterator[str]:
-    """What pydantic found wrong, the first few things; `named` makes of a field's path what it is called."""
-    for one in error.errors()[:MOST]:
-        known = {key: f"{value:g}" if isinstance(value, float) else value for key, value in one.get("ctx", {}).items()}
-        if one["type"] == "value_error":  # of a validator of ours, which says it all
-            yield str(known["error"])
-        else:
-            text = COMPLAINTS.get(one["type"], "{msg}, not {input}")
-            field = named(".".join(map(str, one["loc"])))
-            yield f"{field} " + text.format(msg=one["msg"], input=shown(one["input"]), **known)
-
-
-def shown(value: Any) -> str:
-    """A value in a complaint: all of it, unless it is long, and visible when it is empty."""
-    if isinstance(value, list | dict | tuple | set):
-        value = SHORT.repr(value)
-    elif not isinstance(value, str | int | float | None):
-        value = f"a {type(value).__name__}"
-    text = str(value) or "''"
-    return text if len(text) <= 40 else f"{text[:40]}..."
+def complaints(error: ValidationError, name: Callable[[str], str] = str) -> str:
+    """The first few of pydantic's complaints on one line; `name` turns a field's path into what the user knows."""
+    lines = []
+    for one in error.errors()[:MAX_COMPLAINTS]:
+        field, message = name(".".join(map(str, one["loc"]))), one["msg"]
+        if one["type"] == "value_error":  # raised by a validator of ours, whose message is complete
+            message = str(one["ctx"]["error"])
+        elif message.startswith("Input should "):
+            message = (
+                f"{field or 'it'} {message.replace('Input should', 'must', 1)}, not {reprlib.repr(one['input'])[:60]}"
+            )
+        elif field:
+            message = f"{field}: {message}"
+        lines.append(message)
+    return "; ".join(lines)

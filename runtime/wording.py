@@ -1,4 +1,4 @@
-"""How is a number said? Singular and plural, and times as people tell them."""
+"""How are numbers and times written? Counts with a noun in singular or plural, times in the largest units."""
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -12,8 +12,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def with_article(noun: str) -> str:
-    """`an autoencoder`, `a prior`: by the first letter, which is enough for the nouns here."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

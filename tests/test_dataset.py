@@ -470,7 +470,8 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     root = write_set(tmp_path / "set")
     dataset.load(str(root))
     (folder,) = cached_folders()
-    folder.rename(folder.with_name(f".{folder.name}.1a2b3c4d{UNFINISHED}"))
+    leftover = folder.rename(folder.with_name(f".{folder.name}.1a2b3c4d{UNFINISHED}"))
+    os.utime(leftover, (0, 0))
     dataset.load(str(root))
     assert cached_folders() == [folder]
 

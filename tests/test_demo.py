@@ -1,5 +1,6 @@
 import filecmp
 import json
+import os
 import sys
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_ensure_makes_it_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     leftover = tmp_path / "brain-vqvae" / f".demo-{demo.VERSION}.1a2b3c4d{UNFINISHED}"
     leftover.mkdir(parents=True)
+    os.utime(leftover, (0, 0))
     data = dataset.load("demo")
     assert data.synthetic
     assert len(data.splits["train"]) == 32

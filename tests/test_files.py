@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what killed processes leave of them."""
+"""Files and folders that appear whole or not at all, and locks."""
 
 import errno
 import os
@@ -11,52 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from runtime.errors import InputError
-from runtime.files import UNFINISHED, atomic, whole_folder
-
-KILLED = """
-import os, pathlib, signal, sys
 from runtime import files
-path, when, exchange = pathlib.Path(sys.argv[1]), sys.argv[2], files._exchange
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-if when == "after the exchange":
-    files._exchange = lambda one, other: exchange(one, other) and die()
-if when in ("before the renames", "between the renames", "after the renames"):
-    files._exchange = lambda one, other: False
-    count, rename = [0], pathlib.Path.rename
-    last = ["before the renames", "between the renames", "after the renames"].index(when)
-
-    def counted(self, target):
-        if count[0] == last:
-            die()
-        count[0] += 1
-        rename(self, target)
-        if count[0] == last:
-            die()
-
-    pathlib.Path.rename = counted
-with files.whole_folder(path, replace=True) as new:
-    (new / "file").write_text("half")
-    if when == "while it is made":
-        die()
-    (new / "file").write_text("new")
-"""
-
-
-def kill_while_making(path, when="while it is made"):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path), when], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
+from runtime.errors import InputError
+from runtime.files import UNFINISHED, atomic, locked, whole_folder
 
 
 def fill(path, text, replace=False):
     with whole_folder(path, replace) as new:
         (new / "file").write_text(text)
-
-
-# ------------------------------------------------------------------------------------------- one file
 
 
 def test_atomic_keeps_the_old_file_on_any_error(tmp_path):
@@ -90,27 +52,23 @@ def test_atomic_is_on_disk_before_it_is_there(tmp_path, monkeypatch):
     assert events == ["fsync", "replace"]
 
 
-# ------------------------------------------------------------------------------------------- a folder
+@pytest.mark.parametrize("path", ["no folder/a.pth", "file/a.pth"])
+def test_where_nothing_can_be_written_is_an_error(path, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="can't write"), atomic(tmp_path / path):
+        pass
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
-    path = tmp_path / "above" / "set"
+    path = tmp_path / "new" / "set"
     with whole_folder(path) as new:
-        assert list(new.iterdir()) == []
-        (new / "file").write_text("all of it")
+        (new / "file").write_text("first")
         assert not path.exists()
-    assert (path / "file").read_text() == "all of it"
-    assert os.listdir(path.parent) == ["set"]
-
-
-def test_an_empty_folder_is_filled_and_another_is_kept(tmp_path):
-    path = tmp_path / "set"
-    path.mkdir()
-    fill(path, "first")
+    assert (path / "file").read_text() == "first"
     with pytest.raises(FileExistsError):
         fill(path, "second")
     assert (path / "file").read_text() == "first"
-    assert os.listdir(tmp_path) == ["set"]
+    assert os.listdir(path.parent) == ["set"]
 
 
 def test_a_folder_is_replaced_when_the_new_one_is_whole(tmp_path):
@@ -139,53 +97,55 @@ def test_a_folder_in_a_file_is_an_error(replace, tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder in which nobody can make anything")
-def test_where_nothing_can_be_made_is_an_error():
-    with pytest.raises(OSError, match="/proc"):
-        fill(Path("/proc/set"), "")
-
-
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
-    kill_while_making(tmp_path / "a")
-    kill_while_making(tmp_path / "b.c")
-    assert len([name for name in os.listdir(tmp_path) if name.endswith(UNFINISHED)]) == 1
-    fill(tmp_path / "d", "")
-    assert os.listdir(tmp_path) == ["d"]
-
-
-@pytest.mark.parametrize(
-    ("when", "at_once", "in_the_end"),
-    [
-        ("while it is made", "old", "old"),
-        ("after the exchange", "new", "new"),
-        ("before the renames", "old", "old"),
-        ("between the renames", None, "old"),  # where the system can't exchange folders
-        ("after the renames", "new", "new"),
-    ],
-)
-def test_a_process_killed_while_it_replaces_a_folder_loses_nothing(tmp_path, when, at_once, in_the_end):
-    fill(tmp_path / "b.c", "old")
-    kill_while_making(tmp_path / "b.c", when)
-    assert (tmp_path / "b.c").exists() == (at_once is not None)
-    if at_once:
-        assert (tmp_path / "b.c" / "file").read_text() == at_once
-    fill(tmp_path / "d", "")
-    assert sorted(os.listdir(tmp_path)) == ["b.c", "d"]
-    assert (tmp_path / "b.c" / "file").read_text() == in_the_end
-
-
-def test_a_folder_that_is_replaced_is_there_at_any_time(tmp_path, monkeypatch):
-    """In one step on Linux: no rename takes it away."""
+def test_a_killed_process_changes_nothing_and_its_leftovers_go_in_time(tmp_path):
+    code = """
+import os, pathlib, signal, sys
+from runtime.files import whole_folder
+with whole_folder(pathlib.Path(sys.argv[1]), replace=True) as new:
+    (new / "file").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)"""
     fill(tmp_path / "a", "old")
-    monkeypatch.setattr("pathlib.Path.rename", lambda *_: pytest.fail("renamed"))
-    fill(tmp_path / "a", "new", replace=True)
-    assert (tmp_path / "a" / "file").read_text() == "new"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "a" / "file").read_text() == "old"
+    [leftover] = tmp_path.glob(f".*{UNFINISHED}")
+    fill(tmp_path / "b", "")
+    assert leftover.is_dir()  # it might be at work
+    os.utime(leftover, (0, 0))
+    fill(tmp_path / "c", "")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
 
 
 def test_folders_that_are_made_at_once_leave_each_other_alone(tmp_path):
+    names = ("a", "a.b", "c")
     with ExitStack() as all_at_once:
-        folders = [all_at_once.enter_context(whole_folder(tmp_path / name)) for name in ("a", "a.b", "c")]
-        for number, new in enumerate(folders):
-            (new / "file").write_text(str(number))
-    assert sorted(os.listdir(tmp_path)) == ["a", "a.b", "c"]
-    assert [(tmp_path / name / "file").read_text() for name in ("a", "a.b", "c")] == ["0", "1", "2"]
+        for new in [all_at_once.enter_context(whole_folder(tmp_path / name)) for name in names]:
+            (new / "file").write_text(new.name)
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    assert [(tmp_path / name / "file").read_text()[1:].rsplit(".", 2)[0] for name in names] == list(names)
+
+
+def test_one_process_at_a_time_holds_a_lock(tmp_path):
+    code = "import sys; from pathlib import Path; from runtime.files import *\nwith locked(Path(sys.argv[1])): print()"
+
+    def another():
+        call = [sys.executable, "-c", code, str(tmp_path / "lock")]
+        return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    with locked(tmp_path / "lock"):
+        assert f"another process holds {tmp_path / 'lock'}" in another().stderr
+    assert another().returncode == 0
+
+
+@pytest.mark.skipif(not files.fcntl, reason="needs flock")
+def test_without_locks_nobody_waits(tmp_path, monkeypatch):
+    """As on Lustre without flock."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with locked(tmp_path / "lock"), locked(tmp_path / "lock"):
+        pass
+    with pytest.raises(FileNotFoundError), locked(Path(tmp_path / "nowhere" / "lock")):
+        pass

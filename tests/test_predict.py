@@ -346,14 +346,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
     png = tiny_data / "keras_png_slices_test" / "case_006_slice_4.nii.png"
     model = tiny_run / "vqvae.pth"
     cases = [  # arguments, what the line says
-        ((model, "--samples", "-1"), "must be at least 0"),
+        ((model, "--samples", "-1"), "must be greater than or equal to 0"),
         ((model, "--temperature", "nan"), "must be a finite number"),
-        ((model, "--split", "holdout"), "must be 'train', 'validate' or 'test'"),
+        ((model, "--split", "holdout"), "invalid choice: 'holdout'"),
         ((tmp_path / "nothing.pth",), "no checkpoint at"),
         ((tmp_path,), "no checkpoint at"),
         ((tmp_path / "text.pth",), "damaged"),
-        ((tiny_run / "dcgan.pth",), "holds prior"),
-        ((model, "--prior", model), "holds autoencoder"),
+        ((tiny_run / "dcgan.pth",), "holds 'prior'"),
+        ((model, "--prior", model), "holds 'autoencoder'"),
         ((model, "--prior", tmp_path / "prior.pth"), "another autoencoder"),
         ((model, "--data", tmp_path / "empty"), "holds no data set"),
         ((model, "--data", tmp_path / "missing"), "no folder"),

@@ -8,9 +8,9 @@ import tiny
 import torch
 
 from runtime.errors import InputError
-from runtime.wording import counted, duration, with_article
+from runtime.wording import counted, duration
 from training import telling
-from training.telling import Pace, StepTable, epoch_told
+from training.telling import Pace, StepTable, describe_epoch, short
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def clock(monkeypatch):
 
 
 def test_the_time_that_is_left_follows_from_the_steps_after_the_first_two(clock):
-    pace, told = Pace(epochs=3), []
+    pace, estimates = Pace(epochs=3), []
     for step in range(1, 11):  # of 10 an epoch
-        clock[0] += 60.0 if step <= telling.UNTIMED else 4.0  # the first steps are slow and don't count
-        told.append(pace.step(step / 10))
-    assert told == [False, False, False, False, True, True, True, True, True, True]  # after 12 s
+        clock[0] += 60.0 if step <= telling.WARM_UP_STEPS else 4.0  # the first steps are slow and don't count
+        estimates.append(pace.step(step / 10))
+    assert estimates == [False, False, False, False, True, True, True, True, True, True]  # after 12 s
     assert pace.left(1.0) == "1 min"  # 20 steps of 4 s
-    assert not pace.step(1.1)  # once told, each epoch tells anew
+    assert not pace.step(1.1)  # it comes once
     clock[0] += 40
     pace.slices_a_second = 2.0
     assert pace.describe(2) == ["2 slices/s", "40 s left"]  # 72 s for 1.8 epochs
@@ -45,13 +45,13 @@ def test_nothing_is_said_of_the_time_before_any_is_known(clock):
 def test_an_epochs_line_has_the_first_losses_and_the_score_beside_the_best():
     row = {"loss_a": 0.5, "loss_b": 0.25, "loss_c": 1.0, "validation_ssim": 0.9}
     means = ["loss_a", "loss_b", "loss_c"]
-    assert epoch_told(row, means, ("SSIM", 0.9, 0.95)) == [
+    assert describe_epoch(row, means, ("SSIM", 0.9, 0.95)) == [
         "loss a 0.5000",
         "loss b 0.2500",
         "SSIM 0.9000 (best 0.9500)",
     ]
-    assert epoch_told(row, means, ("SSIM", 0.9, 0.9))[-1] == "SSIM 0.9000 (best so far)"
-    assert epoch_told(row, [], None) == []
+    assert describe_epoch(row, means, ("SSIM", 0.9, 0.9))[-1] == "SSIM 0.9000 (best so far)"
+    assert describe_epoch(row, [], None) == []
 
 
 def test_every_tenth_step_is_kept_and_those_after_the_last_save_are_made_again(tmp_path):
@@ -110,18 +110,18 @@ def test_a_run_says_what_it_will_do_then_a_line_an_epoch_then_where_it_is(tmp_pa
     assert "to do: vqvae, 2 epochs, then pixelcnn, 2 epochs" in lines
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    told = [line for line in lines if line.startswith(("autoencoder ", "pixelcnn "))]
+    epochs = [line for line in lines if line.startswith(("autoencoder ", "pixelcnn "))]
     stages = [f"{row['stage']} {row['epoch']}/2: " for row in rows]
-    assert [line[: len(stage)] for line, stage in zip(told, stages, strict=True)] == stages
+    assert [line[: len(stage)] for line, stage in zip(epochs, stages, strict=True)] == stages
     ssim = float(rows[0]["validation_ssim"])
     loss = float(rows[0]["train_reconstruction"])
-    assert f"train reconstruction {loss:.4f}, " in told[0]
-    assert f", validation SSIM {ssim:.4f} (best so far), " in told[0]
+    assert f"train reconstruction {loss:.4f}, " in epochs[0]
+    assert f", validation SSIM {ssim:.4f} (best so far), " in epochs[0]
     bits = float(rows[2]["validation_bits"])
-    assert f", validation bits per code {bits:.4f} (best so far), " in told[2]
-    assert all(" slices/s, " in line for line in told)
-    assert " left" in told[0]
-    assert "done in " in told[1]
+    assert f", validation bits per code {bits:.4f} (best so far), " in epochs[2]
+    assert all(" slices/s, " in line for line in epochs)
+    assert " left" in epochs[0]
+    assert "done in " in epochs[1]
     assert str(folder / "report.html") in lines[-2]
     assert "vqvae.pth and pixelcnn.pth" in lines[-2]
     assert lines[-1] == f"to score them: python predict.py {folder / 'vqvae.pth'}"
@@ -152,4 +152,4 @@ def test_numbers_and_times_in_words():
         "1 h 0 min",
         "3 h 5 min",
     ]
-    assert [with_article(noun) for noun in ("autoencoder", "prior")] == ["an autoencoder", "a prior"]
+    assert [short(x) for x in (0.0312, 0.0, 8.7e-4)] == ["0.0312", "0.0000", "8.7e-04"]

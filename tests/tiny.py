@@ -93,7 +93,7 @@ class Trainer:
             status = stop.code
         finally:
             for opened in self.runs:
-                opened.lock.release()
+                opened.lock.close()
         folder = self.runs[-1].folder if self.runs else None
         return status, folder
 

@@ -14,30 +14,29 @@ runs/<date>_<time>/
 
 import csv
 import io
-import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from runtime import checkpoint, compute
-from runtime.errors import InputError, lack, one_line, visible
-from runtime.files import atomic, whole_folder
+from runtime.errors import InputError, one_line, visible
+from runtime.files import atomic, locked, whole_folder
 from runtime.signals import StopSignals
 from runtime.wording import counted
 from training.board import Board
+from training.settings import Config
 from training.state import State, restore
-from training.telling import Pace, StepTable, epoch_told
+from training.telling import Pace, StepTable, describe_epoch, short
 
 UNSAVED = 10.0  # seconds of training that may be lost to a signal that comes where nothing can be saved
 AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one is to stop or to save
@@ -66,11 +65,8 @@ class Run:
         self.saved_at = time.monotonic()
 
     def _lock(self) -> None:
-        self.lock = filelock.FileLock(self.folder / ".lock")  # let go of when the process ends, however it ends
-        try:
-            self.lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise InputError(f"another train.py is at work in {self.folder}; wait for it, or stop it") from None
+        self.lock = ExitStack()
+        self.lock.enter_context(locked(self.folder / ".lock"))
         for leftover in self.folder.glob(".*.partial"):  # of a process that was killed
             leftover.unlink()
 
@@ -116,8 +112,8 @@ class Run:
         """The rows of one stage, an epoch each."""
         return [row for row in self.rows if row["stage"] == stage]
 
-    def write_config(self, config: dict[str, Any]) -> None:
-        """Keep the settings that a resumed run was given, so that the next one goes on with those."""
+    def write_config(self, config: Config) -> None:
+        """Write config.json anew: with the settings that a resumed run was given, or the time that it took."""
         if self.main:
             write_config(self.folder, config)
 
@@ -153,7 +149,7 @@ def load_last(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def create_run_folder(out: Path, config: dict[str, Any]) -> Path:
+def create_run_folder(out: Path, config: Config) -> Path:
     """A new folder `out/<date>_<time>` with config.json in it; two runs never get the same one."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     try:
@@ -168,10 +164,10 @@ def create_run_folder(out: Path, config: dict[str, Any]) -> Path:
     raise InputError(f"can't find a free name for a run folder in {out}; choose another --out")
 
 
-def write_config(folder: Path, config: dict[str, Any]) -> None:
+def write_config(folder: Path, config: Config) -> None:
     """config.json, whole or not at all."""
     with atomic(folder / "config.json") as file:
-        file.write(json.dumps(config, indent=2).encode())
+        file.write(config.model_dump_json(indent=2).encode())
 
 
 class NotFiniteError(InputError):
@@ -226,9 +222,7 @@ class Stage:
             self.sums = {name: self._own(sums) for name, sums in state["sums"].items()}
             torch.set_rng_state(state["rng"])
         except checkpoint.MISFITS as error:
-            if lack(error):
-                raise
-            raise InputError(f"last.pth in {self.run.folder} is not of the run that config.json tells of") from error
+            raise InputError(f"last.pth in {self.run.folder} doesn't fit its config.json: {error}") from error
         if torch.cuda.is_available() and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
         self.run.log(f"{self.name}: going on after epoch {self.epoch}, step {self.step}")
@@ -236,7 +230,7 @@ class Stage:
     def _own(self, sums: torch.Tensor) -> torch.Tensor:
         """This process's of the sums [processes] that were saved; the mean where these were more or fewer."""
         own = sums[dist.get_rank()] if dist.is_initialized() and len(sums) == dist.get_world_size() else sums.mean()
-        return own.to(compute.meeting_place())
+        return own.to(compute.communication_device())
 
     def save(self) -> None:
         """Write last.pth; the one before it stays as previous.pth. Raises InputError when a loss was not finite.
@@ -310,7 +304,7 @@ class Stage:
         """Which of the flags some process has set: all leave at the same step, or the others would wait for ever."""
         if not dist.is_initialized():
             return list(flags)
-        any_set = torch.tensor(flags, dtype=torch.float32, device=compute.meeting_place())
+        any_set = torch.tensor(flags, dtype=torch.float32, device=compute.communication_device())
         dist.all_reduce(any_set, op=dist.ReduceOp.MAX)
         return any_set.bool().tolist()
 
@@ -364,8 +358,8 @@ class Stage:
         if self.score is not None:
             best = math.nan if self.best is None else self.best
             score = self.score_name, self.sign * self.score, self.sign * best
-        told = [*epoch_told(row, means, score), *self.pace.describe(self.epoch)]
-        self.run.log(f"{self.name} {self.epoch}/{self.epochs}: {', '.join(told)}")
+        parts = [*describe_epoch(row, means, score), *self.pace.describe(self.epoch)]
+        self.run.log(f"{self.name} {self.epoch}/{self.epochs}: {', '.join(parts)}")
         self.score = None
 
 
@@ -382,7 +376,7 @@ def progress(batches: Iterator, stage: Stage, steps: int, batch_size: int) -> It
             yield batch
             bar.update(batch_size)
             if stage.step % LOOK_EVERY == 0:
-                bar.set_postfix({name: f"{value:.4f}" for name, value in stage.means().items()})
+                bar.set_postfix({name: short(value) for name, value in stage.means().items()})
             if stage.pace.step(place := stage.epoch + stage.step / steps):
                 stage.check_finite()  # a GPU has then done what it was given
                 plan = [counted(stage.epochs, "epoch"), counted(steps, "step"), counted(batch_size, "slice")]

@@ -1,17 +1,18 @@
 """What can be set? Every option of train.py with its range and default, and what a resumed run may change."""
 
-import json
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
-from runtime.cli import Device, Precision, Settings, flag, option
+from runtime.cli import LARGEST_SEED, Device, Precision, Settings, flag, option
 from runtime.errors import InputError
 from runtime.files import require_checkpoint
 
 if TYPE_CHECKING:
     from dataset import DataSet
+    from runtime.compute import Compute
 
 
 class StartSettings(Settings):
@@ -111,7 +112,7 @@ class RunSettings(Settings):
     """run"""
 
     out: Path = option(Path("runs"), "folder in which the run's own folder is made", "DIR")
-    seed: int = option(0, "seed of everything random", ge=0, le=2**31)
+    seed: int = option(0, "seed of everything random", ge=0, le=LARGEST_SEED)
     device: Device = option("auto", "where to compute; auto is CUDA if there is any, else the CPU")
     precision: Precision = option("auto", "auto is bf16 where the device computes in it, else fp32")
     save_minutes: float = option(10.0, "minutes between two saves within an epoch", ge=0, le=1_000_000)
@@ -123,50 +124,55 @@ class RunSettings(Settings):
 
 class TrainSettings(
     RunSettings, PriorSettings, PainterSettings, AutoencoderSettings, DataSettings
-):  # the last base's fields come first
-    """Everything that makes a run; config.json holds it."""
-
-    def check(self) -> None:
-        """Raises InputError for settings that exclude each other; those of a run to go on with are told by then."""
-        if self.prior == "dcgan" and self.gan == "baseline" and self.prior_batch < 2:
-            raise InputError("--gan baseline has batch normalisation: give a --prior-batch-size of 2 at least")
+):  # fields of the last base come first
+    """Everything that makes a run."""
 
 
 class TrainCommand(TrainSettings, StartSettings):
     """The command line of train.py."""
 
 
-LENGTHS = ("epochs", "prior_epochs")  # may grow
-MAY_CHANGE = {*LENGTHS, "data", "device", "out", "save_minutes", "time_limit", "tensorboard"}
-FINGERPRINT = "data_fingerprint"  # the field of config.json that is no setting: the data that the run was started with
+MAY_GROW = ("epochs", "prior_epochs")
+MAY_CHANGE = {*MAY_GROW, "data", "device", "out", "save_minutes", "time_limit", "tensorboard"}
 
 
-def settle(command: TrainCommand) -> tuple[TrainSettings, str | None]:
-    """What was given on the command line, for the rest the settings of --resume or --config, for the rest the defaults.
+class Config(TrainSettings):
+    """What config.json holds: the settings of a run, and what it was made of."""
 
-    With it, on --resume, the fingerprint of the data that the run was started with. Raises InputError when a file of
-    settings can't be used, the run was started with another setting than is given now, or settings exclude each other.
+    data_fingerprint: str | None = None
+    commit: str | None = None
+    computed_on: str | None = None
+    minutes: float = 0.0  # over all its starts
+
+
+def settle(command: TrainCommand) -> tuple[TrainSettings, Config | None]:
+    """Merge the command line over the settings of --resume or --config, and those over the defaults.
+
+    Returns the settings, and the run's config.json on --resume. Raises InputError when a file of settings can't be
+    used, when the run to resume was started with other settings, or when settings exclude each other.
     """
-    base, fingerprint = TrainSettings(), None
+    base = Config()
     if command.resume and command.config:
         raise InputError("--resume goes on with the run's own settings: leave out --config")
-    if command.resume:
-        base, fingerprint = read_config(command.resume / "config.json")
-        if not isinstance(fingerprint, str):
-            raise InputError(f"{command.resume / 'config.json'} is not train.py's own: it has no {FINGERPRINT}")
-    elif command.config:
-        base, _ = read_config(command.config)
+    if command.resume or command.config:
+        path = command.config or command.resume / "config.json"
+        base = read_config(path)
+        if command.resume and not base.data_fingerprint:
+            raise InputError(f"{path} was not written by train.py: it has no data_fingerprint")
     given = command.model_dump(include=command.model_fields_set & TrainSettings.model_fields.keys())
     if command.resume:
         _check_changes(given, base)
-    settings = base.model_copy(update=given)
+    settings = TrainSettings(**base.model_dump(include=set(TrainSettings.model_fields)) | given)
     if settings.autoencoder:
         if unused := [name for name in AutoencoderSettings.model_fields if name in given]:
             raise InputError(f"--autoencoder is trained already: leave out {flag(unused[0])}")
         if settings.prior == "none":
             raise InputError("--autoencoder with --prior none leaves nothing to train")
-    settings.check()
-    return settings, fingerprint
+        if not command.resume:  # a run has its own copy
+            require_checkpoint(settings.autoencoder)
+    if settings.prior == "dcgan" and settings.gan == "baseline" and settings.prior_batch < 2:
+        raise InputError("--gan baseline has batch normalisation: give a --prior-batch-size of 2 at least")
+    return settings, base if command.resume else None
 
 
 def _check_changes(given: dict[str, Any], started: TrainSettings) -> None:
@@ -175,45 +181,29 @@ def _check_changes(given: dict[str, Any], started: TrainSettings) -> None:
         before = getattr(started, name)
         if name not in MAY_CHANGE and value != before:
             raise InputError(f"the run was started with {flag(name)} {before}, not {value}; leave {flag(name)} out")
-        if name in LENGTHS and value < before:
-            raise InputError(f"the run was started with more {name} ({before}); give as many or more")
+        if name in MAY_GROW and value < before:
+            raise InputError(f"the run was started with {flag(name)} {before}; give as many or more")
 
 
-def read_config(path: Path) -> tuple[TrainSettings, str | None]:
-    """The settings in a config.json, and the fingerprint of the data that its run was started with.
-
-    Raises InputError when the file can't be read, or holds anything that is no setting or out of its range.
-    """
+def read_config(path: Path) -> Config:
+    """The content of a config.json. Raises InputError when it can't be read, or holds a wrong value."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return Config.from_json(path.read_bytes(), path)
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}; give a run of train.py") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON; give a run of train.py") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds no settings; give a run of train.py")
-    fingerprint = values.pop(FINGERPRINT, None)
-    return TrainSettings.checked(values, where=str(path)), fingerprint
 
 
-def config_of(settings: TrainSettings, data: "DataSet") -> dict[str, Any]:
-    """What config.json holds: every setting but the limit of this one start, the data's folder and its fingerprint.
-
-    The folder is an absolute path.
-    """
+def config_of(settings: TrainSettings, data: "DataSet", on: "Compute") -> Config:
+    """What config.json is to hold; the data's folder is an absolute path, and the time limit is of one start only."""
     folder = settings.data if settings.data == "demo" else str(data.root.resolve())
-    return settings.model_dump(mode="json", exclude={"time_limit"}) | {"data": folder, FINGERPRINT: data.fingerprint}
+    changed = {"data": folder, "time_limit": None, "data_fingerprint": data.fingerprint}
+    return Config(**settings.model_dump() | changed, commit=current_commit(), computed_on=on.describe())
 
 
-def check_files(command: TrainCommand) -> None:
-    """Raises InputError when options contradict each other, or a file or folder that they name isn't there.
-
-    What it imports, it imports where that is needed: it is to answer before PyTorch is loaded.
-    """
-    settings, _ = settle(command)
-    if settings.autoencoder and not command.resume:  # a run that was started has its own copy
-        require_checkpoint(settings.autoencoder)
-    if settings.data != "demo":
-        from reading import places
-
-        places.find(settings.data)
+def current_commit() -> str | None:
+    """The hash of this clone's commit; None without Git."""
+    call = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

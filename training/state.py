@@ -1,4 +1,4 @@
-"""What may last.pth hold? Where a run is, in typed fields with ranges; and what its parts hold has to fit them."""
+"""What does last.pth hold? The place of a run in typed fields with ranges, and the state of what it trains."""
 
 import math
 from typing import Annotated, Any
@@ -38,10 +38,9 @@ class State(Schema):
 
 
 def restore(part: Any, saved: dict[str, Any]) -> None:
-    """Fill a network or an optimiser with what its `state_dict` gave. Raises one of `MISFITS` for another's.
+    """Load a `state_dict` into a network or an optimiser. Raises one of `MISFITS` when it is that of another one.
 
-    What an optimiser is set to comes from the run's settings, and not from the file, but for the learning rate that it
-    had come to.
+    An optimiser keeps its own settings, which are the run's, except for the learning rate.
     """
     if not isinstance(part, torch.optim.Optimizer):
         checkpoint.check_numbers(_tensors(saved), "the state", largest=math.inf)
@@ -53,7 +52,7 @@ def restore(part: Any, saved: dict[str, Any]) -> None:
         tensors = _tensors(values)
         checkpoint.check_numbers(tensors, "the state", largest=math.inf)
         if any(value.ndim and value.shape != parameters[index].shape for value in tensors.values()):
-            raise ValueError(f"the state of weight {index} is another's")
+            raise ValueError(f"the optimiser's state of weight {index} has another shape")
     for group, before in zip(own, saved["param_groups"], strict=False):
         if isinstance(rate := before.get("lr"), float) and math.isfinite(rate):
             group["lr"] = rate

@@ -1,4 +1,4 @@
-"""What does a training say while it goes on? A line an epoch, the time that is left, and the values of some steps."""
+"""What does a training log? A line an epoch, the time that is left, and a table with the values of every tenth step."""
 
 import csv
 import io
@@ -12,64 +12,69 @@ from runtime.errors import InputError
 from runtime.files import atomic
 from runtime.wording import duration
 
-FIRST_LOOK = 10.0  # seconds of steps, after which the time that a stage will take is told
-UNTIMED = 2  # first steps: slower than all others, since memory and kernels are made ready in them
-LOSSES = 2  # of an epoch's means, those in its line
+FIRST_ESTIMATE = 10.0  # seconds of steps, after which the time that a stage will take is logged
+WARM_UP_STEPS = 2  # first steps, which are slower than the others and don't count
+SHOWN_MEANS = 2  # of an epoch's means, those in its line
 
 
 class Pace:
-    """How fast a stage of so many epochs goes, by what this process has done of it since its first steps.
+    """How fast a stage goes: slices a second, and the time that is left.
 
-    Places are epochs done, with the part of the one under way.
+    A place in the stage is the number of epochs done, with the part of the one under way: 1.5.
     """
 
     def __init__(self, epochs: int):
         self.epochs, self.began = epochs, time.monotonic()
         self.steps = 0  # done by this process
-        self.since: tuple[float, float] | None = None  # a time, and the place then
-        self.told = False  # how long it will take
+        self.start: tuple[float, float] | None = None  # time and place after the warm-up steps
+        self.estimated = False
         self.slices_a_second = 0.0  # over the steps of an epoch, without what comes between epochs
 
     def step(self, place: float) -> bool:
-        """Count a step; whether it is now time to tell, for the first time, how long the stage will take."""
+        """Count a step; true once, when it is time for a first estimate of how long the stage will take."""
         self.steps += 1
-        if self.steps == UNTIMED:
-            self.since = time.monotonic(), place
-        return self.since is not None and not self.told and time.monotonic() - self.since[0] > FIRST_LOOK
+        if self.steps == WARM_UP_STEPS:
+            self.start = time.monotonic(), place
+        return bool(self.start) and not self.estimated and time.monotonic() - self.start[0] > FIRST_ESTIMATE
 
     def left(self, place: float) -> str:
-        """`12 min` to the stage's end, with validation and pictures once there were any; "" when nothing is known."""
-        self.told = True
-        if self.since is None or place <= self.since[1]:
+        """`12 min` to the stage's end, including validation and figures of the epochs so far; "" if unknown."""
+        self.estimated = True
+        if self.start is None or place <= self.start[1]:
             return ""
-        each = (time.monotonic() - self.since[0]) / (place - self.since[1])
-        return duration(each * (self.epochs - place))
+        seconds_an_epoch = (time.monotonic() - self.start[0]) / (place - self.start[1])
+        return duration(seconds_an_epoch * (self.epochs - place))
 
     def describe(self, place: int) -> list[str]:
-        """Slices a second, and the time that is left; in the end, that which the stage took."""
+        """Slices a second, and the time that is left or, at the end, that the stage took."""
         rate = [f"{self.slices_a_second:.3g} slices/s"] if self.slices_a_second else []
         if place >= self.epochs:
             return [*rate, f"done in {duration(time.monotonic() - self.began)}"]
         return [*rate, f"{left} left"] if (left := self.left(place)) else rate
 
 
-def epoch_told(row: Mapping[str, float], means: Sequence[str], score: tuple[str, float, float] | None) -> list[str]:
+def describe_epoch(row: Mapping[str, float], means: Sequence[str], score: tuple[str, float, float] | None) -> list[str]:
     """`train reconstruction 0.0312, train commitment 0.0021`, `validation SSIM 0.9712 (best 0.9731)`.
 
     The first of the epoch's `means` in its row of metrics.csv; name, value and best value of the `score` if any.
     """
-    told = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in means[:LOSSES] if name in row]
+    parts = [f"{name.replace('_', ' ')} {short(row[name])}" for name in means[:SHOWN_MEANS] if name in row]
     if score:
         name, value, best = score
-        told.append(f"{name} {value:.4f}" + (" (best so far)" if value == best else f" (best {best:.4f})"))
-    return told
+        parts.append(f"{name} {value:.4f}" + (" (best so far)" if value == best else f" (best {best:.4f})"))
+    return parts
+
+
+def short(value: float) -> str:
+    """`0.0312`; for a learning rate `8.7e-04`."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 class StepTable:
     """`steps_<stage>.csv`: epoch, step and values of every `EVERY`th step, counted from 0 within its epoch.
 
-    Values wait on their device until `write`, since reading one halts a GPU. A stage that goes on after an
-    interruption keeps the rows of the steps that were saved, and makes the others again.
+    Values stay on their device until `write`, since reading one halts a GPU. A stage that goes on after an
+    interruption keeps the rows of the steps that were saved, and repeats the others.
     """
 
     EVERY = 10
@@ -77,20 +82,20 @@ class StepTable:
     def __init__(self, path: Path, epoch: int, step: int):
         """`epoch`: how many are done; `step`: how many of the next. Raises InputError when the file is damaged."""
         self.path, self.rows = path, []
-        self.waiting: list[tuple[dict[str, int], list[str], Tensor]] = []
+        self.pending: list[tuple[dict[str, int], list[str], Tensor]] = []
         if (epoch, step) > (0, 0) and path.is_file():
             self.rows = [row for row in _read(path) if (int(row["epoch"]) - 1, int(row["step"])) < (epoch, step)]
 
     def add(self, epoch: int, step: int, names: list[str], values: Tensor) -> None:
-        """Values [n] of a step, if it is one of those to keep; `epoch` is counted from 1."""
+        """Values [n] of a step, if it is one to keep; `epoch` is counted from 1."""
         if step % self.EVERY == 0:
-            self.waiting.append(({"epoch": epoch, "step": step}, names, values))
+            self.pending.append(({"epoch": epoch, "step": step}, names, values))
 
     def write(self) -> None:
-        """The file, with what has been waiting. Raises InputError when the disk is full."""
-        for place, names, values in self.waiting:
+        """Write all rows. Raises InputError when the disk is full."""
+        for place, names, values in self.pending:
             self.rows.append(place | {name: f"{x:.6g}" for name, x in zip(names, values.tolist(), strict=True)})
-        self.waiting = []
+        self.pending = []
         if self.rows:
             text = io.StringIO(newline="")
             columns = dict.fromkeys(key for row in self.rows for key in row)
@@ -106,9 +111,9 @@ def _read(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        whole = all(int(row["epoch"]) > 0 <= int(row["step"]) and None not in {*row, *row.values()} for row in rows)
+        sound = all(int(row["epoch"]) > 0 <= int(row["step"]) and None not in {*row, *row.values()} for row in rows)
     except (KeyError, TypeError, ValueError, csv.Error):
-        whole = False
-    if not whole:
+        sound = False
+    if not sound:
         raise InputError(f"{path} is damaged: move it away, and go on")
     return rows
