@@ -1,8 +1,6 @@
 # Everything runs in .venv, which the first call makes.
 PYTHON ?= python3
 BIN := .venv/bin
-# Threads that wait for others sleep, and don't spin: where other programs run too, that takes a fifth of the CPU time.
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo results test lint clean
 

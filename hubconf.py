@@ -17,7 +17,6 @@ from collections.abc import Sequence as _Sequence
 
 # What has to be installed for the entries (`requirements.txt` has more, for training and for figures).
 dependencies = [
-    "filelock",
     "nibabel",
     "nilearn",
     "numpy",
@@ -25,7 +24,6 @@ dependencies = [
     "prdc",
     "pydantic",
     "pydantic_core",
-    "pydantic_settings",
     "scipy",
     "skimage",
     "sklearn",

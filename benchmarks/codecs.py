@@ -37,8 +37,8 @@ from reading.listing import SPLITS
 from report import plots
 from report.style import Pictures
 from runtime import compute
-from runtime.cli import Device
-from runtime.errors import InputError, Parser, exit_on_input_error, number
+from runtime.cli import Device, Parser
+from runtime.errors import InputError, exit_on_input_error
 from scoring.metrics import reconstruction_scores, summarise
 from scoring.scores import SCORES
 
@@ -217,7 +217,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR", help="data set, or 'demo' (default: the usual places)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="(default: test)")
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], metavar="PTH", help="models to score")
-    parser.add_argument("--bytes", type=number(int, 1), nargs="*", default=[4608, 1152], help="(default: 4608 1152)")
+    parser.add_argument("--bytes", type=int, nargs="*", default=[4608, 1152], help="(default: 4608 1152)")
     parser.add_argument("--out", type=Path, default=Path("runs/codecs"), help="(default: runs/codecs)")
     parser.add_argument("--device", choices=get_args(Device), default="auto", help="(default: auto)")
     return parser.parse_args()

@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
 import torch
 from PIL import Image
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from pydantic_settings import CliPositionalArg
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
 import torch
 
 from benchmarks import speed
@@ -36,9 +37,7 @@ Numbers = dict[str, Any]
 class GPUSettings(Settings):
     """what to measure"""
 
-    part: CliPositionalArg[Literal["tests", "speed", "precision", "whole", "two_processes", "train", "page"]] = option(
-        ..., "of gpu.sh"
-    )
+    part: Literal["tests", "speed", "precision", "whole", "two_processes", "train", "page"] = option(..., "of gpu.sh")
     data: str = option("demo", "data set", "DIR")
     out: Path = option(Path(__file__).parent / "gpu", "folder of the JSON files, and of the training", "DIR")
     device: Literal["cuda", "cpu"] = option("cuda", "where to compute")

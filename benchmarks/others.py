@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from pydantic_settings import CliPositionalArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
 import dataset
 from benchmarks.tables import markdown
 from inference.model import TrainedModel
@@ -33,7 +35,7 @@ GREYS = (1, 10, 40, 80, 120, 160, 200, 255)
 class OthersSettings(Settings):
     """pictures"""
 
-    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth of a run")
+    checkpoint: Path = option(..., "vqvae.pth of a run")
     data: str | None = option(None, "data set whose test split is dimmed", "DIR")
     published: Path | None = option(None, "folder with PNG slices of another set", "DIR")
     out: Path = option(Path("others.json"), "file for the rows", "FILE.json")

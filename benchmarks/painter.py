@@ -13,8 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
 import numpy as np
-from pydantic_settings import CliPositionalArg
 
 import dataset
 from dataset import Slices
@@ -35,7 +37,7 @@ KNOWN = 10  # training people whose SSIM is taken
 class PainterSettings(Settings):
     """what to measure"""
 
-    checkpoint: CliPositionalArg[Path] = option(..., "vqvae.pth with a painter.pth beside it")
+    checkpoint: Path = option(..., "vqvae.pth with a painter.pth beside it")
     data: str = option(..., "the data set that it was trained on", "DIR")
     out: Path = option(Path("painter.json"), "where the figures go", "FILE")
     device: Device = option("auto", "where to paint")

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modules import VQVAE, Discriminator, Generator
-from runtime.errors import Parser, exit_on_input_error, number
+from runtime.cli import Parser
+from runtime.errors import exit_on_input_error
 
 GRID, CODES, DIM = (64, 64), 512, 64  # the course baseline's: 256x256 slices, 64x64 codes of 512, each a vector of 64
 
@@ -267,10 +268,10 @@ def train(data: str, epochs: int, prior_epochs: int, batch_size: int, workers: i
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with keras_png_slices_train and _validate")
-    parser.add_argument("--epochs", type=number(int, 0), default=12, help="of the VQ-VAE (default: 12)")
-    parser.add_argument("--prior-epochs", type=number(int, 0), default=25, help="of the DCGAN (default: 25)")
-    parser.add_argument("--batch-size", type=number(int, 1), default=32, help="slices a step (default: 32)")
-    parser.add_argument("--workers", type=number(int, 0), default=0, help="processes that decode (default: 0)")
+    parser.add_argument("--epochs", type=int, default=12, help="of the VQ-VAE (default: 12)")
+    parser.add_argument("--prior-epochs", type=int, default=25, help="of the DCGAN (default: 25)")
+    parser.add_argument("--batch-size", type=int, default=32, help="slices a step (default: 32)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode (default: 0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     train(args.data, args.epochs, args.prior_epochs, args.batch_size, args.workers, torch.device(args.device))

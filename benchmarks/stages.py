@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from pydantic_settings import CliVariadicArg
 from torch import Tensor
 
 import dataset
@@ -36,7 +35,7 @@ class SpeedSettings(Settings):
     """what to measure"""
 
     data: str | None = option(None, "folder of PNG slices, or 'demo'; else $OASIS_DIR, then the usual places", "DIR")
-    stages: CliVariadicArg[list[Stage]] = option([], f"of {', '.join(get_args(Stage))} (default: all)", "STAGE")
+    stages: list[Stage] = option([], f"of {', '.join(get_args(Stage))} (default: all)", "STAGE")
     images: int = option(384, "training slices, repeated to that number; the rest in proportion", ge=1, le=1_000_000)
     batch_size: int = option(32, "slices a step", ge=1, le=1_000_000)
     steps: int = option(1, "training steps a round", ge=1, le=1_000_000)

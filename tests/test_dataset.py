@@ -11,7 +11,6 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pytest
 import torch
@@ -25,7 +24,7 @@ from dataset import Batches, Box, Slices, content_box
 from reading import cache, images, places
 from reading.names import level_of, person_of
 from runtime.errors import InputError
-from runtime.files import UNFINISHED
+from runtime.files import UNFINISHED, locked
 
 same_each_run = settings(derandomize=True, deadline=None)  # no chance, no clock
 ROOT = Path(__file__).parent.parent
@@ -711,7 +710,7 @@ def test_cache_says_what_is_kept_and_deletes_it(tmp_path, monkeypatch, capsys):
     assert f"{folder.name}: {number} slices of 256x256, case_001_slice_0.nii.png to " in whole
     assert half.endswith("half: not whole")
 
-    with filelock.FileLock(f"{folder}.lock"):  # another process is at work there
+    with locked(folder.with_name(f"{folder.name}.lock")):  # another process is at work there
         assert run(monkeypatch, "cache", "--clear") == 0
         assert cached_folders() == [folder]
         assert capsys.readouterr().out.splitlines()[0].endswith(f"{size / 1e6:.1f} MB, 0.0 MB deleted")

@@ -280,9 +280,7 @@ def test_volumes_in_brains_out(tmp_path, monkeypatch, capsys):
 def test_bad_options_are_one_line(options, message, monkeypatch, capsys):
     weights = ROOT / "resources/pretrained/vqvae.pth"
     monkeypatch.setattr(sys, "argv", ["predict.py", str(weights), *options])
-    with pytest.raises(SystemExit) as ended:
-        predict.cli.refuse_early(predict.PredictSettings, "", predict.check_files)
-    assert ended.value.code == 2
+    assert predict.main() == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
