@@ -2,11 +2,16 @@
 
     model = torch.hub.load("path/of/clone", "brain_vqvae", source="local")
     codes = model.encode(slices); pictures = model.decode(codes); novel = model.sample(seeds=range(16), level=12)
+    brain = model.sample_volume(seed=0)                 by a transformer
 
-`torch.hub.list` and `torch.hub.help` tell of the other entries. The modules behind them have names such as `dataset`
-and `modules`, which the caller's own may have, too. They are therefore imported aside: before and after, those names
-are the caller's. What can't be had for it: pickling what the entries return, `torch.save(model)` among it, and sending
-it to another process, since pickle finds a class by the name of its module. Keep the path of the weights instead.
+Entries: `brain_vqvae`, a trained autoencoder (RQ-VAE, VQ-VAE or VQ-VAE-2) with its prior (transformer, DCGAN or
+PixelCNN); `brain_slices`, a data set; `brain_judge`, the judge of novel slices. `torch.hub.list` and `torch.hub.help`
+know repositories on GitHub only; `pydoc path/of/clone/hubconf.py` shows the help of a local clone.
+
+The modules behind the entries have names such as `dataset` and `modules`, which the caller's own may have, too. They
+are therefore imported aside: before and after, those names are the caller's. The price: what the entries return can't
+be pickled, by `torch.save(model)` or to another process, since pickle finds a class by its module's name. Keep the
+path of the weights instead.
 """
 
 import contextlib as _contextlib
@@ -63,15 +68,17 @@ def brain_vqvae(weights: str | None = None, prior: str | None = None, device: st
         pictures = model.decode(codes)                      float32 in [0, 1]; codes[:2] gives them from fewer codes
         novel = model.sample(seeds=range(16), level=12)     model.sample_codes for the codes alone
         steps = model.walk(seeds=(0, 1))                    24 pictures on the way
+        brain = model.sample_volume(seed=0)                 [levels, H, W]; a transformer samples whole brains
 
     Args:
         weights: vqvae.pth of a run of train.py; None for the one that comes with the clone.
-        prior: a prior of the same run, transformer.pth say, or "none"; None for the best beside the weights.
+        prior: transformer.pth, dcgan.pth or pixelcnn.pth of the same run, or "none"; None for the best beside the
+            weights, in that order.
         device: "cuda", "cpu" or "auto". On CUDA, convolutions are in full float32 from then on in this process.
     Returns:
-        TrainedModel, of inference/model.py; NumPy arrays and PyTorch tensors alike go in, and come out.
+        TrainedModel, of inference/model.py. It takes NumPy arrays and PyTorch tensors, and returns the same kind.
     Raises:
-        ValueError: a file isn't what it should be; and, from the methods, an array isn't. The message is one line.
+        ValueError: a file, or an array given to a method, isn't what it should be. The message is one line.
     """
     with _imports_from_clone():
         from inference.model import TrainedModel
@@ -96,7 +103,7 @@ def brain_slices(data: str = "demo", splits: _Sequence[str] = ("train", "validat
 
 
 def brain_judge(train, held_out):
-    """The judge of novel slices: how near to real people's, how varied, and whether any are copies.
+    """The judge of novel slices: how close to real people's, how varied, and whether any are copies.
 
         judge = torch.hub.load(CLONE, "brain_judge", data.splits["train"], data.splits["test"], source="local")
         verdict = judge.score(samples, judge.nearest(samples))     uint8 [N, H, W], at least 100

@@ -205,7 +205,7 @@ def note_outliers(context: Context, made: Reconstruction) -> None:
         resample = context.settings.input and slices.ranges is not None and not context.settings.spacing
         affine = np.eye(4) if described["data"]["affine"] is None else np.array(described["data"]["affine"])
         spacing = f"{abs(np.linalg.det(affine[:3, :3])) ** (1 / 3):.3g}"
-        advice = f"; if its voxels aren't of {spacing} mm, try --spacing {spacing}" if resample else ""
+        advice = f" If its voxels aren't of {spacing} mm, try --spacing {spacing}" if resample else ""
         context.results.note(f"{some}{more}: far worse than slices like the training's: is this a brain?{advice}")
 
 
@@ -289,6 +289,8 @@ def draw_samples(context: Context, pictures: np.ndarray, source: str) -> None:
     at_level = np.flatnonzero(slices.levels == settings.slice)
     candidates = at_level if len(at_level) else np.arange(len(slices))
     rows = candidates[np.linspace(0, len(candidates) - 1, min(len(shown), len(candidates))).round().astype(int)]
+    if len(rows) == len(shown):
+        del results.figures["sample_grid"]  # the report needn't show them twice
     shown, others = shown[: len(rows)], slices.images[rows]
     window = codec.window(np.concatenate([shown, others]))
     draw = partial(plots.samples_beside_real, kind="template slice" if context.data.synthetic else "real slice")
