@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from inference.codec import to_uint8
 from inference.model import TrainedModel
-from inference.sampling import LARGEST_SEED
+from runtime.cli import LARGEST_SEED
 from runtime.compute import cpu_has_bf16
 from runtime.errors import InputError
 
