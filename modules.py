@@ -1,47 +1,272 @@
-"""What are the networks? Autoencoders with discrete codes, and priors over those codes.
+"""What are the networks? The default method whole: a VQ-VAE, its residual quantiser, and a GAN prior over its codes.
 
 Autoencoder and prior meet only in the codes: a list of integer grids `[B, h, w]` in `[0, K)`.
 
     autoencoder.encode(images)    -> codes
     autoencoder.decode(codes)     -> images
     autoencoder(images)           -> reconstruction, codes, latent loss
-    prior.sample(seeds, levels)   -> codes, one sample a seed
+    prior.sample(seeds, levels)   -> codes, one sample per seed
 
-Images are float32 `[B, 1, H, W]` in [0, 1]. The decoders are linear at the end: `decode` clamps to [0, 1],
-the training forward does not, since a clamp has no gradient outside.
+Images are float32 `[B, 1, H, W]` in [0, 1]. Decoders end in a linear layer: `decode` clamps to [0, 1]; the training
+forward pass does not, since a clamp has no gradient outside its range. The other networks are in `networks/`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.blocks import ClassicResidual, Residual
-from networks.decoder import PrefixDecoder
-from networks.gan import LatentCritic, LatentGenerator
-from networks.prior import Codes, Prior, draw_levels, level_shares, seeded_rows
-from networks.quantizer import VectorQuantizer
+Codes = list[Tensor]  # int64 grids [B, h, w]: one for VQVAE, top and bottom for VQVAE2, one per depth for RQVAE
+
+# ----------------------------------------------------------------------------------------------------
+# Quantiser
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017, eqs. 1-3), `depth` times.
+
+    With `depth` above 1 each codebook quantises the residual that the one before it left (Lee et al. 2022, eqs. 2-4).
+    Codebooks follow the encoder by exponential moving averages (van den Oord et al. 2017, appendix A.1), or learn by
+    the gradient of the codebook loss when `ema` is false. A codebook that starts at random dies, and so does one that
+    a young encoder runs away from. So the first training steps `bypass` quantisation, then `initialise` sets the
+    codebooks by k-means. From then on each code whose share of the latents falls below `DEAD` restarts at a latent
+    that is poorly represented.
+
+    Everything runs in float32, also under autocast: in bf16 1-3 % of the assignments change.
+    """
+
+    DEAD, RESTART = 0.05, 0.1  # shares of the latents, in units of 1 / codebook_size
+
+    def __init__(
+        self, codebook_size: int, dim: int, depth: int = 1, beta: float = 0.25, decay: float = 0.97, ema: bool = True
+    ):
+        super().__init__()
+        self.codebook_size, self.dim, self.depth = codebook_size, dim, depth
+        self.beta, self.decay, self.ema, self.bypass = beta, decay, ema, False
+        codebooks = torch.randn(depth, codebook_size, dim)
+        if ema:
+            self.register_buffer("codebooks", codebooks)
+            self.register_buffer("cluster_size", torch.ones(depth, codebook_size))  # the mean is 1
+            self.register_buffer("cluster_sum", codebooks.clone())
+        else:
+            self.codebooks = nn.Parameter(codebooks)
+        self.register_buffer("usage", torch.zeros(depth, codebook_size))  # latents per code since it was last zeroed
+
+    def forward(self, z_e: Tensor, num_codes: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
+        """Quantise z_e float [B, D, h, w].
+
+        Args:
+            num_codes: int64 [B] in [1, depth], how many codes per position make up each z_q; None for all.
+
+        Returns:
+            z_q float32 [B, D, h, w], whose gradient goes straight to z_e; all codes; the latent loss: beta *
+            commitment, plus the codebook loss when the codebooks learn by gradient. Under `bypass`: z_e, zeros, 0.
+        """
+        batch, _, height, width = z_e.shape
+        if self.bypass:
+            codes = z_e.new_zeros(self.depth, batch, height, width, dtype=torch.long)
+            return z_e.float(), list(codes), z_e.new_zeros(())
+        with torch.autocast(z_e.device.type, enabled=False):
+            flat = z_e.float().movedim(1, -1).flatten(0, -2)  # [N, D]: channels last, N = B*h*w latents
+            codes, residuals = self.quantise(flat.detach())  # [depth, N], [depth + 1, N, D]
+            approximations = flat.detach() - residuals[1:]  # by 1, 2, ... codes: [depth, N, D]
+            loss = self.beta * F.mse_loss(flat.expand_as(approximations), approximations)
+            if not self.ema:
+                vectors = [F.embedding(*pair) for pair in zip(codes, self.codebooks, strict=True)]
+                loss = loss + F.mse_loss(torch.stack(vectors), residuals[:-1])
+            if self.training:  # after the look-up: no batch is quantised by codebooks that it has moved
+                self._follow(codes, residuals)
+            grids = residuals[1:].view(self.depth, batch, height, width, self.dim)
+            left = grids[-1] if num_codes is None else grids[num_codes - 1, torch.arange(batch, device=z_e.device)]
+            z_q = z_e.float() - left.movedim(-1, 1)  # the value of the code vectors' sum, the gradient of z_e
+        return z_q, list(codes.view(self.depth, batch, height, width)), loss
+
+    def quantise(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents float32 [N, D] -> codes int64 [depth, N], and residuals [depth + 1, N, D]: before and after each."""
+        codes, residuals = [], [flat]
+        for codebook in self.codebooks.detach():
+            codes.append(nearest(residuals[-1], codebook))
+            residuals.append(residuals[-1] - F.embedding(codes[-1], codebook))
+        return torch.stack(codes), torch.stack(residuals)
+
+    def encode(self, z_e: Tensor) -> Codes:
+        """z_e [B, D, h, w] -> codes int64 [B, h, w] for each codebook, coarse to fine."""
+        codes, _ = self.quantise(z_e.float().movedim(1, -1).flatten(0, -2))
+        return list(codes.view(self.depth, len(z_e), *z_e.shape[2:]))
+
+    def embed(self, codes: Codes) -> Tensor:
+        """Code grids [B, h, w], of all codebooks or the first few -> the sum of their code vectors, [B, D, h, w]."""
+        return sum(F.embedding(*pair) for pair in zip(codes, self.codebooks, strict=False)).movedim(-1, 1)
+
+    @torch.no_grad()
+    def initialise(self, z_e: Tensor) -> None:
+        """Set the codebooks, one after the other, by k-means on latents z_e [B, D, h, w]."""
+        residual = z_e.float().movedim(1, -1).flatten(0, -2)
+        for depth in range(self.depth):
+            centres, shares = kmeans(residual, self.codebook_size)
+            self.codebooks[depth] = broadcast(centres)
+            if self.ema:
+                self.cluster_size[depth] = broadcast(shares).clamp_min(self.DEAD)
+                self.cluster_sum[depth] = self.codebooks[depth] * self.cluster_size[depth, :, None]
+            residual = residual - F.embedding(nearest(residual, self.codebooks[depth]), self.codebooks[depth])
+
+    @torch.no_grad()
+    def _follow(self, codes: Tensor, residuals: Tensor) -> None:
+        """Move the codebooks towards the latents of this batch; all processes of a group move them alike."""
+        rows = codes + self.codebook_size * torch.arange(self.depth, device=codes.device)[:, None]
+        tally = count_and_sum(rows.flatten(), residuals[:-1].flatten(0, 1), self.depth * self.codebook_size)
+        tally = tally.view(self.depth, self.codebook_size, 1 + self.dim)
+        if dist.is_initialized():
+            dist.all_reduce(tally)
+        self.usage += tally[..., 0]
+        if not self.ema:
+            return
+        shares = tally * (self.codebook_size / tally[..., :1].sum(1, keepdim=True))
+        self.cluster_size.lerp_(shares[..., 0], 1 - self.decay)
+        self.cluster_sum.lerp_(shares[..., 1:], 1 - self.decay)
+        dead = self.cluster_size < self.DEAD
+        rows = draw_in_proportion(self.codebook_size, residuals[1:].square().sum(2))  # [depth, K]
+        restart = broadcast(residuals[:-1].gather(1, rows[..., None].expand(-1, -1, self.dim)))
+        self.cluster_sum.copy_(torch.where(dead[..., None], self.RESTART * restart, self.cluster_sum))
+        self.cluster_size.masked_fill_(dead, self.RESTART)
+        self.codebooks.copy_(self.cluster_sum / self.cluster_size[..., None])
+
+
+def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+    """Index int64 [N] of the code vector of codebook [K, D] that is nearest to each row of x float32 [N, D].
+
+    argmin |x - e|^2 = argmax x.e - |e|^2 / 2: one matrix product, no square root, no |x|^2.
+    """
+    table, bias = codebook.t(), -0.5 * codebook.square().sum(1)
+    rows = 512 if x.device.type == "cpu" else len(x)  # the scores stay in the CPU's cache
+    with torch.autocast(x.device.type, enabled=False):  # and `max` finds the best in half of `argmax`'s time
+        return torch.cat([torch.addmm(bias, part, table).max(1).indices for part in x.split(rows)])
+
+
+def kmeans(x: Tensor, k: int, iterations: int = 10) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm on the rows of x [N, D]: centres [k, D], and shares [k] of the rows, in units of 1 / k.
+
+    A centre without rows moves to a row that is far from its own centre.
+    """
+    centres = x[torch.randint(len(x), (k,), device=x.device)]
+    for _ in range(iterations):
+        codes = nearest(x, centres)
+        counts, sums = count_and_sum(codes, x, k).split([1, x.shape[1]], dim=1)
+        far = x[draw_in_proportion(k, (x - F.embedding(codes, centres)).square().sum(1))]
+        centres = torch.where(counts > 0, sums / counts, far)
+    return centres, counts[:, 0] * (k / len(x))
+
+
+def count_and_sum(codes: Tensor, x: Tensor, k: int) -> Tensor:
+    """How many rows of x [N, D] have each of k codes int64 [N], and beside that the rows' sum: [k, 1 + D].
+
+    Not by `bincount`: the size of its result depends on the codes, and a GPU would have to be waited for.
+    """
+    counted = torch.cat([x.new_ones(len(x), 1), x], dim=1)
+    return x.new_zeros(k, counted.shape[1]).index_add_(0, codes, counted)
+
+
+def draw_in_proportion(n: int, weights: Tensor) -> Tensor:
+    """`n` indices [..., n] drawn with probability proportional to weights [..., N], as k-means++ does."""
+    cumulative = weights.double().cumsum(-1)
+    uniform = torch.rand(*weights.shape[:-1], n, device=weights.device, dtype=torch.float64)
+    return torch.searchsorted(cumulative, uniform * cumulative[..., -1:]).clamp_max(weights.shape[-1] - 1)
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """The first process's `x`, in every process of a group."""
+    if dist.is_initialized():
+        dist.broadcast(x := x.contiguous(), 0)
+    return x
+
+
+# ----------------------------------------------------------------------------------------------------
+# Blocks
+
+
+class ClassicResidual(nn.Module):
+    """x + conv1x1(relu(conv3x3(relu(x)))), without biases, as in the original VQ-VAE (van den Oord et al. 2017)."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.conv3 = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv1(F.relu(self.conv3(F.relu(x))))
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each position (as in ConvNeXt, Liu et al. 2022).
+
+    With statistics over positions, as in a GroupNorm, every pixel would depend on the whole canvas: on how much black
+    surrounds a brain, and on how bright the rest is.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> the same shape."""
+        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias).movedim(-1, 1)
+
+
+class Residual(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with `ChannelNorm`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            ChannelNorm(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            ChannelNorm(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class PlainResidual(nn.Module):
+    """x + conv(lrelu(conv(lrelu(x)))) without normalisation, small at the start (Huang et al. 2024, section 4)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2.weight.data *= 0.1
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+
 
 # ----------------------------------------------------------------------------------------------------
 # Autoencoders
 
 
-class Autoencoder(nn.Module, ABC):
-    """What all autoencoders can do with codes.
+class Autoencoder(nn.Module):
+    """encoder -> quantiser -> decoder, with one grid of `depth` codes per position.
 
     Attributes:
-        arguments: plain values, every size of the network among them; with these it is built again.
-        quantizers: one for each code grid, coarse to fine.
+        arguments: plain values, every size of the network among them; the constructor takes them again.
         downsample: image pixels, in height and in width, per position of the finest grid.
-        factor: what the images' height and width must be multiples of.
-        depth: codes per position, of which the last ones may be left out: a decoder gets by with fewer (`decode`).
+        factor: the images' height and width must be multiples of this.
+        depth: codes per position of the grid. Above 1, a decoder also makes pictures of the first few of them.
     """
 
-    quantizers: nn.ModuleList
+    encoder: nn.Module
+    quantizer: VectorQuantizer
+    decoder: nn.Module
     downsample: int
     factor: int
     depth: int = 1
@@ -50,70 +275,73 @@ class Autoencoder(nn.Module, ABC):
         super().__init__()
         self.arguments = arguments
 
-    @abstractmethod
-    def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
+    def forward(self, images: Tensor, num_codes: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
         """images [B, 1, H, W] in [0, 1] -> reconstruction [B, 1, H, W] (not clamped), codes, latent loss (a scalar).
 
-        `kept` int64 [B] in [1, depth]: from how many of its codes per position, coarse to fine, each is reconstructed;
-        None for all.
+        `num_codes` int64 [B] in [1, depth]: how many codes per position, coarse to fine, each image is reconstructed
+        from; None for all.
         """
+        z_q, codes, loss = self.quantizer(self.encoder(images), num_codes)
+        return self.decode_latents(z_q, num_codes), codes, loss
 
-    @abstractmethod
     def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
         """(h, w) of each code grid of an image of this size, whose sides are multiples of `factor`."""
+        return [(height // self.downsample, width // self.downsample)] * self.depth
 
     def latents(self, images: Tensor) -> Tensor:
-        """images [B, 1, H, W] in [0, 1] -> what the encoder says of them, [B, C, h, w]: `snap` makes it codes."""
+        """images [B, 1, H, W] in [0, 1] -> float32 latents [B, C, h, w] before quantisation."""
         return self.encoder(images).float()
 
-    @abstractmethod
+    def quantise(self, z_e: Tensor) -> Codes:
+        """Latents [B, C, h, w] -> codes int64 [B, h, w], coarse to fine."""
+        return self.quantizer.encode(z_e)
+
     def embed(self, codes: Codes) -> Tensor:
-        """Code grids -> z_q float32 [B, C, h, w] on the finest grid: all that the decoder sees."""
+        """Code grids -> z_q float32 [B, C, h, w] on the finest grid: the decoder's whole input."""
+        return self.quantizer.embed(codes)
 
-    @abstractmethod
-    def snap(self, z: Tensor) -> Codes:
-        """z [B, C, h, w] -> the codes whose `embed` is nearest to it, greedily from grid to grid."""
-
-    @abstractmethod
-    def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
-        """z_q [B, C, h, w], embedded from the first `kept` codes per position (None: all) -> images (not clamped)."""
+    def decode_latents(self, z_q: Tensor, num_codes: Tensor | int | None = None) -> Tensor:
+        """z_q [B, C, h, w], embedded from the first `num_codes` codes per position (None: all) -> images, unclamped."""
+        return self.decoder(z_q)
 
     def encode(self, images: Tensor) -> Codes:
         """images [B, 1, H, W] in [0, 1] -> code grids int64 [B, h, w], coarse to fine."""
-        return self(images)[1]
+        return self.quantise(self.latents(images))
 
     def decode(self, codes: Codes) -> Tensor:
-        """Code grids -> images [B, 1, H, W], float32 in [0, 1]. Where there is `depth`, its first grids will do."""
+        """Code grids -> images float32 [B, 1, H, W] in [0, 1]. With `depth` above 1 the first grids are enough."""
         return self.decode_latents(self.embed(codes), len(codes)).float().clamp(0, 1)
+
+    @torch.no_grad()
+    def initialise_codebooks(self, images: Tensor) -> None:
+        """Set each codebook by k-means on the latents that it will see for `images` [B, 1, H, W]."""
+        self.quantizer.initialise(self.encoder(images))
+
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """The quantiser of each grid, coarse to fine."""
+        return [self.quantizer]
+
+    @property
+    def codebooks(self) -> list[Tensor]:
+        """The codebook [K, D] of each code, coarse to fine."""
+        return [codebook for quantizer in self.quantizers for codebook in quantizer.codebooks]
 
     @property
     def codebook_sizes(self) -> list[int]:
-        """K of each code grid."""
-        return [quantizer.codebook_size for quantizer in self.quantizers]
+        """K of each code, coarse to fine."""
+        return [len(codebook) for codebook in self.codebooks]
 
     def bypass_quantizers(self, bypass: bool) -> None:
         """Let latents through unquantised (see `VectorQuantizer`), or stop doing so."""
         for quantizer in self.quantizers:
             quantizer.bypass = bypass
 
-    @torch.no_grad()
-    def initialise_codebooks(self, images: Tensor) -> None:
-        """k-means for each codebook on the latents that it will see for `images` [B, 1, H, W], in order."""
-        training = self.training
-        self.eval()  # or the codebooks would already follow these passes
-        for quantizer in self.quantizers:
-            seen: list[Tensor] = []
-            hook = quantizer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
-            self.encode(images)
-            hook.remove()
-            quantizer.initialise(seen[0])
-        self.train(training)
-
 
 class VQVAE(Autoencoder):
     """VQ-VAE (van den Oord et al. 2017) with the layers of the course baseline: 222,465 parameters.
 
-    256x256 slices become 64x64 codes of `codebook_size`, each a vector of 64.
+    A 256x256 slice becomes 64x64 codes of `codebook_size`, each a vector of 64.
     """
 
     factor = downsample = 4
@@ -128,7 +356,7 @@ class VQVAE(Autoencoder):
             ClassicResidual(64, 32),
             nn.Conv2d(64, 64, 1),
         )
-        self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, 64, beta, ema=ema)])
+        self.quantizer = VectorQuantizer(codebook_size, 64, beta=beta, ema=ema)
         self.decoder = nn.Sequential(
             nn.Conv2d(64, 64, 3, padding=1),  # [B, 64, H/4, W/4]
             ClassicResidual(64, 32),
@@ -138,130 +366,17 @@ class VQVAE(Autoencoder):
             nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),  # [B, 1, H, W]
         )
 
-    def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
-        z_q, codes, loss = self.quantizers[0](self.encoder(images))
-        return self.decoder(z_q), [codes], loss
-
-    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        return [(height // 4, width // 4)]
-
-    def embed(self, codes: Codes) -> Tensor:
-        return self.quantizers[0].embed(codes[0])
-
-    def snap(self, z: Tensor) -> Codes:
-        return [nearest_grid(self.quantizers[0], z)]
-
-    def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
-        return self.decoder(z_q)
-
-
-def nearest_grid(quantizer: VectorQuantizer, z: Tensor) -> Tensor:
-    """Codes int64 [B, h, w] nearest to the latents z [B, D, h, w]."""
-    rows = z.float().movedim(1, -1)
-    return quantizer.nearest(rows.flatten(0, -2)).view(rows.shape[:-1])
-
-
-class VQVAE2(Autoencoder):
-    """Two-level VQ-VAE-2 (Razavi et al. 2019, algorithm 1): the bottom grid is coded given the top grid.
-
-    256x256 slices become a 32x32 top and a 64x64 bottom grid. The bottom encoder sees the decoded top, the
-    decoder sees both; this is not two autoencoders side by side.
-    """
-
-    downsample, factor = 4, 8
-
-    def __init__(self, codebook_size: int = 512, beta: float = 0.25, ema: bool = True):
-        super().__init__(codebook_size=codebook_size, beta=beta, ema=ema)
-        width, dim = 128, 64
-        self.dim = dim
-
-        def residuals() -> list[nn.Module]:
-            return [ClassicResidual(width, 32), ClassicResidual(width, 32), nn.ReLU()]
-
-        self.encoder_bottom = nn.Sequential(
-            nn.Conv2d(1, width // 2, 4, stride=2, padding=1),  # [B, width/2, H/2, W/2]
-            nn.ReLU(),
-            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),  # [B, width, H/4, W/4]
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            *residuals(),
-        )
-        self.encoder_top = nn.Sequential(
-            nn.Conv2d(width, width // 2, 4, stride=2, padding=1),  # [B, width/2, H/8, W/8]
-            nn.ReLU(),
-            nn.Conv2d(width // 2, width, 3, padding=1),
-            *residuals(),
-        )
-        self.to_top = nn.Conv2d(width, dim, 1)
-        self.decoder_top = nn.Sequential(
-            nn.Conv2d(dim, width, 3, padding=1),
-            *residuals(),
-            nn.ConvTranspose2d(width, dim, 4, stride=2, padding=1),  # [B, dim, H/4, W/4]
-        )
-        self.to_bottom = nn.Conv2d(dim + width, dim, 1)
-        self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta, ema=ema) for _ in range(2)])
-        self.upsample_top = nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1)  # [B, dim, H/4, W/4]
-        self.decoder = nn.Sequential(
-            nn.Conv2d(2 * dim, width, 3, padding=1),
-            *residuals(),
-            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),  # [B, width/2, H/2, W/2]
-            nn.ReLU(),
-            nn.ConvTranspose2d(width // 2, 1, 4, stride=2, padding=1),  # [B, 1, H, W]
-        )
-
-    def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
-        features, top = self._top(images)
-        top, top_codes, top_loss = self.quantizers[0](top)
-        bottom, bottom_codes, bottom_loss = self.quantizers[1](self._bottom(features, top))
-        return self._decode(top, bottom), [top_codes, bottom_codes], top_loss + bottom_loss
-
-    def _top(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The bottom encoder's features, and the top grid's latents."""
-        features = self.encoder_bottom(images)
-        return features, self.to_top(self.encoder_top(features))
-
-    def _bottom(self, features: Tensor, top: Tensor) -> Tensor:
-        """The bottom grid's latents, given the top grid's quantised ones."""
-        return self.to_bottom(torch.cat([self.decoder_top(top), features], dim=1))
-
-    def latents(self, images: Tensor) -> Tensor:
-        features, top = self._top(images)
-        bottom = self._bottom(features, self.quantizers[0](top)[0])
-        return torch.cat([F.interpolate(top.float(), scale_factor=2), bottom.float()], dim=1)
-
-    def _decode(self, top: Tensor, bottom: Tensor) -> Tensor:
-        return self.decoder(torch.cat([self.upsample_top(top), bottom], dim=1))
-
-    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        return [(height // 8, width // 8), (height // 4, width // 4)]
-
-    def embed(self, codes: Codes) -> Tensor:
-        top, bottom = (quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=True))
-        return torch.cat([F.interpolate(top, scale_factor=2), bottom], dim=1)
-
-    def snap(self, z: Tensor) -> Codes:
-        top, bottom = z.split(self.dim, dim=1)
-        return [
-            nearest_grid(self.quantizers[0], F.avg_pool2d(top, 2)),
-            nearest_grid(self.quantizers[1], bottom),
-        ]
-
-    def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
-        top, bottom = z_q.split(self.dim, dim=1)
-        return self._decode(F.avg_pool2d(top, 2), bottom)
-
 
 class RQVAE(Autoencoder):
-    """Residual-quantised autoencoder (Lee et al. 2022, eqs. 2-4): `depth` codes per position, coarse to fine.
+    """Residual-quantised autoencoder (Lee et al. 2022): `depth` codes per position, coarse to fine. The default.
 
-    The second codebook quantises what the first one left, and so on: two codebooks of 512 tell 262,144 vectors
-    apart. Few positions with many codes each suit a prior, which has to see far less of a grid at once. Pixels are
-    folded into channels at once, four by four, so that the width works on small grids only; a `downsample` of 8 or
-    16 halves the grid once or twice more, at twice the width.
+    Two codebooks of 512 tell 262,144 vectors apart. Few positions with many codes each suit a prior, which has to
+    model far less of a grid at once. Pixels are folded into channels at once, four by four, so that the width works
+    on small grids only; a `downsample` of 8 or 16 halves the grid once or twice more, at twice the width.
 
-    The first codes of each position are a picture, too, at a lower rate: the decoder is told how many there are, and
-    trained with fewer at times (quantiser dropout, Zeghidour et al. 2021, section III.C). What the first code leaves
-    open `networks.painter` paints.
+    The first codes of each position are a picture, too, at a lower rate: training reconstructs some images from fewer
+    codes (quantiser dropout, Zeghidour et al. 2021, section III.C), and the decoder has an embedding of their number.
+    `networks.painter` adds the texture that the first code leaves open.
     """
 
     def __init__(
@@ -280,140 +395,99 @@ class RQVAE(Autoencoder):
         self.depth = depth
         self.factor = self.downsample = downsample
         widths = [width, 2 * width, 2 * width][: downsample.bit_length() - 2]  # at 1/4, 1/8, 1/16 of the size
+
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]
         for n_in, n_out in pairwise(widths):
             encoder += [Residual(n_in), nn.Conv2d(n_in, n_out, 4, stride=2, padding=1)]
         encoder += [Residual(widths[-1]) for _ in range(blocks)]
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], dim, 1))
-        self.quantizers = nn.ModuleList([VectorQuantizer(codebook_size, dim, beta, ema=ema) for _ in range(depth)])
-        self.decoder = PrefixDecoder(dim, widths[::-1], blocks, depth)
 
-    def forward(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
-        z_q, codes, loss = self.quantise(images, kept)
-        return self.decoder(z_q, kept), codes, loss
+        self.quantizer = VectorQuantizer(codebook_size, dim, depth, beta, ema=ema)
 
-    def quantise(self, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Codes, Tensor]:
-        """images [B, 1, H, W] -> z_q [B, dim, h, w] of the first `kept` codes, all codes, latent loss."""
-        z = self.latents(images)  # [B, dim, H / downsample, W / downsample]
-        rest, rests, codes, losses = z, [], [], []
-        for quantizer in self.quantizers:
-            quantised, grid, loss = quantizer(rest)
-            rest = rest - quantised.detach()
-            rests.append(rest)
-            codes.append(grid)
-            losses.append(loss)
-        left_out = rest if kept is None else torch.stack(rests)[kept - 1, torch.arange(len(z), device=z.device)]
-        z_q = z - left_out.detach()  # the value of the kept code vectors' sum, the gradient of z
-        return z_q, codes, torch.stack(losses).mean()
+        self.depth_embedding = nn.Embedding(depth, widths[-1])  # of how many codes z_q is the sum
+        nn.init.zeros_(self.depth_embedding.weight)
+        self.decoder_input = nn.Conv2d(dim, widths[-1], 3, padding=1)
+        decoder: list[nn.Module] = [Residual(widths[-1]) for _ in range(blocks)]
+        for n_in, n_out in pairwise(widths[::-1]):
+            decoder += [nn.Conv2d(n_in, 4 * n_out, 3, padding=1), nn.PixelShuffle(2)]
+            decoder += [Residual(n_out) for _ in range(blocks)]
+        self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 16, 3, padding=1), nn.PixelShuffle(4))
 
-    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        return [(height // self.downsample, width // self.downsample)] * self.depth
+    def decode_latents(self, z_q: Tensor, num_codes: Tensor | int | None = None) -> Tensor:
+        num_codes = self.depth if num_codes is None else num_codes
+        embedding = self.depth_embedding.weight[num_codes - 1]  # [width], or [B, width]
+        return self.decoder(self.decoder_input(z_q) + embedding[..., None, None])
 
-    def embed(self, codes: Codes) -> Tensor:
-        return sum(quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=False))
 
-    def snap(self, z: Tensor) -> Codes:
-        codes = []
-        for quantizer in self.quantizers:
-            codes.append(nearest_grid(quantizer, z))
-            z = z - quantizer.embed(codes[-1])
-        return codes
+# ----------------------------------------------------------------------------------------------------
+# Priors
 
-    def encode(self, images: Tensor) -> Codes:
-        return self.quantise(images)[1]
 
-    def decode_latents(self, z_q: Tensor, kept: int | None = None) -> Tensor:
-        return self.decoder(z_q, torch.full((len(z_q),), kept or self.depth, device=z_q.device))
+class Prior(nn.Module, ABC):
+    """A distribution over the codes of an autoencoder's training slices.
+
+    Slice levels are those of the data, in [0, levels); level `levels` stands for an unknown one.
+
+    Attributes:
+        arguments: plain values, every size of the network among them; the constructor takes them again.
+        title: its name in figures.
+        levels: the number of slice levels.
+        temperature: the default that autoregressive priors sample at, see `networks.autoregressive.draw_code`.
+        level_share: float32 [levels + 1], how often each level occurs in training; where no level is asked for, one
+            is drawn with these probabilities.
+    """
+
+    title: str
+    temperature = 1.0
+
+    def __init__(self, levels: int, arguments: dict[str, Any]):
+        super().__init__()
+        self.levels, self.arguments = levels, arguments
+        self.register_buffer("level_share", torch.ones(levels + 1))
+
+    @abstractmethod
+    def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
+        """One sample per seed, a function of that seed and its level alone: code grids int64 [len(seeds), h, w].
+
+        `levels` int64 [len(seeds)] in [0, levels]; None draws them by `level_share`. In eval mode only.
+        """
+
+
+def level_shares(levels: Tensor, known: int) -> Tensor:
+    """How often each level in [0, known] occurs in levels int64 [N]: float32 [known + 1]."""
+    return torch.bincount(levels, minlength=known + 1).float() / len(levels)
+
+
+def draw_levels(seeds: Sequence[int], share: Tensor) -> Tensor:
+    """A slice level int64 [len(seeds)] for each seed, with the probabilities `share` [levels + 1]."""
+    streams = [seed + 2**32 for seed in seeds]  # other random numbers than those that make the sample
+    uniform = seeded_rows(streams, 1, torch.rand)[:, 0].double()
+    cumulative = share.double().cpu().cumsum(0)
+    return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
+
+
+def seeded_rows(seeds: Sequence[int], n: int, draw: Callable[..., Tensor]) -> Tensor:
+    """[len(seeds), n] random numbers, each row from a CPU generator of its own: the same on any device."""
+    return torch.stack([draw(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 # ----------------------------------------------------------------------------------------------------
 # DCGAN
 
-SPREAD = (
-    1.3  # of a sample's random numbers, times that of training's: nearer ones are too often nearly a training slice
-)
-FLAT = 0.3  # of the largest deviation of latents along an axis: smaller ones count as that large
-
-
-class Generator(nn.Module):
-    """DCGAN generator (Radford et al. 2016) of latents in [-1, 1]: 3,868,544 parameters for a 64x64 grid.
-
-    The first layer makes the smallest grid that four doublings bring to `grid` or beyond; what is beyond is cut
-    off evenly. It takes no notice of slice levels, nor of whether a slice was varied.
-    """
-
-    def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64, z_dim: int = 128):
-        super().__init__()
-        self.grid, self.z_dim = grid, z_dim
-
-        def block(n_in: int, n_out: int, **conv) -> list[nn.Module]:
-            conv = nn.ConvTranspose2d(n_in, n_out, bias=False, **conv)
-            return [conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
-
-        start = tuple(-(-side // 16) for side in grid)
-        self.layers = nn.Sequential(
-            *block(z_dim, 512, kernel_size=start),  # [B, 512, h/16, w/16]
-            *block(512, 256, kernel_size=4, stride=2, padding=1),  # [B, 256, h/8, w/8]
-            *block(256, 128, kernel_size=4, stride=2, padding=1),  # [B, 128, h/4, w/4]
-            *block(128, 64, kernel_size=4, stride=2, padding=1),  # [B, 64, h/2, w/2]
-            nn.ConvTranspose2d(64, channels, 4, stride=2, padding=1, bias=False),  # [B, channels, h, w]
-            nn.Tanh(),
-        )
-        self.apply(_dcgan_init)
-
-    def forward(self, z: Tensor, levels: Tensor, changed: Tensor | None = None) -> Tensor:
-        """z [B, z_dim] of N(0, 1), levels int64 [B] -> latents [B, channels, h, w] in [-1, 1]."""
-        latents = self.layers(z[:, :, None, None])
-        top, left = ((made - side) // 2 for made, side in zip(latents.shape[2:], self.grid, strict=True))
-        return latents[:, :, top : top + self.grid[0], left : left + self.grid[1]]
-
-
-class Discriminator(nn.Module):
-    """DCGAN discriminator: 725,952 parameters for a 64x64 grid. Logits out, since the losses take them as such.
-
-    It takes no notice of slice levels, nor of whether a slice was varied.
-    """
-
-    def __init__(self, grid: tuple[int, int] = (64, 64), channels: int = 64, width: int = 32):
-        super().__init__()
-
-        def block(n_in: int, n_out: int) -> list[nn.Module]:
-            conv = nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=False)
-            return [conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
-
-        self.layers = nn.Sequential(
-            *block(channels, width),  # [B, width, h/2, w/2]
-            *block(width, 2 * width),  # [B, 2 width, h/4, w/4]
-            *block(2 * width, 4 * width),  # [B, 4 width, h/8, w/8]
-            *block(4 * width, 8 * width),  # [B, 8 width, h/16, w/16]
-        )
-        self.score = nn.Conv2d(8 * width, 1, tuple(max(side // 16, 1) for side in grid), bias=False)
-        self.apply(_dcgan_init)
-
-    def forward(self, latents: Tensor, levels: Tensor, changed: Tensor | None = None) -> Tensor:
-        """latents [B, channels, h, w], levels int64 [B] -> logits [B]: above 0 means real."""
-        below, beside = (max(16 - side, 0) for side in latents.shape[2:])  # four halvings need 16 a side
-        return self.score(self.layers(F.pad(latents, (0, beside, 0, below)))).mean(dim=(1, 2, 3))
-
-
-def _dcgan_init(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), batch-norm scales from N(1, 0.02) (Radford et al. 2016, section 4)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1, 0.02)
-
 
 class DCGAN(Prior):
     """A GAN over the latents of an autoencoder, as a prior over its codes.
 
-    Generator and discriminator live in normalised latents, so that the discriminator can't win by scale. `sample`
-    maps back and snaps to the codebooks, so the decoder only ever sees code vectors.
+    The name is the course's (Radford et al. 2016). The default networks are residual, and learn by R3GAN's loss
+    (Huang et al. 2024). Both work on normalised latents: rotated to their principal axes, each scaled to deviation 1,
+    so that the discriminator can't win by scale. `sample` maps back and quantises: the decoder only sees code vectors.
 
-    `network` "baseline" is the course baseline's pair, which knows no slice levels; each channel is mapped to [-1, 1].
-    "residual" is `LatentGenerator` and `LatentCritic`; the channels are rotated to their principal axes and scaled to
-    deviation 1. `codes`: how many grids of codes are drawn, coarse to fine. `width`: of the residual generator.
+    `codes`: how many grids of codes are drawn, coarse to fine. `width`: channels of the generator.
     """
+
+    title = "DCGAN"
+    noise_scale = 1.3  # of z when sampling: at 1, too many samples are nearly a training slice
+    min_deviation = 0.3  # of the largest along any axis: smaller ones are scaled as if they were that large
 
     def __init__(
         self,
@@ -427,59 +501,50 @@ class DCGAN(Prior):
     ):
         arguments = {"grid": list(grid), "channels": channels, "levels": levels, "codes": codes, "network": network}
         super().__init__(levels, arguments | {"width": width})
-        self.grid, self.channels, self.codes, self.network = tuple(grid), channels, codes, network
-        self.title = {"residual": "DCGAN", "baseline": "course baseline's DCGAN"}[network]
-        if network == "residual":
-            self.generator = LatentGenerator(self.grid, channels, levels, width)
-        else:
-            self.generator = Generator(self.grid, channels)
-        self.spread = SPREAD if network == "residual" else 1.0
-        self.spoken = (autoencoder,)  # whose codes it draws; in a tuple, since it is no part of this network
+        self.grid, self.channels, self.codes, self.width = tuple(grid), channels, codes, width
+        self.generator = self.make_generator()
+        self._autoencoder = (autoencoder,)  # in a tuple, since it is no part of this network
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("axes", torch.eye(channels))  # a column is an axis
         self.register_buffer("scale", torch.ones(1, channels, 1, 1))
 
+    def make_generator(self) -> nn.Module:
+        return Generator(self.grid, self.channels, self.levels, self.width)
+
     def make_discriminator(self) -> nn.Module:
-        """The opponent to train the generator with; sampling needs none."""
-        if self.network == "baseline":
-            return Discriminator(self.grid, self.channels)
-        return LatentCritic(self.grid, self.channels, self.levels)
+        """The generator's opponent in training; sampling needs none."""
+        return Discriminator(self.grid, self.channels, self.levels)
 
     @torch.no_grad()
     def fit(self, latents: Tensor, levels: Tensor) -> None:
-        """Take normalisation and means from latents [N, C, h, w] of levels int64 [N], and how often these occur."""
-        self.level_share.copy_(level_shares(levels, self.levels))
+        """Set the normalisation, and each level's mean, from latents [N, C, h, w] of levels int64 [N]."""
         self.mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
-        centred = latents - self.mean
-        if self.network == "baseline":
-            self.scale.copy_(centred.abs().amax(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
-            return
-        variance, axes = torch.linalg.eigh(torch.cov(centred.movedim(1, 0).flatten(1).double()))
+        variance, axes = torch.linalg.eigh(torch.cov((latents - self.mean).movedim(1, 0).flatten(1).double()))
+        deviation = variance.clamp_min(0).sqrt()
         self.axes.copy_(axes)
-        deviation = variance.clamp_min(0).sqrt()  # where it is small, little is said of the nearest code: it stays so
-        self.scale.copy_(deviation.clamp_min(FLAT * deviation.max())[:, None, None])
-        normal = self.normalise(latents)
+        self.scale.copy_(deviation.clamp_min(self.min_deviation * deviation.max())[:, None, None])
+        normalised = self.normalise(latents)
         for level in levels.unique().tolist():
-            self.generator.mean[level] = normal[levels == level].mean(0)
+            self.generator.mean[level] = normalised[levels == level].mean(0)
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> what the generator makes."""
+        """Latents [B, C, h, w] -> the generator's output space."""
         with torch.autocast(latents.device.type, enabled=False):
             return torch.einsum("bchw,cd->bdhw", latents - self.mean, self.axes) / self.scale
 
-    def denormalise(self, made: Tensor) -> Tensor:
-        """What the generator makes -> latents [B, C, h, w]."""
-        with torch.autocast(made.device.type, enabled=False):
-            return torch.einsum("bdhw,cd->bchw", made.float() * self.scale, self.axes) + self.mean
+    def denormalise(self, normalised: Tensor) -> Tensor:
+        """The generator's output -> latents [B, C, h, w]."""
+        with torch.autocast(normalised.device.type, enabled=False):
+            return torch.einsum("bdhw,cd->bchw", normalised.float() * self.scale, self.axes) + self.mean
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """z [len(seeds), z_dim] of N(0, 1) times `spread`; a row depends on its own seed only."""
-        return self.spread * seeded_rows(seeds, self.generator.z_dim, torch.randn).to(self.mean.device)
+        """z [len(seeds), z_dim] of N(0, noise_scale^2); a row depends on its own seed only."""
+        return self.noise_scale * seeded_rows(seeds, self.generator.z_dim, torch.randn).to(self.mean.device)
 
     @torch.no_grad()
     def generate(self, z: Tensor, levels: Tensor) -> Codes:
         """z [B, z_dim], levels int64 [B] -> codes. In eval mode only: batch norm would mix the samples."""
-        return self.spoken[0].snap(self.denormalise(self.generator(z, levels)))[: self.codes]
+        return self._autoencoder[0].quantise(self.denormalise(self.generator(z, levels)))[: self.codes]
 
     def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
         if levels is None:
@@ -487,4 +552,93 @@ class DCGAN(Prior):
         return self.generate(self.noise(seeds), levels.to(self.mean.device))
 
 
-AUTOENCODERS = {"vqvae": VQVAE, "vqvae2": VQVAE2, "rqvae": RQVAE}
+GLOBAL_NOISE, LOCAL_NOISE = 128, 16  # random numbers of a sample, and of each of its positions
+STYLE_DIM, START_CHANNELS = 256, 24
+
+
+class Generator(nn.Module):
+    """Half the grid's size first, then all of it; the style scales and shifts the channels of every block.
+
+    It adds to the mean of each slice level, so that from the first step a sample is a brain, if always the same one.
+    Blocks are R3GAN's (Huang et al. 2024), without normalisation; style from a small network and noise at every
+    position as in StyleGAN (Karras et al. 2019).
+    """
+
+    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 128):
+        super().__init__()
+        self.grid, self.half = grid, tuple(-(-side // 2) for side in grid)
+        self.z_dim = GLOBAL_NOISE + LOCAL_NOISE * grid[0] * grid[1]
+        self.level_embedding = nn.Embedding(levels + 1, 64)
+        self.augmented_embedding = nn.Embedding(2, 64)
+        self.style = nn.Sequential(
+            nn.Linear(GLOBAL_NOISE + 64, STYLE_DIM),
+            nn.LeakyReLU(0.2),
+            nn.Linear(STYLE_DIM, STYLE_DIM),
+            nn.LeakyReLU(0.2),
+        )
+        self.start = nn.Linear(STYLE_DIM, START_CHANNELS * self.half[0] * self.half[1])
+        self.first = nn.Conv2d(START_CHANNELS, width, 3, padding=1)
+        self.coarse = nn.ModuleList([PlainResidual(width) for _ in range(2)])  # [B, width, h/2, w/2]
+        self.up = nn.Conv2d(width, 4 * width, 3, padding=1)
+        self.noise = nn.Conv2d(LOCAL_NOISE, width, 3, padding=1)
+        self.position = nn.Parameter(torch.zeros(1, width, *grid))  # the brains are aligned
+        self.fine = nn.ModuleList([PlainResidual(width) for _ in range(4)])  # [B, width, h, w]
+        self.modulation = nn.ModuleList([nn.Linear(STYLE_DIM, 2 * width) for _ in (*self.coarse, *self.fine)])
+        self.last = nn.Conv2d(width, channels, 3, padding=1)
+        for layer in (*self.modulation, self.last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("mean", torch.zeros(levels + 1, channels, *grid))  # of each level
+
+    def forward(self, z: Tensor, levels: Tensor, augmented: Tensor | None = None) -> Tensor:
+        """z [B, z_dim] of N(0, 1), levels int64 [B] -> normalised latents [B, channels, h, w].
+
+        `augmented`: bool [B], which of them are to look like augmented slices; None for none (Karras et al. 2022,
+        appendix F.2: augmentations that don't leak into samples).
+        """
+        augmented = torch.zeros_like(levels) if augmented is None else augmented.long()
+        z, noise = z.split([GLOBAL_NOISE, z.shape[1] - GLOBAL_NOISE], dim=1)
+        conditioning = self.level_embedding(levels) + self.augmented_embedding(augmented)
+        style = self.style(torch.cat([z, conditioning], dim=1))
+        scale_shift = [layer(style)[:, :, None, None].chunk(2, dim=1) for layer in self.modulation]
+        x = self.first(self.start(style).view(-1, START_CHANNELS, *self.half))
+        for block, (scale, shift) in zip(self.coarse, scale_shift, strict=False):
+            x = block(x * (1 + scale) + shift)
+        x = F.pixel_shuffle(self.up(F.leaky_relu(x, 0.2)), 2)[:, :, : self.grid[0], : self.grid[1]]
+        x = x + self.noise(noise.view(-1, LOCAL_NOISE, *self.grid)) + self.position
+        for block, (scale, shift) in zip(self.fine, scale_shift[len(self.coarse) :], strict=True):
+            x = block(x * (1 + scale) + shift)
+        return self.mean[levels] + self.last(F.leaky_relu(x, 0.2))
+
+
+class Discriminator(nn.Module):
+    """A residual network without normalisation: a score depends on its own image alone, as gradient penalties need it.
+
+    Slice level and augmentation enter by projection (Miyato and Koyama 2018).
+    """
+
+    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 96):
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(1, width, *grid))
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.layers = nn.Sequential(
+            PlainResidual(width),
+            PlainResidual(width),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # [B, 2 width, h/2, w/2]
+            PlainResidual(2 * width),
+            PlainResidual(2 * width),
+            nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1),  # [B, 4 width, h/4, w/4]
+            PlainResidual(4 * width),
+            nn.LeakyReLU(0.2),
+        )
+        self.score = nn.Linear(4 * width * (grid[0] // 4) * (grid[1] // 4), 1)
+        self.level_embedding = nn.Embedding(levels + 1, 4 * width)
+        self.augmented_embedding = nn.Embedding(2, 4 * width)
+        for embedding in (self.level_embedding, self.augmented_embedding):
+            nn.init.normal_(embedding.weight, 0, 0.1)
+
+    def forward(self, latents: Tensor, levels: Tensor, augmented: Tensor) -> Tensor:
+        """latents [B, channels, h, w], levels int64 [B], augmented bool [B] -> logits [B], higher for real ones."""
+        features = self.layers(self.first(latents) + self.position)
+        conditioning = self.level_embedding(levels) + self.augmented_embedding(augmented.long())
+        return (self.score(features.flatten(1))[:, 0] + (features.mean(dim=(2, 3)) * conditioning).sum(1)).float()

@@ -1,13 +1,14 @@
-"""How do they learn? An autoencoder, a painter of what its first codes leave open, then a prior over its codes.
+"""How do they learn? An autoencoder, a painter of the texture that its first codes leave open, a prior over its codes.
 
     python train.py                               VQ-VAE and DCGAN on the OASIS slices, on CUDA if there is any
     python train.py --data demo                   the same on a small synthetic set
-    python train.py --resume runs/<run>           go on with a run that was stopped
-    python train.py --config runs/<run>/config.json --seed 1               the same settings again, but for the seed
+    python train.py --resume runs/<run>           resume a run that was stopped
+    python train.py --config runs/<run>/config.json --seed 1               the same settings again, with another seed
     python train.py --autoencoder runs/<run>/vqvae.pth --prior pixelcnn    another prior for the same autoencoder
     torchrun --nproc_per_node=4 train.py          on several GPUs
 
-Everything goes to runs/<date>_<time>/ (--out); python predict.py runs/<run>/vqvae.pth scores it.
+Everything goes to runs/<date>_<time>/ (--out); python predict.py runs/<run>/vqvae.pth scores it. This file has the
+loops of the default method, autoencoder and DCGAN; those of the painter and of the other priors are in `training/`.
 """
 
 import runtime.environment  # noqa: F401, before PyTorch
@@ -15,88 +16,110 @@ import runtime.environment  # noqa: F401, before PyTorch
 # isort: split
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-import dataset
-from dataset import Batches, Box, DataSet, Slices
+from dataset import Batches, Box, DataSet, content_box
 from inference.codec import Codec
-from inference.loading import load_autoencoder, load_painter
-from modules import AUTOENCODERS, Autoencoder
-from reading import nifti
-from runtime import checkpoint, cli, compute
+from inference.loading import AUTOENCODERS, load_autoencoder, load_painter
+from modules import DCGAN, Autoencoder, level_shares
+from networks.baseline_gan import BaselineGAN
+from report import plots
+from runtime import cli, compute
 from runtime.compute import Compute
-from runtime.errors import InputError, exit_on_input_error
+from runtime.errors import exit_on_input_error
 from runtime.signals import StopSignals
-from runtime.wording import counted
-from scoring.enough import check_enough
 from scoring.metrics import perplexity
-from training import board, figures
-from training.augment import Draws, augment, generator_of
-from training.dcgan import train_dcgan
+from training import board, figures, setup
+from training.augment import Variation, augment
+from training.codes import EncodedSplit
 from training.likelihood import train_by_likelihood
-from training.losses import l1_ssim, squared_error
-from training.optim import WARM_UP, Muon, falling, set_rate
+from training.losses import bce_losses, gradient_penalty, l1_ssim, mean_squared_error, r3gan_losses
+from training.optim import MovingAverage, constant_then_linear, cosine, muon, set_rate, update
 from training.painter import train_painter
-from training.run import BEFORE_PRIOR, NotFiniteError, Run, Stage, create_run_folder, progress
-from training.settings import AutoencoderSettings, Config, DataSettings, TrainCommand, TrainSettings, config_of, settle
+from training.run import Run, Stage, create_run_folder
+from training.sample_scores import diverged, frechet_distance, score_samples
+from training.settings import AutoencoderSettings, TrainCommand, TrainSettings, config_of, settle
 from training.validation import validation_ssim
-
-INITIAL_SLICES = 64  # for k-means: over 100,000 latents
-DROPPED = 0.5  # share of the images that are reconstructed from fewer codes than all
-FEWER = 0.5  # their weight in the loss
-CLIP = 2.0  # largest norm of the gradient: one odd batch must not send the latents away from their codebook
 
 # ----------------------------------------------------------------------------------------------------
 # The autoencoder
 
+AUTOENCODER_CLIP = 2.0  # largest norm of the gradient: one odd batch must not send the latents away from the codebooks
+BYPASS_STEPS = 100  # at most, before the codebooks are set by k-means
+KMEANS_SLICES = 64  # over 100,000 latents
+DROPOUT = 0.5  # share of the images that are reconstructed from fewer codes than all
+DROPOUT_WEIGHT = 0.5  # of those images in the loss
+
+LOSSES = {"l1+ssim": l1_ssim, "mse": mean_squared_error}
+
 
 def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
     """Train the autoencoder; vqvae.pth is the one with the best validation SSIM."""
-    train = data.splits["train"]
-    box = dataset.content_box(train.images)
-    seen = None if settings.augment == "on" else box  # what is shifted comes from the whole picture
-    batches = Batches(train, settings.batch_size, on.device, seen, on.rank, on.world_size)
+    train, box = data.splits["train"], content_box(data.splits["train"].images)
+    window = None if settings.augment == "on" else box  # augmentation takes its window from the whole slice
+    batches = Batches(train, settings.batch_size, on.device, window, on.rank, on.world_size)
     model = make_autoencoder(settings).to(on.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, settings)
     parts = {"model": model, "optimizer": optimizer}
-    stage = Stage(run, "autoencoder", settings.epochs, parts, "validation SSIM")
-    bypassed = min(WARM_UP, batches.steps // 2)  # steps without codebooks
-    data_description = describe_data(data, box, settings)
+    stage = Stage(run, "autoencoder", settings.epochs, batches, parts, "validation SSIM")
+    bypassed_steps = min(BYPASS_STEPS, batches.steps // 2)
+    description = setup.describe_data(data, box, settings)
     if not stage.resumed:
         count = sum(p.numel() for p in model.parameters())
         run.log(f"{settings.model}: {count:,} weights, on the {box.height}x{box.width} pixels that hold content")
 
     for epoch in stage.remaining_epochs():
         model.train()
-        shuffled = batches.shuffled(settings.seed, epoch, stage.step)
-        for images, _ in stage.steps(progress(shuffled, stage, batches.steps, batches.batch_size)):
-            done = stage.epoch * batches.steps + stage.step
-            model.bypass_quantizers(done < bypassed)
-            if done == bypassed:
+        for images, _ in stage.steps(settings.seed):
+            if stage.steps_done == bypassed_steps:
                 with stage.interruptible():
-                    start_codebooks(model, train, box, settings.seed, on)
-            rate = falling(settings.lr, done, settings.epochs * batches.steps)
+                    initialise_codebooks(model, data, box, settings.seed, on)
+            model.bypass_quantizers(stage.steps_done < bypassed_steps)
+            rate = settings.lr * cosine(stage.steps_done, stage.total_steps)
             set_rate(optimizer, rate)
-            draw = draws_of_step(len(images), settings.seed, done, on)
-            images = augment(images, box, draw) if settings.augment == "on" else images
-            kept = draw_kept(model.depth, draw)
-            values = autoencoder_step(model, optimizer, images, kept, LOSSES[settings.loss], on)
-            stage.add(**values, learning_rate=torch.full((), rate, device=on.device))
+            images = augment(images, box) if settings.augment == "on" else images
+            num_codes = draw_num_codes(len(images), model.depth, on.device)
+            losses = autoencoder_step(model, optimizer, images, num_codes, LOSSES[settings.loss], on)
+            stage.add(**losses, learning_rate=rate)
 
         score = validation_ssim(model, data, box, on)
         if stage.is_best(score):
             content = {"kind": "autoencoder", "model": settings.model, "arguments": model.arguments}
-            content |= {"data": data_description, "epoch": epoch, "validation_ssim": score}
-            run.save("vqvae.pth", content | {"state": model.state_dict()})
+            content |= {"data": description, "epoch": epoch, "validation_ssim": score, "state": model.state_dict()}
+            run.save("vqvae.pth", content)
         figures.draw_epoch(run, model, data, box, epoch, score, on)
         stage.end_epoch(stage.means() | {"validation_ssim": score} | codebook_use(model))
-    figures.draw_autoencoder(run, Codec(model, data_description, on), data)
+    figures.draw_autoencoder(run, Codec(model, description, on), data)
+
+
+def autoencoder_step(
+    model: Autoencoder, optimizer: torch.optim.Optimizer, images: Tensor, num_codes: Tensor | None, loss, on: Compute
+) -> dict[str, Tensor]:
+    """One step on images [B, 1, h, w], reconstructed from `num_codes` codes per position; the scalars to log."""
+    with on.autocast():
+        reconstruction, _, latent_loss = model(images, num_codes)
+    losses = loss(reconstruction.float(), images)  # [B]
+    if num_codes is not None:
+        losses = losses * torch.where(num_codes < model.depth, DROPOUT_WEIGHT, 1.0)
+    reconstruction_loss = losses.mean()
+    norm = update(reconstruction_loss + latent_loss, model, optimizer, AUTOENCODER_CLIP)
+    return {"train_reconstruction": reconstruction_loss, "train_commitment": latent_loss, "gradient_norm": norm}
+
+
+def draw_num_codes(n: int, depth: int, device: torch.device) -> Tensor | None:
+    """Quantiser dropout: how many codes per position each image is reconstructed from, int64 [n]; None is all.
+
+    Half of them from all, the others from any number below, 1 and 2 twice as often: those are what priors draw.
+    """
+    if depth == 1:
+        return None
+    draw = torch.randint(0, depth - 1 + min(depth - 1, 2), (n,), device=device)
+    fewer = torch.where(draw < 4, draw // 2 + 1, draw - 1)  # 0, 1, 2, 3, 4, ... stand for 1, 1, 2, 2, 3, ...
+    return torch.where(torch.rand(n, device=device) < DROPOUT, fewer, depth)
 
 
 def make_autoencoder(settings: AutoencoderSettings) -> Autoencoder:
@@ -107,157 +130,202 @@ def make_autoencoder(settings: AutoencoderSettings) -> Autoencoder:
     return AUTOENCODERS[settings.model](**arguments)
 
 
-def draws_of_step(n: int, seed: int, step: int, on: Compute) -> Draws:
-    """The random numbers of one step for n images a process: a function of (seed, step), however often it stopped."""
-    return Draws(n, generator_of(seed, step), on.device, on.rank, on.world_size)
-
-
-def draw_kept(depth: int, draw: Draws) -> Tensor | None:
-    """Quantiser dropout: from how many codes per position each image is reconstructed, int64 [B]; None is all.
-
-    Half of them from all, the others from any number below, 1 and 2 twice as often: those are what priors draw.
-    """
-    if depth == 1:
-        return None
-    drawn = draw.uniform(0, depth - 1 + min(depth - 1, 2)).long()  # 0, 1, 2, ... stand for 1, 1, 2, 2, 3, 4, ...
-    fewer = torch.where(drawn < 4, drawn // 2 + 1, drawn - 1)
-    return torch.where(draw.chance(DROPPED), fewer, depth).flatten()
-
-
-def autoencoder_step(
-    model: Autoencoder,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    kept: Tensor | None,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    on: Compute,
-) -> dict[str, Tensor]:
-    """One step on images [B, 1, h, w], reconstructed from `kept` codes per position; what to log."""
-    with on.autocast():
-        reconstruction, _, latent_loss = model(images, kept)
-    losses = loss(reconstruction.float(), images)
-    weights = torch.ones_like(losses) if kept is None else torch.where(kept < model.depth, FEWER, 1.0)
-    reconstruction_loss = (weights * losses).mean()
-    optimizer.zero_grad()
-    (reconstruction_loss + latent_loss).backward()
-    compute.average_gradients(model)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    optimizer.step()
-    return {"train_reconstruction": reconstruction_loss, "train_commitment": latent_loss, "gradient_norm": norm}
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1+ssim": l1_ssim, "mse": squared_error}
-OPTIMIZERS = {"muon": Muon, "adam": partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True)}
-# Muon makes networks without normalisation restless: their latents grow, and the codebook lags behind.
-BEST_OPTIMIZER = {"vqvae": "adam", "vqvae2": "adam", "rqvae": "muon"}
-
-
 def make_optimizer(model: Autoencoder, settings: AutoencoderSettings) -> torch.optim.Optimizer:
-    """That of --optimizer, or else what suits the network."""
-    return OPTIMIZERS[settings.optimizer or BEST_OPTIMIZER[settings.model]](model.parameters(), settings.lr)
+    """The optimiser of --optimizer; by default Muon for rqvae alone.
+
+    Muon makes networks without normalisation unstable: their latents grow faster than the codebook can follow.
+    """
+    if (settings.optimizer or ("muon" if settings.model == "rqvae" else "adam")) == "muon":
+        return muon(model, settings.lr)
+    return torch.optim.Adam(model.parameters(), settings.lr, (0.9, 0.99), fused=True)
 
 
-def start_codebooks(model: Autoencoder, slices: Slices, box: Box, seed: int, on: Compute) -> None:
-    """k-means on the latents of the same slices in every process, so that all get the same codebooks."""
-    examples = Batches(slices, min(INITIAL_SLICES, len(slices)), on.device, box).shuffled(seed, epoch=0)
+def initialise_codebooks(model: Autoencoder, data: DataSet, box: Box, seed: int, on: Compute) -> None:
+    """k-means on the latents of the same training slices in every process."""
+    slices = data.splits["train"]
+    examples = Batches(slices, min(KMEANS_SLICES, len(slices)), on.device, box).shuffled(seed, epoch=0)
     with on.autocast():
         model.initialise_codebooks(next(examples)[0])
 
 
 def codebook_use(model: Autoencoder) -> dict[str, float]:
-    """Perplexity and codes used over the epoch's training steps, for each codebook; starts the count anew."""
-    use = {}
-    for i, quantizer in enumerate(model.quantizers):
-        use[f"perplexity_{i}"] = perplexity(quantizer.usage)
-        use[f"codes_used_{i}"] = int((quantizer.usage > 0).sum())
-        quantizer.usage.zero_()
+    """Perplexity and codes used over the epoch's training steps, for each codebook; resets the counts."""
+    usage = [counts for quantizer in model.quantizers for counts in quantizer.usage]
+    use = {f"perplexity_{i}": perplexity(counts) for i, counts in enumerate(usage)}
+    use |= {f"codes_used_{i}": int((counts > 0).sum()) for i, counts in enumerate(usage)}
+    for counts in usage:
+        counts.zero_()
     return use
 
 
-def describe_data(data: DataSet, box: Box, settings: DataSettings) -> dict:
-    """What a checkpoint says of its data: plain values only."""
-    train = data.splits["train"]
-    return {
-        "title": data.title,
-        "root": str(data.root.resolve()),
-        "synthetic": data.synthetic,
-        "fingerprint": data.fingerprint,
-        "size": list(train.images.shape[1:]),
-        "box": list(box),
-        "levels": int(train.levels.max()) + 1,
-        "axis": settings.axis,
-        "slices": settings.slices,
-        "affine": affine_of_volumes(data, settings),
+# ----------------------------------------------------------------------------------------------------
+# The DCGAN prior
+
+EXAMPLES = 1024  # slices, at most, whose latents set the GAN's normalisation
+JUDGED_SAMPLES = 320  # after each epoch
+
+
+class GANRecipe(NamedTuple):
+    """What a pair of networks is trained with."""
+
+    prior: type[DCGAN]
+    loss: str  # "r3gan" with gradient penalties, or "bce"
+    quantised: bool  # whether real latents are code vectors, or the encoder's outputs
+    augmented: float  # share of the slices
+    betas: tuple[float, float]  # Adam's
+    decay: float  # of the average of the generator that samples
+    annealed: bool  # whether learning rate and gamma fall
+
+
+GAN_RECIPES = {
+    "residual": GANRecipe(DCGAN, "r3gan", False, 0.6, (0.0, 0.99), 0.999, annealed=True),
+    "baseline": GANRecipe(BaselineGAN, "bce", True, 0.0, (0.5, 0.999), 0.0, annealed=False),
+}
+
+
+def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, description: dict) -> None:
+    """Train the GAN over the autoencoder's latents; dcgan.pth is the one nearest to the validation people.
+
+    Real latents are not quantised, as in latent diffusion (Rombach et al. 2022, section 3.1): a discriminator would
+    recognise code vectors by their mutual distances alone. `DCGAN.sample` quantises in the end.
+    """
+    from scoring.judge import Judge  # here, since this import takes seconds that training starts without
+
+    recipe, train, on = GAN_RECIPES[settings.gan], data.splits["train"], codec.on
+    encoded = EncodedSplit(codec, train, description["data"]["levels"], settings.prior_codes)
+    batches = Batches(train, settings.prior_batch, on.device, None, on.rank, on.world_size)
+    prior = make_gan(recipe, settings, codec, data, encoded)
+    discriminator = prior.make_discriminator().to(on.device, memory_format=torch.channels_last)
+    average = MovingAverage(prior, recipe.decay)
+    peak_rate = 2e-4 if settings.prior_lr is None else settings.prior_lr
+    optimizers = [
+        torch.optim.Adam(network.parameters(), peak_rate, recipe.betas, fused=True)
+        for network in (discriminator, prior.generator)
+    ]
+    parts = {"prior": prior, "discriminator": discriminator, "average": average}
+    parts |= {"discriminator_optimizer": optimizers[0], "generator_optimizer": optimizers[1]}
+    stage = Stage(run, "dcgan", settings.prior_epochs, batches, parts, "Frechet distance", less_is_better=True)
+    judge = Judge(train, data.splits["validate"]) if run.main else None
+
+    for epoch in stage.remaining_epochs():
+        if compute.from_first(partial(diverged, run)):
+            break
+        prior.train()
+        for images, rows in stage.steps(settings.seed):
+            progress, gamma = stage.steps_done / stage.total_steps, settings.gan_gamma
+            if recipe.annealed:
+                gamma *= 0.5 ** min(1.0, progress / 0.6)
+                warm_up = min(200, 1 + stage.total_steps / 10)
+                for optimizer in optimizers:
+                    set_rate(
+                        optimizer, peak_rate * constant_then_linear(stage.steps_done, stage.total_steps, warm_up, 0.5)
+                    )
+            variation = Variation.draw(len(images), recipe.augmented, on.device)
+            real = prior.normalise(latents_of(recipe, codec, variation.apply(images, codec.box)))
+            conditioning = encoded.levels[rows.to(on.device, non_blocking=True)], variation.augmented.flatten()
+            losses = gan_step(prior.generator, discriminator, optimizers, real, conditioning, recipe.loss, gamma, on)
+            average.update_parameters(prior)
+            stage.add(**losses)
+
+        row = stage.means()
+        if run.main:
+            row |= score_samples(average.module.sample(range(JUDGED_SAMPLES)), encoded, codec, judge)
+            if stage.is_best(-frechet_distance(row)):
+                run.save_prior("dcgan", average.module, description["identity"], epoch, row)
+        stage.end_epoch(row)
+    if run.main:
+        plots.gan_curves(run.rows_of("dcgan"), run.folder / "dcgan.png", f"{data.title}, training split")
+
+
+def gan_step(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    real: Tensor,
+    conditioning: tuple[Tensor, Tensor],
+    loss: str,
+    gamma: float,
+    on: Compute,
+) -> dict[str, Tensor]:
+    """One step of the discriminator, then one of the generator, on real, normalised latents; the scalars to log.
+
+    `optimizers`: the discriminator's and the generator's. `conditioning`: slice levels int64 [B], and which slices
+    were augmented, bool [B]. `gamma`: weight of R1 and R2 with the loss "r3gan".
+    """
+    relativistic = loss == "r3gan"
+    gan_losses = r3gan_losses if relativistic else bce_losses
+    noise = torch.randn(2, len(real), generator.z_dim, device=real.device)
+
+    with torch.no_grad(), on.autocast():
+        fake = generator(noise[0], *conditioning).float()
+    real, fake = real.detach().requires_grad_(), fake.requires_grad_()
+    with on.autocast():
+        real_score, fake_score = discriminator(real, *conditioning), discriminator(fake, *conditioning)
+    _, discriminator_loss = gan_losses(real_score, fake_score)
+    penalties = {}
+    if relativistic:
+        penalties = {"r1": gradient_penalty(real_score, real).mean(), "r2": gradient_penalty(fake_score, fake).mean()}
+    update(discriminator_loss + gamma / 2 * sum(penalties.values()), discriminator, optimizers[0])
+    boundary = (real_score.mean() + fake_score.mean()) / 2 if relativistic else 0  # relativistic logits have no zero
+    values = {
+        "score_real": real_score.mean(),
+        "score_fake": fake_score.mean(),
+        "accuracy_real": (real_score > boundary).float().mean(),
+        "accuracy_fake": (fake_score < boundary).float().mean(),
     }
 
+    with on.autocast():
+        fake_score = discriminator(generator(noise[1], *conditioning), *conditioning)
+        with torch.no_grad():
+            real_score = discriminator(real, *conditioning)
+    generator_loss, _ = gan_losses(real_score, fake_score)
+    update(generator_loss, generator, optimizers[1])
+    return {"generator_loss": generator_loss, "discriminator_loss": discriminator_loss, **values, **penalties}
 
-def affine_of_volumes(data: DataSet, settings: DataSettings) -> list[list[float]] | None:
-    """Where the first training volume lies in space, voxel to mm; None where the slices come one by one."""
-    train = data.splits["train"]
-    if train.ranges is None:  # pictures
-        return None
-    found = nifti.affine_of(train.paths[0], settings.axis, settings.slices, train.images.shape[1:])
-    return None if found is None else found.tolist()
+
+@torch.no_grad()
+def latents_of(recipe: GANRecipe, codec: Codec, images: Tensor) -> Tensor:
+    """images [B, 1, *box] -> the latents [B, C, h, w] that count as real."""
+    with codec.on.autocast():
+        latents = codec.autoencoder.latents(images)
+        return codec.autoencoder.embed(codec.autoencoder.quantise(latents)) if recipe.quantised else latents
+
+
+def make_gan(recipe: GANRecipe, settings: TrainSettings, codec: Codec, data: DataSet, encoded: EncodedSplit) -> DCGAN:
+    """The GAN's prior, its normalisation set from the latents of up to `EXAMPLES` training slices, as they are."""
+    on, slices = codec.on, data.splits["train"]
+    images, rows = next(Batches(slices, min(EXAMPLES, len(slices)), on.device, codec.box).shuffled(settings.seed, 0))
+    latents = torch.cat([latents_of(recipe, codec, part) for part in images.split(64)])
+    sizes = {"channels": latents.shape[1], "levels": encoded.unknown, "codes": len(encoded.codes)}
+    prior = recipe.prior(codec.autoencoder, tuple(latents.shape[2:]), **sizes, network=settings.gan).to(on.device)
+    prior.fit(latents, encoded.levels[rows.to(on.device)])
+    prior.level_share.copy_(level_shares(encoded.levels, encoded.unknown))
+    return prior.to(memory_format=torch.channels_last)
 
 
 # ----------------------------------------------------------------------------------------------------
 # The whole run
 
-
-def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
-    """The autoencoder and its painter, unless they are done, and then the prior."""
-    if settings.autoencoder:
-        compute.from_first(lambda: adopt(run, settings.autoencoder))
-    elif not run.is_past("autoencoder"):
-        with advice_when_memory_is_full("--batch-size", settings.batch_size):
-            train_autoencoder(run, data, settings, on)
-    path = run.folder / "vqvae.pth"
-    autoencoder, description = load_autoencoder(path)
-    if paints(settings) and not run.is_past("student"):
-        with advice_when_memory_is_full("--painter-batch-size", settings.painter_batch_size):
-            train_painter(run, data, settings, Codec(autoencoder, description["data"], on), description["identity"])
-    if settings.prior != "none":
-        with advice_when_memory_is_full(f"--autoencoder {path} --prior-batch-size", settings.prior_batch):
-            painter = load_painter(run.folder / "painter.pth", autoencoder)
-            codec = Codec(autoencoder, description["data"], on, painter)
-            PRIORS[settings.prior](run, data, settings, codec, description)
-
-
 PRIORS = {"dcgan": train_dcgan, "pixelcnn": train_by_likelihood, "transformer": train_by_likelihood}
 
 
-def paints(settings: TrainSettings) -> bool:
-    """Whether a painter is to learn: where codes can be left out, and the autoencoder is this run's own."""
-    deep = settings.model == "rqvae" and settings.depth > 1
-    return deep and settings.painter_slices > 0 and not settings.autoencoder
-
-
-def sized(settings: TrainSettings, on: Compute) -> TrainSettings:
-    """With the size of the painter, where none is given, that suits the device: a GPU sees 7,000 slices a second."""
-    usual = (1_500_000, 128, 128) if on.device.type == "cuda" else (60_000, 32, 32)
-    sizes = zip(("painter_slices", "painter_width", "painter_batch_size"), usual, strict=True)
-    return settings.model_copy(update={name: size for name, size in sizes if getattr(settings, name) is None})
-
-
-def adopt(run: Run, autoencoder: Path) -> None:
-    """Copy a trained autoencoder, and the painter beside it, into the run folder, unless they are there already."""
-    if not (run.folder / "vqvae.pth").is_file():
-        run.save("vqvae.pth", checkpoint.load(autoencoder, "autoencoder"))
-        if (painter := autoencoder.with_name("painter.pth")).is_file():
-            run.save("painter.pth", checkpoint.load(painter, "painter"))
-
-
-@contextmanager
-def advice_when_memory_is_full(option: str, batch_size: int) -> Iterator[None]:
-    """Raises InputError, with half the batch for `option`, when the block needs more memory than a GPU has."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise InputError(f"the GPU's memory is full: start again with {option} {max(batch_size // 2, 1)}") from error
-
-
-# ----------------------------------------------------------------------------------------------------
-# The command line
+def train(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
+    """The autoencoder and its painter, unless they are done, and then the prior."""
+    path = run.folder / "vqvae.pth"
+    if settings.autoencoder:
+        compute.from_first(lambda: setup.adopt(run, settings.autoencoder))
+    elif not run.is_past("autoencoder"):
+        with setup.advice_when_memory_is_full("--batch-size", settings.batch_size):
+            train_autoencoder(run, data, settings, on)
+    autoencoder, description = load_autoencoder(path)
+    if setup.has_painter(settings) and not run.is_past("student"):
+        with setup.advice_when_memory_is_full("--painter-batch-size", settings.painter_batch_size):
+            train_painter(run, data, settings, Codec(autoencoder, description["data"], on), description["identity"])
+    if settings.prior != "none":
+        with setup.advice_when_memory_is_full(f"--autoencoder {path} --prior-batch-size", settings.prior_batch):
+            painter = load_painter(run.folder / "painter.pth", autoencoder)
+            codec = Codec(autoencoder, description["data"], on, painter)
+            PRIORS[settings.prior](run, data, settings, codec, description)
 
 
 @exit_on_input_error
@@ -268,24 +336,23 @@ def main() -> int:
     if settings.tensorboard:
         board.require()
     on = compute.choose(settings.device, settings.precision)
-    settings = sized(settings, on)
-    data = load_data(settings)
-    check_data(data, settings, command.resume, started)
-    check_shares(data, settings, on)
+    settings = setup.with_painter_size(settings, on)
+    data = setup.load_data(settings)
+    setup.check_data(data, settings, command.resume, started)
+    setup.check_shares(data, settings, on)
     config = config_of(settings, data, on)
-
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed + on.rank)
     folder = command.resume or compute.from_first(lambda: create_run_folder(settings.out, config))
-    try:
+    with setup.naming_the_cause(folder, data, settings):
         run = Run(folder, settings.save_minutes, settings.time_limit, settings.tensorboard)
-        check_state(run, settings)
+        setup.check_state(run, settings)
         if command.resume:
             run.write_config(config)
-        run.log(f"{'going on with' if command.resume else 'writing to'} {run.folder}, {on.describe()}")
+        run.log(f"{'resuming' if command.resume else 'writing to'} {folder}, {on.describe()}")
         run.log(f"{data.title}: {', '.join(f'{len(part):,} {name}' for name, part in data.splits.items())} slices")
         for note in [note for part in data.splits.values() for note in part.notes]:
             run.log(f"note: {note}")
-        run.log(f"to do: {', then '.join(plan(settings))}")
+        run.log(f"to do: {', then '.join(setup.plan(settings))}")
         with run.training():
             try:
                 train(run, data, settings, on)
@@ -293,102 +360,8 @@ def main() -> int:
                 minutes = (started.minutes if started else 0) + (time.monotonic() - began) / 60
                 run.write_config(config.model_copy(update={"minutes": round(minutes, 1)}))
             figures.draw_report(run, data, settings)
-        prior = "" if settings.prior == "none" else f" and {settings.prior}.pth"
-        run.log(f"finished: {folder / 'report.html'} shows it; the weights are beside that, in vqvae.pth{prior}")
-        run.log(f"to score them: python predict.py {folder / 'vqvae.pth'}")
-    except NotFiniteError as error:
-        if error.stage != "autoencoder":
-            raise
-        raise InputError(f"{error}; {describe_step(data, settings, error.epoch, error.step)}") from error
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # of the log and the figures
-        reason = error.strerror or error
-        raise InputError(f"can't write to {folder}: {reason}; mend that, and go on with --resume {folder}") from error
+        run.log(f"finished: see {folder / 'report.html'}; to score it: python predict.py {folder / 'vqvae.pth'}")
     return 0
-
-
-def plan(settings: TrainSettings) -> list[str]:
-    """What a run trains, one after the other."""
-    stages = {} if settings.autoencoder else {settings.model: settings.epochs}
-    if settings.prior != "none":
-        stages[settings.prior] = settings.prior_epochs
-    todo = [f"{name}, {counted(epochs, 'epoch')}" for name, epochs in stages.items()]
-    if paints(settings):
-        todo.insert(1, f"its painter, {counted(settings.painter_slices, 'slice')}")
-    return todo
-
-
-def load_data(settings: DataSettings) -> DataSet:
-    """The training and validation splits that the options name."""
-    return dataset.load(
-        settings.data,
-        splits=("train", "validate"),
-        allow_overlap=settings.allow_overlap,
-        limit_people=settings.limit_people,
-        axis=settings.axis,
-        slices=settings.slices,
-    )
-
-
-def check_data(data: DataSet, settings: TrainSettings, resumed: Path | None, started: Config | None) -> None:
-    """Raises InputError when training can't go on, or a prior can't be trained, with these slices."""
-    if started and data.fingerprint != started.data_fingerprint:
-        raise InputError(f"{data.root} is not the data that {resumed} was started with; give that with --data")
-    if settings.prior == "dcgan":
-        check_enough(data.splits["train"], data.splits["validate"])
-    if settings.autoencoder and not resumed:
-        trained_on = load_autoencoder(settings.autoencoder)[1]["data"]
-        if trained_on["fingerprint"] != data.fingerprint:
-            title = trained_on["title"]
-            raise InputError(f"{settings.autoencoder} was trained on {title}, other data than {data.root}")
-
-
-def check_shares(data: DataSet, settings: TrainSettings, on: Compute) -> None:
-    """Raises InputError when batches can't be shared equally by all processes."""
-    batches = {} if settings.autoencoder else {"--batch-size": settings.batch_size}
-    batches |= {"--painter-batch-size": settings.painter_batch_size} if paints(settings) else {}
-    batches |= {} if settings.prior == "none" else {"--prior-batch-size": settings.prior_batch}
-    for option, size in batches.items():
-        if size % on.world_size:
-            compute.refuse(f"{option} {size} can't be shared equally by {on.world_size} processes: give a multiple")
-    if (slices := len(data.splits["train"])) < on.world_size:
-        compute.refuse(f"{slices} training slices are too few for {on.world_size} processes: start fewer")
-
-
-def check_state(run: Run, settings: TrainSettings) -> None:
-    """Raises InputError when the state of a run to go on with doesn't fit its settings."""
-    if run.state and run.state["stage"] not in (*BEFORE_PRIOR, settings.prior):
-        raise InputError(f"last.pth in {run.folder} is not of the run that config.json tells of; start anew")
-    if run.state:
-        check_weights(run, settings)
-    trained = len(run.rows_of("autoencoder"))
-    if run.is_past("autoencoder") and not settings.autoencoder and trained < settings.epochs:
-        raise InputError(f"{run.folder} is past training its autoencoder; for more --epochs start anew")
-
-
-def check_weights(run: Run, settings: TrainSettings) -> None:
-    """Raises InputError when weights that the run has kept are gone: what remains to do doesn't make them anew."""
-    stage = run.state["stage"]
-    files = {"autoencoder": "vqvae.pth", "painter": "painter.pth", "student": "painter.pth"}
-    kept = [files.get(stage, f"{stage}.pth")] if run.state["best"] is not None else []
-    if run.is_past("autoencoder") and not settings.autoencoder:
-        kept.append("vqvae.pth")
-    if run.is_past("painter") and paints(settings):
-        kept.append("painter.pth")
-    if gone := [name for name in kept if not (run.folder / name).is_file()]:
-        told = "put it back, or start anew"
-        raise InputError(f"{gone[0]} is gone from {run.folder}, and last.pth goes on from it: {told}")
-
-
-def describe_step(data: DataSet, settings: TrainSettings, epoch: int, step: int) -> str:
-    """Learning rate and slices of one step of the autoencoder's training."""
-    names = data.splits["train"].names
-    batch = min(settings.batch_size, len(names))
-    steps = len(names) // batch
-    rate = falling(settings.lr, (epoch - 1) * steps + step, settings.epochs * steps)
-    chosen = dataset.shuffled_shares(len(names), batch, settings.seed, epoch)[step]
-    return f"learning rate {rate:.2e}, slices {', '.join(names[i] for i in chosen)}"
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Box, content_box
-from modules import Autoencoder
+from modules import Autoencoder, Codes
 from networks.painter import Painter
-from networks.prior import Codes
 from reading.images import whole_blocks
 from runtime.compute import Compute
 from runtime.errors import InputError

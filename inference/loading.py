@@ -14,16 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from inference.contents import ARGUMENTS, AutoencoderContent, PainterArguments, PainterContent, PriorContent
-from modules import AUTOENCODERS, DCGAN, Autoencoder
+from modules import DCGAN, RQVAE, VQVAE, Autoencoder, Prior
+from networks.baseline_gan import BaselineGAN
 from networks.painter import Painter
 from networks.pixelcnn import PixelCNN
-from networks.prior import Prior
 from networks.transformer import Transformer
+from networks.vqvae2 import VQVAE2
 from runtime import checkpoint
 from runtime.checkpoint import MISFITS
 from runtime.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
+AUTOENCODERS = {"vqvae": VQVAE, "vqvae2": VQVAE2, "rqvae": RQVAE}
+GANS = {"residual": DCGAN, "baseline": BaselineGAN}
 
 
 def load_autoencoder(path: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
@@ -52,7 +55,8 @@ def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[
         raise InputError(f"{path} was trained with another autoencoder; give the --prior of this one's run")
     arguments = ARGUMENTS[content.model].checked(content.arguments, f"{path}: arguments").model_dump()
     _check_codes(arguments, autoencoder, path)
-    priors = {"dcgan": partial(DCGAN, autoencoder), "pixelcnn": PixelCNN, "transformer": Transformer}
+    gan = partial(GANS[arguments.get("network", "residual")], autoencoder)
+    priors = {"dcgan": gan, "pixelcnn": PixelCNN, "transformer": Transformer}
     prior = _filled(partial(priors[content.model], **arguments), content.state, path)
     if (prior.level_share < 0).any() or not prior.level_share.sum() > 0:
         raise InputError(f"{path}: state.level_share holds no shares of slice levels; give another file")
@@ -99,7 +103,7 @@ def _check_codes(arguments: dict[str, Any], autoencoder: Autoencoder, path: Path
     fits = number == len(shapes) or number < autoencoder.depth
     fits = fits and height % autoencoder.factor == width % autoencoder.factor == 0
     if is_gan:
-        device = autoencoder.quantizers[0].codebook.device
+        device = autoencoder.codebooks[0].device
         codes = [torch.zeros(1, *shape, dtype=torch.long, device=device) for shape in shapes]
         fits = fits and arguments["channels"] == autoencoder.embed(codes).shape[1]
     else:
@@ -112,6 +116,6 @@ def _check_codes(arguments: dict[str, Any], autoencoder: Autoencoder, path: Path
 def identity(model: Autoencoder) -> str:
     """SHA-256 of the codebooks: a prior's file names its autoencoder by it."""
     digest = hashlib.sha256()
-    for quantizer in model.quantizers:
-        digest.update(quantizer.codebook.detach().float().cpu().contiguous().numpy().tobytes())
+    for codebook in model.codebooks:
+        digest.update(codebook.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

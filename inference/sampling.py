@@ -12,8 +12,7 @@ from tqdm import tqdm
 from inference.codec import Codec
 from inference.loading import load_prior
 from inference.settings import LEAST_TEMPERATURE
-from modules import DCGAN
-from networks.prior import Codes, draw_levels
+from modules import DCGAN, Codes, draw_levels
 from runtime.errors import InputError
 
 FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
@@ -98,7 +97,7 @@ class Sampler:
             return self.prior.generate(angle.cos() * a + angle.sin() * b, self._levels(level, WALK))
         codes = self.sample(seeds, level)
         a, b = self.codec.autoencoder.embed(codes)
-        return self.codec.autoencoder.snap(torch.lerp(a, b, t[..., None, None]))[: len(codes)]
+        return self.codec.autoencoder.quantise(torch.lerp(a, b, t[..., None, None]))[: len(codes)]
 
     @torch.no_grad()
     def bits(self, codes: Codes, levels: Tensor) -> float:

@@ -9,8 +9,8 @@ import torch
 from tqdm import tqdm
 
 from inference.sampling import BATCH, Sampler
-from networks.prior import Codes
-from networks.transformer import FARTHEST, Neighbours, Transformer
+from modules import Codes
+from networks.transformer import MAX_OFFSET, Neighbours, Transformer
 from reading import nifti
 from runtime.errors import InputError
 
@@ -46,7 +46,7 @@ def plan(levels: range, start: int) -> Iterator[list[Place]]:
 
 
 def _neighbours(level: int, known: set[int]) -> list[int]:
-    near = sorted((other for other in known if abs(other - level) <= FARTHEST), key=lambda other: abs(other - level))
+    near = sorted((other for other in known if abs(other - level) <= MAX_OFFSET), key=lambda other: abs(other - level))
     sides = [next((other for other in near if (other > level) == above), None) for above in (False, True)]
     both = [side for side in sides if side is not None]
     return both if len(both) == NEIGHBOURS else near[:NEIGHBOURS]

@@ -1,8 +1,8 @@
 """What paints texture? A conditional flow in pixels, given the plain decoder's picture of the first codes.
 
-One code per position says where a gyrus runs and leaves open where its edge lies: the decoder, trained by distance,
-answers with the mean of what could be, a blur. The painter draws one of the pictures that could be: slice = plain
-picture + `scale` * r, where the residual r is reached from Gaussian noise along the straight paths of a flow.
+One code per position fixes where a gyrus runs and leaves open where exactly its edge lies. The decoder, trained on a
+distance, answers with the mean of the possible pictures: a blur. The painter samples one of them: slice = plain
+picture + `scale` * r, where a flow with straight paths takes Gaussian noise to the residual r.
 """
 
 import itertools
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FOLD = 4  # pixels, down and across, folded into channels
-BLOCK = 8  # pixels of a JPEG block, whose grid a network sees: shifted slices are told from others
+BLOCK = 8  # pixels of a JPEG block: a network sees its grid, and with it by how much a slice was shifted
 FREQUENCIES = 32  # of the time's embedding
-NEAREST = 0.05  # to the end, for the loss: nearer, its weight grows no more
-NEIGHBOUR = 0.8  # correlation of the starting noise with that of the next level of the same brain
-STREAM = 1 << 48  # seeds of the noise are other ones than those that codes and levels are drawn with
+MIN_TIME_LEFT = 0.05  # 1 - t at which the weight of the loss stops growing
+NOISE_CORRELATION = 0.8  # of the starting noise between adjacent levels of a brain
+SEED_OFFSET = 1 << 48  # keeps the seeds of this noise apart from those of codes and levels
 
 
 class ChannelRMSNorm(nn.Module):
@@ -61,11 +61,11 @@ class Painter(nn.Module):
         width: channels at a quarter of the picture's size; twice as many at an eighth.
         blocks: residual blocks at a quarter of the size on the way down, and at each of two on the way on.
         scale: standard deviation of slice - plain picture.
-        steps: of Euler's method, that `paint` takes.
+        steps: of Euler's method in `paint`.
 
     Attributes:
-        arguments: plain values; with these it is built again.
-        noise_size: float32 [2], mean and standard deviation of the factor of the starting noise, drawn once a brain.
+        arguments: plain values; the constructor takes them again.
+        noise_size: float32 [2], mean and standard deviation of the starting noise's scale, drawn once per brain.
     """
 
     def __init__(self, dim: int, width: int = 128, blocks: int = 2, scale: float = 0.06, steps: int = 4):
@@ -87,20 +87,20 @@ class Painter(nn.Module):
         self.after = nn.ModuleList([FlowBlock(width, 128) for _ in range(blocks + 1)])
         self.norm = ChannelRMSNorm(width)
         self.unfold = nn.Conv2d(width, FOLD**2, 3, padding=1)
-        nn.init.zeros_(self.unfold.weight)  # at first it paints the plain picture
+        nn.init.zeros_(self.unfold.weight)  # an untrained painter returns the plain picture
         nn.init.zeros_(self.unfold.bias)
 
     def forward(self, x: Tensor, t: Tensor, plain: Tensor, z_q: Tensor, phase: Tensor | None = None) -> Tensor:
-        """The clean residual, float32 [B, 1, H, W], that the noisy one x [B, 1, H, W] at time t [B] comes from.
+        """The estimate of the clean residual, float32 [B, 1, H, W], given the noisy one x [B, 1, H, W] at time t [B].
 
         t is in [0, 1]: 0 is noise, 1 is clean. `plain` [B, 1, H, W] in [0, 1] is the decoder's picture of the first
-        codes, `z_q` [B, dim, h, w] their vectors. H and W are multiples of 8. `phase` int64 [B] in [0, 64), of slices
-        that were shifted: 8 * (pixels down mod 8) + pixels across mod 8; None for 0.
+        codes, `z_q` [B, dim, h, w] their vectors. H and W are multiples of 8. `phase` int64 [B] in [0, 64): by how much
+        each slice was shifted, 8 * (pixels down mod 8) + pixels across mod 8; None for 0.
         """
         angles = t[:, None] * self.frequencies
         embedding = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
         embedding = embedding + (self.phase.weight[:1] if phase is None else self.phase(phase))
-        # Grey values of brains: about 0.3 +- 1/3.
+        # Brains' grey values are about 0.3 +- 1/3.
         folded = [F.pixel_unshuffle(each, FOLD) for each in (x, (plain - 0.3) * 3)]
         fine = self.fold(torch.cat(folded, dim=1))  # [B, width, H/4, W/4]
         for block in self.before:
@@ -122,7 +122,7 @@ class Painter(nn.Module):
         return (plain + self.scale * x).clamp(0, 1)
 
     def path(self, plain: Tensor, z_q: Tensor, x: Tensor, steps: int) -> Iterator[tuple[float, Tensor]]:
-        """Times and states (t, x_t) on the way from noise to the clean residual, by Euler's method, both ends included.
+        """Times and states (t, x_t) from noise to the clean residual, by Euler's method, both ends included.
 
         The flow's velocity at x_t is (clean - x_t) / (1 - t) (Lipman et al. 2023, eq. 21).
         """
@@ -136,15 +136,15 @@ class Painter(nn.Module):
     def noise(self, seed: int, levels: int, height: int, width: int) -> Tensor:
         """Starting noise of a brain of so many levels, or of one slice: float32 [levels, 1, height, width].
 
-        It goes on from level to level, and is of a size that is drawn once: how grainy the scan is. Made on the CPU, so
-        that a seed gives the same on every device.
+        Adjacent levels correlate. The scale, which is the scan's graininess, is drawn once per brain. The numbers come
+        from a CPU generator, so that a seed gives the same noise on every device.
         """
-        generator = torch.Generator().manual_seed(seed + STREAM)
+        generator = torch.Generator().manual_seed(seed + SEED_OFFSET)
         mean, spread = self.noise_size.tolist()
         size = mean + spread * torch.randn((), generator=generator)
         noise = torch.randn(levels, 1, height, width, generator=generator)
         for below, own in itertools.pairwise(noise):
-            own.mul_((1 - NEIGHBOUR**2) ** 0.5).add_(below, alpha=NEIGHBOUR)
+            own.mul_((1 - NOISE_CORRELATION**2) ** 0.5).add_(below, alpha=NOISE_CORRELATION)
         return size * noise
 
 
@@ -153,12 +153,12 @@ def flow_loss(
 ):
     """Conditional flow matching (Lipman et al. 2023, eq. 23; rectified flow, Liu et al. 2023, eq. 1), float32 [B].
 
-    The mean squared error of the velocity r - noise that the painter's clean residual stands for, at
-    x_t = (1 - t) noise + t r. r and noise are [B, 1, H, W], t is [B] in [0, 1); the others as in `Painter.forward`.
+    The mean squared error of the velocity r - noise at x_t = (1 - t) noise + t r, from the painter's estimate of r.
+    r and noise are [B, 1, H, W], t is [B] in [0, 1); the others as in `Painter.forward`.
     """
     at = t[:, None, None, None]
     clean = painter((1 - at) * noise + at * r, t, plain, z_q, phase)
-    return (clean - r).square().mean(dim=(1, 2, 3)) / (1 - t).clamp_min(NEAREST).square()
+    return (clean - r).square().mean(dim=(1, 2, 3)) / (1 - t).clamp_min(MIN_TIME_LEFT).square()
 
 
 def jump_loss(painter: nn.Module, start: tuple[float, Tensor], end: tuple[float, Tensor], plain: Tensor, z_q: Tensor):

@@ -3,7 +3,7 @@
 van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders": a vertical stack sees the
 rows above, a horizontal stack the codes to the left, and both are gated. Masks come from shifting the input
 (Salimans et al. 2017, PixelCNN++): one row down for the vertical stack, one column right for the horizontal
-one. After that every convolution may look at its own position.
+one. After that a convolution may include its own position.
 
 p(codes) = p(grid 1) p(grid 2 | grid 1) ...: the top of a VQVAE2 and then its bottom. The depths of an RQVAE are
 codes of one grid.
@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.prior import Codes, Prior, draw_code, draw_levels, level_shares, seeded_rows
+from modules import Codes, Prior, draw_levels, level_shares, seeded_rows
+from networks.autoregressive import draw_code
 
 
 class GatedLayer(nn.Module):
-    """One gated layer of both stacks (ibid., figure 2), with what is known of the whole grid as condition."""
+    """One gated layer of both stacks (ibid., figure 2), conditioned at every position."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -35,8 +36,7 @@ class GatedLayer(nn.Module):
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """v, h, condition [B, width, rows, columns] -> the next v and h."""
         above = self.vertical(F.pad(v, (1, 1, 1, 0)))
-        given = self.across(above) + self.condition(condition)
-        mixed = self.horizontal(F.pad(h, (1, 0, 0, 0))) + given
+        mixed = self.horizontal(F.pad(h, (1, 0, 0, 0))) + self.across(above) + self.condition(condition)
         return _gate(above), h + self.out(self.dropout(_gate(mixed)))
 
 
@@ -48,8 +48,8 @@ def _gate(x: Tensor) -> Tensor:
 class GridModel(nn.Module):
     """p(codes of one grid | grids before it, level): from position to position in raster order, coarse to fine at each.
 
-    The gated layers see all codes of the positions before; what they say of a position and its codes so far give the
-    next code there (as the depth transformer of Lee et al. 2022, section 3.2.2, with a small network instead).
+    The gated layers see all codes of the positions before. Their output at a position, plus the embeddings of its
+    codes so far, gives the next code there (Lee et al. 2022, section 3.2.2, with a small head per depth).
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class GridModel(nn.Module):
         layers: int,
         dropout: float,
     ):
-        """`sizes`: K of each code of a position; `before`: K of every grid of codes that is known beforehand."""
+        """`sizes`: K of each code of a position; `before`: K of each grid that conditions this one."""
         super().__init__()
         self.grid, self.depth = grid, len(sizes)
         self.embeddings = nn.ModuleList([nn.Embedding(k, width) for k in sizes])
         self.before = nn.ModuleList([nn.Embedding(k, width) for k in before])
-        self.mix = nn.Sequential(  # what the grids before say about each position, seen from all sides
+        self.mix = nn.Sequential(  # the conditioning grids, from all sides of a position
             nn.Conv2d(width, width, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
         self.position = nn.Parameter(0.02 * torch.randn(1, width, *grid))  # the brains are aligned
-        self.level = nn.Embedding(levels + 1, width)
-        self.changed = nn.Parameter(torch.zeros(1, width, 1, 1))  # added where a slice was varied for training
+        self.level_embedding = nn.Embedding(levels + 1, width)
+        self.augmented_embedding = nn.Parameter(torch.zeros(1, width, 1, 1))  # added for augmented training slices
         self.layers = nn.ModuleList([GatedLayer(width, dropout) for _ in range(layers)])
         self.heads = nn.ModuleList(
             [
@@ -83,32 +83,32 @@ class GridModel(nn.Module):
             ]
         )
 
-    def condition(self, before: Codes, levels: Tensor, changed: Tensor | None = None) -> Tensor:
-        """What holds for the whole grid: grids before it, position, level -> [B, width, rows, columns]."""
-        given = self.position + self.level(levels)[:, :, None, None]
-        if changed is not None:
-            given = given + changed[:, None, None, None] * self.changed
+    def condition(self, before: Codes, levels: Tensor, augmented: Tensor | None = None) -> Tensor:
+        """Conditioning grids, position and level -> [B, width, rows, columns]."""
+        conditioning = self.position + self.level_embedding(levels)[:, :, None, None]
+        if augmented is not None:
+            conditioning = conditioning + augmented[:, None, None, None] * self.augmented_embedding
         for embedding, codes in zip(self.before, before, strict=True):
-            seen = embedding(codes).movedim(-1, 1)
-            given = given + F.interpolate(seen, size=self.grid, mode="nearest")
-        return given + self.mix(given) if before else given
+            embedded = embedding(codes).movedim(-1, 1)
+            conditioning = conditioning + F.interpolate(embedded, size=self.grid, mode="nearest")
+        return conditioning + self.mix(conditioning) if before else conditioning
 
-    def forward(self, codes: Codes, before: Codes, levels: Tensor, changed: Tensor | None = None) -> list[Tensor]:
+    def forward(self, codes: Codes, before: Codes, levels: Tensor, augmented: Tensor | None = None) -> list[Tensor]:
         """codes [B, rows, columns] each -> logits [B, rows, columns, size] each.
 
-        Those of a position depend on the codes of the positions before it, and on its own coarser codes.
+        A position's logits depend on the codes of the positions before it, and on its own coarser codes.
         """
-        given = self.condition(before, levels, changed)
+        conditioning = self.condition(before, levels, augmented)
         embedded = [embedding(grid) for embedding, grid in zip(self.embeddings, codes, strict=True)]
         x = sum(embedded).movedim(-1, 1)
-        v = F.pad(x, (0, 0, 1, 0))[:, :, :-1] + given
-        h = F.pad(x, (1, 0, 0, 0))[:, :, :, :-1] + given
+        v = F.pad(x, (0, 0, 1, 0))[:, :, :-1] + conditioning
+        h = F.pad(x, (1, 0, 0, 0))[:, :, :, :-1] + conditioning
         for layer in self.layers:
-            v, h = layer(v, h, given)
-        seen, logits = h.movedim(1, -1), []
-        for head, told in zip(self.heads, embedded, strict=True):
-            logits.append(head(seen))
-            seen = seen + told
+            v, h = layer(v, h, conditioning)
+        context, logits = h.movedim(1, -1), []
+        for head, code in zip(self.heads, embedded, strict=True):
+            logits.append(head(context))
+            context = context + code
         return logits
 
     @torch.no_grad()
@@ -120,45 +120,45 @@ class GridModel(nn.Module):
         """
         rows, columns = self.grid
         uniform = uniform.view(-1, rows, columns, self.depth)
-        given = self.condition(before, levels)
-        conditions = [layer.condition(given) for layer in self.layers]
+        conditioning = self.condition(before, levels)
+        conditions = [layer.condition(conditioning) for layer in self.layers]
         codes = torch.zeros_like(uniform, dtype=torch.long)
-        row_above = torch.zeros_like(given[:, :, 0])  # embedded codes [B, width, columns]
+        row_above = torch.zeros_like(conditioning[:, :, 0])  # embedded codes [B, width, columns]
         cache = [torch.zeros_like(row_above) for _ in self.layers]  # each layer's v one row up
         for i in range(rows):
-            v = row_above + given[:, :, i]
-            row_given = []
+            v = row_above + conditioning[:, :, i]
+            row_condition = []
             for k, layer in enumerate(self.layers):
                 above = layer.vertical(F.pad(torch.stack([cache[k], v], dim=2), (1, 1)))
-                row_given.append(layer.across(above)[:, :, 0] + conditions[k][:, :, i])
+                row_condition.append(layer.across(above)[:, :, 0] + conditions[k][:, :, i])
                 cache[k], v = v, _gate(above)[:, :, 0]
             row = []
             left = torch.zeros_like(v[:, :, 0])
             lefts = [left] * len(self.layers)  # each layer's h one column to the left
             for j in range(columns):
-                h = left + given[:, :, i, j]
+                h = left + conditioning[:, :, i, j]
                 for k, layer in enumerate(self.layers):
                     pair = layer.horizontal(torch.stack([lefts[k], h], dim=2)[:, :, None])
-                    mixed = pair[:, :, 0, 0] + row_given[k][:, :, j]
+                    mixed = pair[:, :, 0, 0] + row_condition[k][:, :, j]
                     lefts[k], h = h, h + F.linear(_gate(mixed), layer.out.weight[:, :, 0, 0], layer.out.bias)
                 codes[:, i, j], left = self._position(h, uniform[:, i, j], temperature, nucleus)
                 row.append(left)
             row_above = torch.stack(row, dim=2)
         return list(codes.unbind(-1))
 
-    def _position(self, seen: Tensor, uniform: Tensor, temperature: float, nucleus: float) -> tuple[Tensor, Tensor]:
-        """A position's codes [B, depth] and their summed embeddings [B, width], for what is `seen` of it [B, width]."""
-        codes, told = [], torch.zeros_like(seen)
+    def _position(self, context: Tensor, uniform: Tensor, temperature: float, nucleus: float) -> tuple[Tensor, Tensor]:
+        """A position's codes [B, depth] and the sum of their embeddings [B, width], from its context [B, width]."""
+        codes, embedded = [], torch.zeros_like(context)
         for head, embedding, draw in zip(self.heads, self.embeddings, uniform.unbind(1), strict=True):
-            codes.append(draw_code(head(seen + told), draw, temperature, nucleus))
-            told = told + embedding(codes[-1])
-        return torch.stack(codes, dim=1), told
+            codes.append(draw_code(head(context + embedded), draw, temperature, nucleus))
+            embedded = embedded + embedding(codes[-1])
+        return torch.stack(codes, dim=1), embedded
 
 
 class PixelCNN(Prior):
     """The prior of all grids together: `grids` [(rows, columns), ...] with `sizes` [K, ...] codes each.
 
-    Grids of one shape that follow each other, as the depths of an RQVAE do, share their gated layers.
+    Consecutive grids of one shape, such as the depths of an RQVAE, share their gated layers.
     """
 
     title = "PixelCNN"
@@ -185,18 +185,18 @@ class PixelCNN(Prior):
 
     @torch.no_grad()
     def fit(self, levels: Tensor) -> None:
-        """Take the level shares from the slices' levels int64 [N]."""
+        """Set the level shares from the slices' levels int64 [N]."""
         self.level_share.copy_(level_shares(levels, self.levels))
 
-    def forward(self, codes: Codes, levels: Tensor, changed: Tensor | None = None) -> Tensor:
+    def forward(self, codes: Codes, levels: Tensor, augmented: Tensor | None = None) -> Tensor:
         """Bits per image [B]: -log2 p(codes | level), which is also what an entropy coder would need.
 
-        `changed`: bool [B], which slices were varied for training; none of what is sampled is.
+        `augmented`: bool [B], which slices training augmented; samples are drawn as not augmented.
         """
         nats, start = [], 0
         for model in self.grids:
             here = codes[start : start + model.depth]
-            for logits, grid in zip(model(here, codes[:start], levels, changed), here, strict=True):
+            for logits, grid in zip(model(here, codes[:start], levels, augmented), here, strict=True):
                 each = F.cross_entropy(logits.flatten(0, 2).float(), grid.flatten(), reduction="none")
                 nats.append(each.view(len(grid), -1).sum(1))
             start += model.depth

@@ -1,10 +1,9 @@
 """What is the transformer prior? Codes of a slice, one position after another, each given all before it.
 
-A position's codes are drawn jointly with those of the positions before it in raster order: what follows sees them all.
-Within a position the codes follow each other, coarse to fine, as in the RQ-Transformer (Lee et al. 2022, section
-3.2.2), whose depth transformer is a small network here, since there are two codes and not eight. Slices of the same
-brain that are known already, up to two of them, are seen as a whole from every position: so one network draws single
-slices, the slice beside another, and the slice between two.
+Attention runs over positions in raster order; the input of a position is the sum of its codes' embeddings. Within a
+position the codes follow each other, coarse to fine, as in the RQ-Transformer (Lee et al. 2022, section 3.2.2), with a
+small network in the place of its depth transformer. Up to two known slices of the same brain condition every position:
+so one network samples single slices, the slice beside another, and the slice between two.
 """
 
 import math
@@ -15,21 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.prior import Codes, Prior, draw_code, draw_levels, level_shares, seeded_rows
+from modules import Codes, Prior, draw_levels, level_shares, seeded_rows
+from networks.autoregressive import draw_code
 
-ABOVE, BESIDE = 2, 2  # rows above and columns to either side that the first layer sees at once
-FARTHEST = 16  # levels from a slice to a neighbour that tells anything of it
+ABOVE, BESIDE = 2, 2  # rows above and columns to either side in the receptive field of the first layer
+MAX_OFFSET = 16  # slice levels between a slice and a neighbour that conditions it
 
 
 class Neighbours(NamedTuple):
-    """Slices of the same brain, n of them for each slice that is to be drawn."""
+    """Known slices of the same brain, n for each slice that is to be sampled."""
 
     codes: Codes  # int64 [B, n, rows, columns] for each depth
-    offsets: Tensor  # int64 [B, n] in [-FARTHEST, FARTHEST]: so many levels they lie above it; 0 where there is none
+    offsets: Tensor  # int64 [B, n] in [-MAX_OFFSET, MAX_OFFSET]: their level minus its own; 0 marks an absent one
 
 
-class CodeTable(nn.Module):
-    """A vector for each code: what is learnt of all alike, from where their code vectors lie, and of each alone."""
+class CodeEmbedding(nn.Module):
+    """An embedding of each code: a linear map of its code vector, shared by all codes, plus a free one of its own."""
 
     def __init__(self, size: int, dim: int, width: int):
         super().__init__()
@@ -38,19 +38,18 @@ class CodeTable(nn.Module):
         self.own = nn.Parameter(torch.zeros(size, width))
 
     def fit(self, codebook: Tensor) -> None:
-        """Take the code vectors from codebook [K, dim]."""
+        """Set the code vectors from codebook [K, dim]."""
         self.vectors.copy_(codebook / codebook.std().clamp_min(1e-6))
 
     def forward(self) -> Tensor:
-        """[K, width]"""
+        """The table [K, width]."""
         return self.shared(self.vectors) + self.own
 
 
-class Neighbourhood(nn.Module):
-    """The first layer, a causal convolution: each position from those beside it that come before, in raster order.
+class CausalConv(nn.Module):
+    """The first layer: a convolution over the `ABOVE` rows above and the `BESIDE` positions to the left.
 
-    It gives every position its own surroundings at once; attention brings what is further away. What it sees ends at
-    the grid's edge, so that a row's last codes are first seen from the rows below.
+    It gives every position its own surroundings at once; attention adds what is further away.
     """
 
     def __init__(self, inner: int, width: int, grid: tuple[int, int]):
@@ -59,50 +58,50 @@ class Neighbourhood(nn.Module):
         self.mix = nn.Linear((ABOVE * (2 * BESIDE + 1) + BESIDE) * inner, width)
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """[B, N, inner] of all positions -> [B, N, width], of which each knows nothing of itself and what follows."""
+        """[B, N, inner] of all positions -> [B, N, width], each a function of the positions before it."""
         rows, columns = self.grid
         x = F.pad(embedded.unflatten(1, self.grid), (0, 0, BESIDE, BESIDE, ABOVE, 0))
-        seen = [x[:, i : i + rows, j : j + columns] for i in range(ABOVE) for j in range(2 * BESIDE + 1)]
-        seen += [x[:, ABOVE:, j : j + columns] for j in range(BESIDE)]
-        return self.mix(torch.cat(seen, dim=-1)).flatten(1, 2)
+        windows = [x[:, i : i + rows, j : j + columns] for i in range(ABOVE) for j in range(2 * BESIDE + 1)]
+        windows += [x[:, ABOVE:, j : j + columns] for j in range(BESIDE)]
+        return self.mix(torch.cat(windows, dim=-1)).flatten(1, 2)
 
     def at(self, embedded: Tensor, row: int, column: int) -> Tensor:
-        """Of one position, [B, width], from what is padded already: [B, rows + ABOVE, columns + 2 BESIDE, inner]."""
+        """One position's output [B, width], for input that is padded: [B, rows + ABOVE, columns + 2 BESIDE, inner]."""
         above = embedded[:, row : row + ABOVE, column : column + 2 * BESIDE + 1].flatten(1)
         left = embedded[:, row + ABOVE, column : column + BESIDE].flatten(1)
         return self.mix(torch.cat([above, left], dim=1))
 
 
-class NeighbourView(nn.Module):
-    """What known slices of the same brain say of each position: seen within two positions around it, by their distance.
+class NeighbourEncoder(nn.Module):
+    """Known slices of the same brain as conditioning of each position: two convolutions, modulated by their offset.
 
-    At most levels the same gyri and ventricles go on at the same place, a little moved; what is far off tells at least
-    how large and how bright the brain is.
+    Gyri and ventricles continue from level to level at about the same place; a distant slice still shows how large
+    and how bright the brain is.
     """
 
     def __init__(self, inner: int, width: int):
         super().__init__()
         hidden = width // 2
-        self.look = nn.Conv2d(inner, hidden, 3, padding=1)
-        self.distance = nn.Embedding(2 * FARTHEST + 1, 2 * hidden)  # scale and shift of what is seen
-        self.tell = nn.Conv2d(hidden, width, 3, padding=1)
-        nn.init.zeros_(self.distance.weight)
-        nn.init.zeros_(self.tell.weight)
-        nn.init.zeros_(self.tell.bias)
+        self.conv_in = nn.Conv2d(inner, hidden, 3, padding=1)
+        self.offset_embedding = nn.Embedding(2 * MAX_OFFSET + 1, 2 * hidden)  # scale and shift
+        self.conv_out = nn.Conv2d(hidden, width, 3, padding=1)
+        nn.init.zeros_(self.offset_embedding.weight)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, embedded: Tensor, offsets: Tensor) -> Tensor:
         """Neighbours [B, n, rows, columns, inner] and their offsets [B, n] -> [B, rows * columns, width]."""
-        x = self.look(embedded.flatten(0, 1).permute(0, 3, 1, 2))
-        scale, shift = self.distance(offsets.flatten() + FARTHEST)[:, :, None, None].chunk(2, dim=1)
-        told = self.tell(F.gelu(x * (1 + scale) + shift)).flatten(2).transpose(1, 2)
-        return (told.unflatten(0, offsets.shape) * (offsets != 0)[:, :, None, None]).sum(1)
+        x = self.conv_in(embedded.flatten(0, 1).permute(0, 3, 1, 2))
+        scale, shift = self.offset_embedding(offsets.flatten() + MAX_OFFSET)[:, :, None, None].chunk(2, dim=1)
+        x = self.conv_out(F.gelu(x * (1 + scale) + shift)).flatten(2).transpose(1, 2)
+        return (x.unflatten(0, offsets.shape) * (offsets != 0)[:, :, None, None]).sum(1)
 
 
 class Block(nn.Module):
     """Causal attention and a feed-forward network, normalised beforehand.
 
     Queries and keys are normalised (Henry et al. 2020), so that large learning rates are safe. All heads share one key
-    and one value (Shazeer 2019): drawing reads the keys and values of all positions before, at each position anew.
+    and one value (Shazeer 2019), since sampling reads the cached keys and values of all positions at every step.
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -115,7 +114,7 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width, bias=False), nn.Dropout(dropout)
         )
-        self.sharpness = nn.Parameter(torch.tensor(8.0))  # the largest logit of the attention
+        self.logit_scale = nn.Parameter(torch.tensor(8.0))  # the largest attention logit
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.feed_forward[2].weight)
 
@@ -127,12 +126,11 @@ class Block(nn.Module):
         return self.after(x, mixed.transpose(1, 2).flatten(2))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
-        """Of position n alone, [B, 1, width]; keys and values [B, N, size] hold those of the positions before it."""
+        """Position n alone, [B, 1, width]; it extends the caches `keys` and `values` [B, N, size], filled up to n."""
         queries, keys[:, n : n + 1], values[:, n : n + 1] = self.project(x)
-        seen = (each[:, None, : n + 1] for each in (keys, values))
-        mixed = F.scaled_dot_product_attention(
-            queries.to(keys.dtype), *seen, scale=1.0
-        )  # heads in the place of queries
+        cached = (each[:, None, : n + 1] for each in (keys, values))
+        queries = queries.to(keys.dtype)  # the heads take the place of the sequence
+        mixed = F.scaled_dot_product_attention(queries, *cached, scale=1.0)
         return self.after(x, mixed.flatten(2))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +138,7 @@ class Block(nn.Module):
         x = self.norm1(x)
         queries = self.queries(x).unflatten(-1, (self.heads, self.size))
         key, value = self.key_value(x).chunk(2, dim=-1)
-        queries = F.normalize(queries, dim=-1) * self.sharpness.to(queries.dtype)
+        queries = F.normalize(queries, dim=-1) * self.logit_scale.to(queries.dtype)
         return queries, F.normalize(key, dim=-1), value
 
     def after(self, x: Tensor, mixed: Tensor) -> Tensor:
@@ -149,8 +147,8 @@ class Block(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
 
-class Finer(nn.Module):
-    """What is said of a position, once its coarser code is known: [B, ..., width] of both -> [B, ..., width]."""
+class DepthLayer(nn.Module):
+    """A position's context for its next code: from its context and the embedding of the coarser code, [..., width]."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -162,19 +160,19 @@ class Finer(nn.Module):
             nn.LayerNorm(width),
         )
 
-    def forward(self, said: Tensor, code: Tensor) -> Tensor:
-        return self.layers(said + code)
+    def forward(self, context: Tensor, code: Tensor) -> Tensor:
+        return self.layers(context + code)
 
 
 class Transformer(Prior):
     """The prior of a grid of codes, (rows, columns), with a code per position for each of `sizes` [K, ...].
 
-    `dim`: length of the code vectors. `width`, `layers`, `heads`: of the transformer; `inner`: of a code's vector in
-    the first layer.
+    `dim`: length of the code vectors. `width`, `layers`, `heads`: of the transformer. `inner`: length of a code's
+    embedding in the first layer.
     """
 
     title = "transformer"
-    temperature = 1.1  # at 1, more samples are like one training slice, mirrored or not, than other people's slices are
+    temperature = 1.1  # at 1, samples are nearer to training slices than held-out people's slices are
 
     def __init__(
         self,
@@ -191,66 +189,63 @@ class Transformer(Prior):
         arguments = {"grid": list(grid), "sizes": list(sizes), "dim": dim, "levels": levels, "width": width}
         super().__init__(levels, arguments | {"layers": layers, "heads": heads, "inner": inner, "dropout": dropout})
         self.grid, self.inner = tuple(grid), inner
-        self.seen = nn.ModuleList([CodeTable(k, dim, inner) for k in sizes])
-        self.said = nn.ModuleList([CodeTable(k, dim, width) for k in sizes])
-        self.first = Neighbourhood(inner, width, self.grid)
-        self.neighbours = NeighbourView(inner, width)
+        self.input_embeddings = nn.ModuleList([CodeEmbedding(k, dim, inner) for k in sizes])
+        self.output_embeddings = nn.ModuleList([CodeEmbedding(k, dim, width) for k in sizes])
+        self.depth_embeddings = nn.ModuleList([CodeEmbedding(k, dim, width) for k in sizes[:-1]])
+        self.causal_conv = CausalConv(inner, width, self.grid)
+        self.neighbour_encoder = NeighbourEncoder(inner, width)
         self.position = nn.Parameter(0.02 * torch.randn(math.prod(grid), width))  # the brains are aligned
-        self.level = nn.Embedding(levels + 1, width)
-        self.changed = nn.Parameter(torch.zeros(width))  # added where a slice was varied for training
+        self.level_embedding = nn.Embedding(levels + 1, width)
+        self.augmented_embedding = nn.Parameter(torch.zeros(width))  # added for augmented training slices
         self.blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
-        self.finer = nn.ModuleList([Finer(width) for _ in sizes[1:]])
-        self.coarse = nn.ModuleList([CodeTable(k, dim, width) for k in sizes[:-1]])  # for `finer`
-        nn.init.normal_(self.level.weight, 0, 0.1)
+        self.depth_layers = nn.ModuleList([DepthLayer(width) for _ in sizes[1:]])
+        nn.init.normal_(self.level_embedding.weight, 0, 0.1)
 
     @torch.no_grad()
     def fit(self, codebooks: Sequence[Tensor], levels: Tensor) -> None:
-        """Take the code vectors from codebooks [K, dim], and the level shares from the slices' levels int64 [N]."""
-        for tables in (self.seen, self.said, self.coarse):
+        """Set the code vectors from codebooks [K, dim], and the level shares from the slices' levels int64 [N]."""
+        for tables in (self.input_embeddings, self.output_embeddings, self.depth_embeddings):
             for table, codebook in zip(tables, codebooks, strict=False):
                 table.fit(codebook)
         self.level_share.copy_(level_shares(levels, self.levels))
 
     def forward(
-        self, codes: Codes, levels: Tensor, changed: Tensor | None = None, neighbours: Neighbours | None = None
+        self, codes: Codes, levels: Tensor, augmented: Tensor | None = None, neighbours: Neighbours | None = None
     ) -> Tensor:
         """Bits per image [B]: -log2 p(codes | level, neighbours), which is also what an entropy coder would need.
 
-        `changed`: bool [B], which slices were varied for training; none of what is sampled is.
+        `augmented`: bool [B], which slices training augmented; samples are drawn as not augmented.
         """
         flat = [grid.flatten(1) for grid in codes]
-        x = self.first(self._see(flat)) + self._given(levels, neighbours)
-        if changed is not None:
-            x = x + changed[:, None, None] * self.changed
+        x = self.causal_conv(self._embed(flat)) + self._conditioning(levels, neighbours)
+        if augmented is not None:
+            x = x + augmented[:, None, None] * self.augmented_embedding
         for block in self.blocks:
             x = block(x)
         nats = []
-        for i, said in enumerate(self._say(self.norm(x), flat)):
-            logits = self._logits(said, i).float()
-            nats.append(F.cross_entropy(logits.transpose(1, 2), flat[i], reduction="none").sum(1))
+        for grid, table, context in zip(flat, self.output_embeddings, self._contexts(self.norm(x), flat), strict=True):
+            logits = _logits(context, table()).float()
+            nats.append(F.cross_entropy(logits.transpose(1, 2), grid, reduction="none").sum(1))
         return torch.stack(nats).sum(0) / math.log(2)
 
-    def _see(self, codes: Codes) -> Tensor:
-        """Codes [B, ...] of each depth -> their vectors' sum [B, ..., inner]."""
-        return sum(F.embedding(grid, table()) for grid, table in zip(codes, self.seen, strict=True))
+    def _embed(self, codes: Codes) -> Tensor:
+        """Codes [B, ...] of each depth -> the sum of their input embeddings, [B, ..., inner]."""
+        return sum(F.embedding(grid, table()) for grid, table in zip(codes, self.input_embeddings, strict=True))
 
-    def _given(self, levels: Tensor, neighbours: Neighbours | None) -> Tensor:
-        """What is known of each position before any code is, [B, rows * columns, width]."""
-        given = self.position + self.level(levels)[:, None]
+    def _conditioning(self, levels: Tensor, neighbours: Neighbours | None) -> Tensor:
+        """Position, slice level and neighbours, [B, rows * columns, width]."""
+        conditioning = self.position + self.level_embedding(levels)[:, None]
         if neighbours is None:
-            return given
-        return given + self.neighbours(self._see(neighbours.codes), neighbours.offsets)
+            return conditioning
+        return conditioning + self.neighbour_encoder(self._embed(neighbours.codes), neighbours.offsets)
 
-    def _say(self, said: Tensor, codes: Codes) -> Iterator[Tensor]:
-        """What is `said` of positions [B, N, width] about each of their codes, given the coarser ones [B, N]."""
-        yield said
-        for finer, coarse, grid in zip(self.finer, self.coarse, codes, strict=False):
-            said = finer(said, F.embedding(grid, coarse()))
-            yield said
-
-    def _logits(self, said: Tensor, i: int) -> Tensor:
-        return F.linear(said, self.said[i]()) / math.sqrt(said.shape[-1])
+    def _contexts(self, context: Tensor, codes: Codes) -> Iterator[Tensor]:
+        """The context [B, N, width] of each of a position's codes, given its coarser codes [B, N]."""
+        yield context
+        for layer, table, grid in zip(self.depth_layers, self.depth_embeddings, codes, strict=False):
+            context = layer(context, F.embedding(grid, table()))
+            yield context
 
     @torch.no_grad()
     def sample(
@@ -263,29 +258,35 @@ class Transformer(Prior):
     ) -> Codes:
         """As `Prior.sample`; `temperature` and `nucleus` as in `draw_code`. Keys and values are computed once.
 
-        `neighbours`: what of the same brains is drawn already.
+        `neighbours`: slices of the same brains that are known already.
         """
         device = self.level_share.device
         if levels is None:
             levels = draw_levels(seeds, self.level_share)
-        (rows, columns), depth, n = self.grid, len(self.said), len(seeds)
+        (rows, columns), depth, n = self.grid, len(self.output_embeddings), len(seeds)
         uniform = seeded_rows(seeds, rows * columns * depth, torch.rand).to(device).view(n, rows, columns, depth)
-        given = self._given(levels.to(device), neighbours)  # [B, N, width]
-        seen, said, coarse = ([table() for table in tables] for tables in (self.seen, self.said, self.coarse))
-        canvas = given.new_zeros(n, rows + ABOVE, columns + 2 * BESIDE, self.inner)  # what `first` sees
-        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else given.dtype
-        cache = given.new_zeros(len(self.blocks), 2, n, rows * columns, self.blocks[0].size, dtype=kind)
+        conditioning = self._conditioning(levels.to(device), neighbours)  # [B, N, width]
+        tables = self.input_embeddings, self.output_embeddings, self.depth_embeddings
+        inputs, outputs, depths = ([embedding() for embedding in each] for each in tables)
+        canvas = conditioning.new_zeros(n, rows + ABOVE, columns + 2 * BESIDE, self.inner)  # for `causal_conv`
+        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else conditioning.dtype
+        cache = conditioning.new_zeros(len(self.blocks), 2, n, rows * columns, self.blocks[0].size, dtype=kind)
         codes = torch.zeros(depth, n, rows, columns, dtype=torch.long, device=device)
-        for at in range(rows * columns):
-            i, j = divmod(at, columns)
-            x = (self.first.at(canvas, i, j) + given[:, at])[:, None]
+        for position in range(rows * columns):
+            i, j = divmod(position, columns)
+            x = (self.causal_conv.at(canvas, i, j) + conditioning[:, position])[:, None]
             for block, (keys, values) in zip(self.blocks, cache, strict=True):
-                x = block.step(x, keys, values, at)
-            told = self.norm(x)[:, 0]
+                x = block.step(x, keys, values, position)
+            context = self.norm(x)[:, 0]
             for k in range(depth):
-                logits = F.linear(told, said[k]) / math.sqrt(told.shape[-1])
+                logits = _logits(context, outputs[k])
                 codes[k, :, i, j] = draw_code(logits, uniform[:, i, j, k], temperature, nucleus)
-                canvas[:, i + ABOVE, j + BESIDE] += F.embedding(codes[k, :, i, j], seen[k])
+                canvas[:, i + ABOVE, j + BESIDE] += F.embedding(codes[k, :, i, j], inputs[k])
                 if k + 1 < depth:
-                    told = self.finer[k](told, F.embedding(codes[k, :, i, j], coarse[k]))
+                    context = self.depth_layers[k](context, F.embedding(codes[k, :, i, j], depths[k]))
         return list(codes.unbind())
+
+
+def _logits(context: Tensor, table: Tensor) -> Tensor:
+    """Logits [..., K] of context [..., width] against the output embeddings [K, width]."""
+    return F.linear(context, table) / math.sqrt(context.shape[-1])

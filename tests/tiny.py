@@ -17,7 +17,7 @@ from dataset import DataSet, Slices
 from networks.pixelcnn import PixelCNN
 from networks.transformer import Transformer
 from report import plots
-from training import dcgan, likelihood, painter, run
+from training import likelihood, painter, run, setup
 
 SIZE = 32
 OPTIONS = {
@@ -62,9 +62,9 @@ class Trainer:
 
     def __init__(self, out: Path, monkeypatch: pytest.MonkeyPatch):
         self.out, self.patch, self.runs = out, monkeypatch, []
-        monkeypatch.setattr(train, "load_data", lambda settings: data_set())
-        monkeypatch.setattr(dcgan, "SAMPLES", 100)
-        for name, number in {"EPOCHS": 2, "STUDENT_EPOCHS": 2, "STUDENT": 4.0, "EXAMPLES": 4}.items():
+        monkeypatch.setattr(setup, "load_data", lambda settings: data_set())
+        monkeypatch.setattr(train, "JUDGED_SAMPLES", 100)
+        for name, number in {"TEACHER_EPOCHS": 2, "STUDENT_EPOCHS": 2, "STUDENT_SHARE": 4.0, "LOSS_SLICES": 4}.items():
             monkeypatch.setattr(painter, name, number)
         monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=16, layers=3))
         monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=24, layers=2, inner=8))

@@ -1,83 +1,76 @@
 """How do the autoregressive priors learn? By likelihood; the best has the fewest bits on the validation people."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset import DataSet
 from inference.codec import Codec
 from modules import Autoencoder
 from networks.pixelcnn import PixelCNN
-from networks.transformer import FARTHEST, Neighbours, Transformer
+from networks.transformer import MAX_OFFSET, Neighbours, Transformer
 from report import plots
-from runtime import checkpoint, compute
+from runtime import compute
+from runtime.compute import Compute
 from runtime.errors import InputError
-from training.codes import CodeBatches, Given, VariedCodes, rows_beside
-from training.optim import MovingAverage, Muon, falling, set_rate
-from training.run import Run, Stage, progress
+from training.codes import AugmentedCodes, CodeBatch, EncodedSplit, neighbour_rows
+from training.optim import MovingAverage, cosine, muon, set_rate, update
+from training.run import Run, Stage
 from training.settings import TrainSettings
 
 CLIP = 1.0  # largest norm of the gradient
-INERTIA = 0.998  # how slowly the average that samples follows the network that learns
+AVERAGE_DECAY = 0.998  # of the average that samples
 PATIENCE = 5  # epochs without progress on validation people, after which training stops
-LEVELS_HIDDEN = 0.1  # share of the slices whose level the prior isn't told, so that it draws without one, too
-
+LEVEL_DROPOUT = 0.1  # share of the slices whose level is hidden, so that the prior can sample without one
+HELD_OUT_BATCH = 16
 
 # ----------------------------------------------------------------------------------------------------
 # Two networks
 
 
-def make_pixelcnn(autoencoder: Autoencoder, batches: CodeBatches) -> PixelCNN:
-    """A PixelCNN for the codes of `batches`."""
-    grids = [list(grid.shape[1:]) for grid in batches.codes]
-    prior = PixelCNN(grids, autoencoder.codebook_sizes[: len(grids)], batches.unknown)
-    prior.fit(batches.levels)
+def make_pixelcnn(autoencoder: Autoencoder, encoded: EncodedSplit) -> PixelCNN:
+    """A PixelCNN for these codes."""
+    grids = [list(grid.shape[1:]) for grid in encoded.codes]
+    prior = PixelCNN(grids, autoencoder.codebook_sizes[: len(grids)], encoded.unknown)
+    prior.fit(encoded.levels)
     return prior
 
 
-def make_transformer(autoencoder: Autoencoder, batches: CodeBatches) -> Transformer:
-    """A transformer for the codes of `batches`, which knows where in latent space each code lies.
+def make_transformer(autoencoder: Autoencoder, encoded: EncodedSplit) -> Transformer:
+    """A transformer for these codes, its embeddings based on their code vectors.
 
-    Raises InputError when they are of grids that differ in size.
+    Raises InputError when their grids differ in size.
     """
-    shapes = {tuple(grid.shape[1:]) for grid in batches.codes}
+    shapes = {tuple(grid.shape[1:]) for grid in encoded.codes}
     if len(shapes) > 1:
-        raise InputError("--prior transformer draws codes of one grid, and a vqvae2 has two; give --prior pixelcnn")
-    codebooks = [quantizer.codebook for quantizer in autoencoder.quantizers][: len(batches.codes)]
+        raise InputError("--prior transformer models one grid of codes, and vqvae2 has two; use --prior pixelcnn")
+    codebooks = autoencoder.codebooks[: len(encoded.codes)]
     sizes, dim = [len(codebook) for codebook in codebooks], codebooks[0].shape[1]
-    prior = Transformer(*shapes, sizes, dim, batches.unknown)
-    prior.fit(codebooks, batches.levels)
+    prior = Transformer(*shapes, sizes, dim, encoded.unknown)
+    prior.fit(codebooks, encoded.levels)
     return prior
 
 
-def adamw(prior: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """For the PixelCNN's convolutions."""
+def adamw(prior: PixelCNN, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(prior.parameters(), rate, (0.9, 0.99), fused=True)
 
 
-def muon(prior: Transformer, rate: float) -> torch.optim.Optimizer:
-    """For the transformer's matrices; by Adam what is looked up in a table, row by row."""
-    matrices = [module.weight for module in prior.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    chosen = {id(weight) for weight in matrices}
-    others = [parameter for parameter in prior.parameters() if id(parameter) not in chosen]
-    return Muon([{"params": matrices}, {"params": others, "matrices": "adam"}], rate, betas=(0.9, 0.98))
-
-
 class Recipe(NamedTuple):
-    """What a network is built and trained with."""
+    """How a network is built and trained."""
 
-    make: Callable[[Autoencoder, CodeBatches], PixelCNN | Transformer]
+    make: Callable[[Autoencoder, EncodedSplit], PixelCNN | Transformer]
     optimizer: Callable[[Any, float], torch.optim.Optimizer]
     rate: float
-    beside: bool  # whether it is shown slices of the same brain
+    neighbours: bool  # whether slices of the same brain condition it
 
 
 RECIPES = {
-    "pixelcnn": Recipe(make_pixelcnn, adamw, 1e-3, beside=False),
-    "transformer": Recipe(make_transformer, muon, 2e-3, beside=True),
+    "pixelcnn": Recipe(make_pixelcnn, adamw, 1e-3, neighbours=False),
+    "transformer": Recipe(make_transformer, partial(muon, betas=(0.9, 0.98)), 2e-3, neighbours=True),
 }
 
 
@@ -87,95 +80,72 @@ RECIPES = {
 
 def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, description: dict) -> None:
     """Train the prior of --prior; its <name>.pth is the one with the fewest bits on validation people."""
-    name = settings.prior
-    how = description["data"]["levels"], settings.prior_batch, codec.on, settings.prior_codes
-    train, held_out = (CodeBatches(codec, data.splits[split], *how) for split in ("train", "validate"))
-    varied = VariedCodes(codec, data.splits["train"], train, settings.seed)
-    between = rows_beside(data.splits["validate"])
-    recipe = RECIPES[name]
-    rate = recipe.rate if settings.prior_lr is None else settings.prior_lr
-    learner = LikelihoodLearner(recipe, codec.autoencoder, train, rate)
-    score = "validation bits per code"
-    stage = Stage(run, name, settings.prior_epochs, learner.parts(), score, less_is_better=True)
+    name, recipe, on = settings.prior, RECIPES[settings.prior], codec.on
+    train, held_out = (
+        EncodedSplit(codec, data.splits[split], description["data"]["levels"], settings.prior_codes)
+        for split in ("train", "validate")
+    )
+    adjacent = neighbour_rows(data.splits["validate"])[:, [MAX_OFFSET - 1, MAX_OFFSET + 1]]
+    batches = AugmentedCodes(codec, data.splits["train"], train, settings.prior_batch)
+    peak_rate = recipe.rate if settings.prior_lr is None else settings.prior_lr
+    prior = recipe.make(codec.autoencoder, train).to(on.device, memory_format=torch.channels_last)
+    average, optimizer = MovingAverage(prior, AVERAGE_DECAY), recipe.optimizer(prior, peak_rate)
+    parts = {"prior": prior, "average": average, "optimizer": optimizer}
+    stage = Stage(run, name, settings.prior_epochs, batches, parts, "validation bits per code", less_is_better=True)
 
     for epoch in stage.remaining_epochs():
         history = [row["validation_bits"] for row in run.rows_of(name)]
         if history and len(history) - history.index(min(history)) > PATIENCE:
             run.log(f"{name}: no progress on validation people for {PATIENCE} epochs, stopping")
             break
-        learner.prior.train()
-        batches = varied.shuffled(epoch, stage.step)
-        for given in stage.steps(progress(batches, stage, train.steps, train.batch_size)):
-            done = stage.epoch * train.steps + stage.step
-            now = falling(rate, done, settings.prior_epochs * train.steps)
-            bits = learner.step(given, now)
-            stage.add(train_bits=bits, learning_rate=torch.full((), now, device=codec.on.device))
-        row = stage.means()
-        row["validation_bits"] = held_out_bits(learner.sampler, held_out)
-        if recipe.beside:
-            row["validation_bits_between"] = held_out_bits(learner.sampler, held_out, between)
+        prior.train()
+        for batch in stage.steps(settings.seed):
+            rate = peak_rate * cosine(stage.steps_done, stage.total_steps)
+            set_rate(optimizer, rate)
+            bits = likelihood_step(prior, optimizer, batch, recipe.neighbours, on)
+            average.update_parameters(prior)
+            stage.add(train_bits=bits, learning_rate=rate)
+
+        row = stage.means() | {"validation_bits": held_out_bits(average.module, held_out, on)}
+        if recipe.neighbours:
+            row["validation_bits_between"] = held_out_bits(average.module, held_out, on, adjacent)
         if stage.is_best(-row["validation_bits"]):
-            prior = learner.sampler
-            content = {"kind": "prior", "model": name, "arguments": prior.arguments, "epoch": epoch, **row}
-            content |= {"autoencoder": description["identity"], "state": checkpoint.halved(prior.state_dict())}
-            run.save(f"{name}.pth", content)
+            run.save_prior(name, average.module, description["identity"], epoch, row)
         stage.end_epoch(row)
     if run.main:
         plots.likelihood_curves(run.rows_of(name), run.folder / f"{name}.png", data.title)
 
 
-class LikelihoodLearner:
-    """An autoregressive prior that learns: the prior, its optimiser, and the average of the prior that samples."""
-
-    def __init__(self, recipe: Recipe, autoencoder: Autoencoder, batches: CodeBatches, rate: float):
-        self.on = batches.on
-        self.prior = recipe.make(autoencoder, batches).to(self.on.device, memory_format=torch.channels_last)
-        self.average = MovingAverage(self.prior, INERTIA).eval()
-        self.optimizer = recipe.optimizer(self.prior, rate)
-        self.beside = recipe.beside
-
-    @property
-    def sampler(self) -> PixelCNN | Transformer:
-        """The averaged prior, in eval mode."""
-        return self.average.module
-
-    def parts(self) -> dict[str, Any]:
-        """Everything that learning changes, for `Stage`."""
-        return {"prior": self.prior, "average": self.average, "optimizer": self.optimizer}
-
-    def step(self, given: Given, rate: float) -> Tensor:
-        """One step; the mean bits per code."""
-        set_rate(self.optimizer, rate)
-        hidden = torch.rand(self.on.world_size, len(given.levels), device=self.on.device)[self.on.rank] < LEVELS_HIDDEN
-        told = [torch.where(hidden, self.prior.levels, given.levels), given.changed]
-        if self.beside:
-            told.append(given.neighbours)
-        with self.on.autocast():
-            bits = self.prior(given.codes, *told)
-        bits = bits.mean() / sum(grid[0].numel() for grid in given.codes)
-        self.optimizer.zero_grad()
-        bits.backward()
-        compute.average_gradients(self.prior)
-        nn.utils.clip_grad_norm_(self.prior.parameters(), CLIP)
-        self.optimizer.step()
-        self.average.update_parameters(self.prior)
-        return bits
+def likelihood_step(
+    prior: PixelCNN | Transformer, optimizer: torch.optim.Optimizer, batch: CodeBatch, neighbours: bool, on: Compute
+) -> Tensor:
+    """One step; the mean bits per code."""
+    hidden = torch.rand(len(batch.levels), device=on.device) < LEVEL_DROPOUT
+    conditioning = [torch.where(hidden, prior.levels, batch.levels), batch.augmented]
+    conditioning += [batch.neighbours] if neighbours else []
+    with on.autocast():
+        bits = prior(batch.codes, *conditioning)
+    loss = bits.mean() / sum(grid[0].numel() for grid in batch.codes)
+    update(loss, prior, optimizer, CLIP)
+    return loss
 
 
 @torch.inference_mode()
-def held_out_bits(prior: PixelCNN | Transformer, batches: CodeBatches, beside: np.ndarray | None = None) -> float:
+def held_out_bits(
+    prior: PixelCNN | Transformer, encoded: EncodedSplit, on: Compute, adjacent: np.ndarray | None = None
+) -> float:
     """Mean bits per code of a whole split, with the levels known.
 
-    `beside`: as `rows_beside`, of the same slices; the prior is then shown those one level below and above each.
+    `adjacent`: rows int64 [N, 2] of the slices one level below and above each, -1 for none, which condition the prior.
     """
-    on = batches.on
     total = torch.zeros((), dtype=torch.float64, device=on.device)
-    for indices in torch.arange(batches.size).split(batches.batch_size)[on.rank :: on.world_size]:
-        codes, *told = batches.at(indices)
-        if beside is not None:
-            rows = torch.from_numpy(beside[indices][:, [FARTHEST - 1, FARTHEST + 1]]).to(on.device)
+    for indices in torch.arange(len(encoded)).split(HELD_OUT_BATCH)[on.rank :: on.world_size]:
+        codes, levels = encoded.at(indices)
+        conditioning = [levels]
+        if adjacent is not None:
+            rows = torch.from_numpy(adjacent[indices]).to(on.device)
             offsets = torch.tensor([-1, 1], device=on.device) * (rows >= 0)
-            told += [None, Neighbours([grid[rows.clamp_min(0)].long() for grid in batches.codes], offsets)]
+            conditioning += [None, Neighbours([grid[rows.clamp_min(0)].long() for grid in encoded.codes], offsets)]
         with on.autocast():
-            total += prior(codes, *told).sum()
-    return compute.mean(total).item() * on.world_size / batches.size / batches.codes_per_image
+            total += prior(codes, *conditioning).sum()
+    return compute.mean(total).item() * on.world_size / len(encoded) / encoded.codes_per_image

@@ -1,24 +1,25 @@
 """How do the weights move? By Muon, or Adam; and an average follows them, which samples."""
 
 import math
+from collections.abc import Iterable
 from copy import deepcopy
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from runtime import compute
+
 WARM_UP = 100  # steps
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for convolutions too; torch.optim.Muon takes two-dimensional parameters only.
+    """Muon (Jordan et al. 2024) for convolutions, too; torch.optim.Muon takes two-dimensional parameters only.
 
     A convolution's weight [out, in, kh, kw] counts as the matrix [out, in * kh * kw]. Every singular value of an
     update is brought near 1, so directions with small gradients learn as fast as those with large ones. Scaled by
     0.2 sqrt(max(rows, columns)) (Liu et al. 2025, eq. 4) the update's root mean square is that of an Adam update,
-    and one learning rate serves both. Biases and gains, which are no matrices, move by Adam, and so does everything
-    in a parameter group with "matrices": "adam".
+    and one learning rate serves both. Parameter groups with "matrices" false learn by Adam; see `muon`.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
-        matrices: Literal["muon", "adam"] = "muon",
+        matrices: bool = True,
     ):
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "matrices": matrices}
         super().__init__(params, defaults)
@@ -37,15 +38,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """One step on the gradients at hand; parameters without one stay."""
         for group in self.param_groups:
-            by_muon, by_adam = [], []
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    matrix = parameter.ndim >= 2 and group["matrices"] == "muon"
-                    (by_muon if matrix else by_adam).append(parameter)
-            if by_muon:
-                self._muon(by_muon, group)
-            if by_adam:
-                self._adam(by_adam, group)
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                (self._muon if group["matrices"] else self._adam)(parameters, group)
 
     def _muon(self, parameters: list[Tensor], group: dict) -> None:
         for parameter in parameters:
@@ -55,10 +49,10 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-        alike: dict[torch.Size, list[int]] = {}  # matrices of one shape are made orthogonal together
+        by_shape: dict[torch.Size, list[int]] = {}  # matrices of one shape are made orthogonal together
         for i, each in enumerate(ahead):
-            alike.setdefault(each.flatten(1).shape, []).append(i)
-        for shape, indices in alike.items():
+            by_shape.setdefault(each.flatten(1).shape, []).append(i)
+        for shape, indices in by_shape.items():
             updates = orthogonalise(torch.stack([ahead[i].flatten(1) for i in indices]))
             updates = updates.mul_(-group["lr"] * 0.2 * max(shape) ** 0.5)
             for i, update in zip(indices, updates, strict=True):
@@ -74,18 +68,47 @@ class Muon(torch.optim.Optimizer):
         steps, means, squares = (
             [self.state[parameter][name] for parameter in parameters] for name in ("step", "mean", "square")
         )
-        (beta1, beta2), still = group["betas"], {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        (beta1, beta2), fixed = group["betas"], {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
         adam(
             parameters, gradients, means, squares, [], steps, fused=True, lr=group["lr"], beta1=beta1, beta2=beta2,
-            eps=group["eps"], **still,
+            eps=group["eps"], **fixed,
         )  # fmt: skip
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Matrices [..., M, N] with their singular values brought near 1, float32.
+def muon(
+    network: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.99), by_adam: Iterable[nn.Module] = ()
+) -> Muon:
+    """Muon for the weights of linear layers and convolutions, but those of `by_adam`; Adam for all other parameters.
 
-    To 0.68 to 1.21, but for those smaller than 1/500 of the matrix's norm, which grow by a factor of 485 at most.
-    A quintic Newton-Schulz iteration, with the coefficients of Jordan et al. 2024.
+    Input and output layers and embeddings usually learn by Adam (Jordan et al. 2024).
+    """
+    excluded = {id(parameter) for module in by_adam for parameter in module.parameters()}
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    matrices = [layer.weight for layer in layers if id(layer.weight) not in excluded]
+    chosen = {id(weight) for weight in matrices}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    return Muon([{"params": matrices}, {"params": others, "matrices": False}], rate, betas=betas)
+
+
+def update(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float = math.inf) -> Tensor:
+    """One step of `network` alone down the gradient of `loss`, averaged over all processes; the gradient's norm.
+
+    `clip`: the largest norm that the step is taken with.
+    """
+    optimizer.zero_grad()
+    # `backward` with inputs stores each gradient in its weight's memory layout; fused optimisers misread any other.
+    loss.backward(inputs=list(network.parameters()))
+    compute.average_gradients(network)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), clip) if math.isfinite(clip) else loss.new_zeros(())
+    optimizer.step()
+    return norm
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices [..., M, N] with their singular values brought into 0.68 to 1.21, float32.
+
+    Those below 1/500 of the matrix's norm grow by a factor of 485 at most. A quintic
+    Newton-Schulz iteration, with the coefficients of Jordan et al. 2024.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.float()
@@ -99,24 +122,24 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class MovingAverage(nn.Module):
-    """The exponential moving average of a network's weights, in `module`; it forgets where it began.
+    """The exponential moving average of a network's weights, in `module`, without a bias to where it began.
 
-    After n updates the newest weights count 9 / (10 + n), at least 1 - `inertia`; the first ones are taken as they are.
+    After n updates the newest weights count 9 / (10 + n), at least 1 - `decay`; the first ones are taken as they are.
     The count stays on the host: that of PyTorch's `AveragedModel` is copied to the GPU for every weight in every step,
     which waits for the GPU each time.
     """
 
-    def __init__(self, network: nn.Module, inertia: float):
+    def __init__(self, network: nn.Module, decay: float):
         super().__init__()
-        self.module, self.inertia, self.updates = deepcopy(network), inertia, 0
+        self.module, self.decay, self.updates = deepcopy(network).eval(), decay, 0
 
     @torch.no_grad()
     def update_parameters(self, network: nn.Module) -> None:
         """Follow the network's weights by one step; its buffers are copied."""
-        share = max(9 / (10 + self.updates), 1 - self.inertia) if self.updates else 1.0
+        share = max(9 / (10 + self.updates), 1 - self.decay) if self.updates else 1.0
         torch._foreach_lerp_(list(self.module.parameters()), list(network.parameters()), share)
-        for own, newest in zip(self.module.buffers(), network.buffers(), strict=True):
-            own.copy_(newest)
+        for average, newest in zip(self.module.buffers(), network.buffers(), strict=True):
+            average.copy_(newest)
         self.updates += 1
 
     def get_extra_state(self) -> int:
@@ -126,16 +149,15 @@ class MovingAverage(nn.Module):
         self.updates = updates
 
 
-def falling(peak: float, step: int, total: int) -> float:
-    """Learning rate of step `step` of `total`: linear warm-up, and over all steps half a cosine from `peak` to 2 %."""
-    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
-    return peak * fall * min(1.0, (step + 1) / WARM_UP)
+def cosine(step: int, total: int, warm_up: int = WARM_UP) -> float:
+    """Share of the peak learning rate at step `step` of `total`: linear warm-up, and half a cosine from 1 to 2 %."""
+    return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
 
 
-def held(step: int, total: int, warm_up: float, fall: float) -> float:
-    """Share of a learning rate at step `step` of `total`: linear warm-up over so many steps, all of it, linear to 2 %.
+def constant_then_linear(step: int, total: int, warm_up: float, fall: float) -> float:
+    """Share of the peak learning rate at step `step` of `total`: linear warm-up, 1, and linear down to 2 %.
 
-    `fall`: the last share of the steps, in which it falls.
+    `fall`: the share of the steps, at the end, in which it falls.
     """
     return min(1.0, (step + 1) / warm_up) * min(1.0, 0.02 + 0.98 * (1 - step / total) / fall)
 

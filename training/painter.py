@@ -1,311 +1,308 @@
-"""How does the painter learn? It follows a flow from noise to the slice; then a student learns its way in a few steps.
+"""How does the painter learn? A teacher follows a flow from noise to the slice; a student jumps along its path.
 
-Encoder, codebooks and decoder are done by then, and stay as they are: so codes, and priors over them, stay valid.
+Encoder, codebooks and decoder are trained by then, and stay as they are: so codes, and priors over them, stay valid.
 """
 
 from collections.abc import Iterator
 from itertools import count, islice, pairwise
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset import Batches, Box, DataSet, Slices
 from inference.codec import Codec
 from inference.loading import load_painter
-from modules import Autoencoder
 from networks.painter import BLOCK, Painter, flow_loss, jump_loss
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from scoring import tissue
 from training import figures
-from training.optim import MovingAverage, Muon, held, set_rate
-from training.run import Run, Stage, progress
+from training.optim import MovingAverage, Muon, constant_then_linear, muon, set_rate, update
+from training.run import Run, Stage
 from training.settings import TrainSettings
 
-EPOCHS, STUDENT_EPOCHS = 20, 6  # at most, of a pass over the training slices or more: then validation people are judged
-STUDENT = 0.28  # of the teacher's slices, so many jumps does the student see
-RATE, STUDENT_RATE = 1e-3, 5e-4
-WARM_UP, FALL = 200, 0.5  # steps until the rate is reached; part of the training in which it falls at last
-CLIP, INERTIA = 1.0, 0.999  # largest norm of the gradient; how slowly the average that is kept follows
+TEACHER_EPOCHS, STUDENT_EPOCHS = 20, 6  # at most; an epoch is a pass over the training slices, or several
+TEACHER_RATE, STUDENT_RATE = 1e-3, 5e-4
 TEACHER_STEPS = 24  # of Euler's method
-SHIFT, SHIFTED = 4, 0.4  # pixels that slices are moved by at most, and share of those that are
-EXAMPLES = 160  # slices that losses are measured on, of each split
-LEVELS = 0.125, 0.375, 0.625, 0.875  # times at which they are
-SIZES = np.linspace(0.9, 1.2, 7)  # of the starting noise, of which the right one is looked for
+STUDENT_SHARE = 0.28  # of the teacher's slices: updates of the student, times the batch size
+WARM_UP, FALL = 200, 0.5  # steps; share of the training at whose end the rate falls
+CLIP, AVERAGE_DECAY = 1.0, 0.999  # largest norm of the gradient; decay of the average that is kept
+MAX_SHIFT, SHIFTED = 4, 0.4  # pixels; share of the slices that are shifted
+LOSS_SLICES = 160  # of each split, that losses are measured on
+LOSS_TIMES = 0.125, 0.375, 0.625, 0.875
+NOISE_SCALES = np.linspace(0.9, 1.2, 7)  # of the starting noise, among which each person's is interpolated
 
 
-class Given(NamedTuple):
-    """A batch of slices, as the painter sees them."""
+class PainterBatch(NamedTuple):
+    """What the painter learns from a batch of slices."""
 
     residual: Tensor  # float32 [B, 1, H, W]: (slice - plain picture) / scale
     plain: Tensor  # float32 [B, 1, H, W] in [0, 1], the decoder's picture of the first codes
     z_q: Tensor  # float32 [B, dim, h, w], their vectors
     phase: Tensor | None = None  # int64 [B], see `Painter.forward`
 
-    @classmethod
-    def of(
-        cls, autoencoder: Autoencoder, scale: float, images: Tensor, on: Compute, phase: Tensor | None = None
-    ) -> Self:
-        """Of images [B, 1, H, W] in [0, 1]."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), on.autocast():
-            z_q = autoencoder.embed(autoencoder.encode(images)[:1])
-            plain = autoencoder.decode_latents(z_q, 1).float().clamp(0, 1)
-        return cls((images - plain) / scale, plain, z_q, phase)
+
+def painter_batch(codec: Codec, scale: float, images: Tensor, phase: Tensor | None = None) -> PainterBatch:
+    """The batch of images [B, 1, H, W] in [0, 1]."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), codec.on.autocast():
+        z_q = codec.autoencoder.embed(codec.autoencoder.encode(images)[:1])
+        plain = codec.autoencoder.decode_latents(z_q, 1).float().clamp(0, 1)
+    return PainterBatch((images - plain) / scale, plain, z_q, phase)
+
+
+class Passes:
+    """Epochs of `steps` steps, each of which may be several passes over `batches`."""
+
+    def __init__(self, batches: Batches, steps: int):
+        self.batches, self.steps, self.batch_size = batches, steps, batches.batch_size
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """An epoch's whole slices [B, 1, H, W] from step `start` on; the same for the same arguments."""
+        first, skipped = divmod(epoch * self.steps + start, self.batches.steps)
+        passes = (self.batches.shuffled(seed, n, skipped if n == first else 0) for n in count(first))
+        return islice((images for batches in passes for images, _ in batches), self.steps - start)
 
 
 def train_painter(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, identity: str) -> None:
-    """Train teacher and student; painter.pth holds the best one on validation people, at last the student."""
+    """Train teacher and student; painter.pth holds the best one on validation people, in the end the student."""
     on, path = codec.on, run.folder / "painter.pth"
     batches = Batches(data.splits["train"], settings.painter_batch_size, on.device, None, on.rank, on.world_size)
-    known = examples(codec, data.splits["train"])
-    scale = round(float((known - decoded_plainly(codec, known)).std()), 4) or 1.0
+    residuals = [painter_batch(codec, 1.0, part).residual for part in examples(codec, data.splits["train"]).split(32)]
+    scale = round(float(torch.cat(residuals).std()), 4) or 1.0
 
     def new(steps: int) -> Painter:
-        return Painter(codec.autoencoder.quantizers[0].dim, settings.painter_width, scale=scale, steps=steps)
+        painter = Painter(codec.autoencoder.quantizer.dim, settings.painter_width, scale=scale, steps=steps)
+        return painter.to(on.device, memory_format=torch.channels_last)
 
     if not run.is_past("painter"):
-        train_teacher(run, data, settings, batches, PainterLearner(new(TEACHER_STEPS), codec, RATE), identity)
-    teacher = load_painter(path, codec.autoencoder)
-    learner = PainterLearner(new(settings.painter_steps), codec, STUDENT_RATE, teacher)
-    train_student(run, data, settings, batches, learner, identity)
-    compute.from_first(lambda: fit_noise(run, codec, data.splits["validate"]))
+        train_teacher(run, data, settings, batches, codec, new(TEACHER_STEPS), identity)
+    teacher = load_painter(path, codec.autoencoder).to(on.device, memory_format=torch.channels_last)
+    train_student(run, data, settings, batches, codec, new(settings.painter_steps), teacher, identity)
+    compute.from_first(lambda: fit_noise_scale(run, codec, data.splits["validate"]))
 
 
 def train_teacher(
-    run: Run, data: DataSet, settings: TrainSettings, batches: Batches, learner: "PainterLearner", identity: str
+    run: Run, data: DataSet, settings: TrainSettings, batches: Batches, codec: Codec, painter: Painter, identity: str
 ) -> None:
-    """Follow the flow from noise to slices; judged by its loss at the times `LEVELS`."""
-    known, held_out = (examples(learner.codec, data.splits[name]) for name in ("train", "validate"))
-    epochs, steps = share_out(settings.painter_slices, EPOCHS, batches)
-    stage = Stage(run, "painter", epochs, learner.parts(), "validation loss", less_is_better=True)
+    """Learn the flow from noise to slices; scored by its loss at `LOSS_TIMES`."""
+    training, validation = (examples(codec, data.splits[name]) for name in ("train", "validate"))
+    epochs, passes = divide(settings.painter_slices, TEACHER_EPOCHS, batches)
+    average, optimizer = MovingAverage(painter, AVERAGE_DECAY), make_optimizer(painter, TEACHER_RATE)
+    parts = {"painter": painter, "average": average, "optimizer": optimizer}
+    stage = Stage(run, "painter", epochs, passes, parts, "validation loss", less_is_better=True)
     if not stage.resumed:
-        weights, scale = sum(p.numel() for p in learner.painter.parameters()), learner.painter.scale
-        run.log(f"painter: {weights:,} weights; what the plain decoder lacks has a standard deviation of {scale:.3f}")
-    for _ in stage.remaining_epochs():
-        for images in stage.steps(epoch_of(batches, stage, steps, settings.seed)):
-            given = learner.given(*moved(images, learner.codec.box))
-            rate = learner.anneal(stage.epoch * steps + stage.step, epochs * steps)
-            stage.add(train_loss=learner.follow(given), learning_rate=rate)
+        weights = sum(p.numel() for p in painter.parameters())
+        run.log(f"painter: {weights:,} weights; standard deviation of slice - plain picture: {painter.scale:.3f}")
+
+    for epoch in stage.remaining_epochs():
+        for images in stage.steps(settings.seed):
+            rate = anneal(optimizer, TEACHER_RATE, stage)
+            batch = painter_batch(codec, painter.scale, *shift_and_mirror(images, codec.box))
+            loss = teacher_step(painter, optimizer, batch, codec.on)
+            average.update_parameters(painter)
+            stage.add(train_loss=loss, learning_rate=rate)
+
         row = stage.means()
-        for name, slices in (("train", known), ("validation", held_out)):
-            losses = learner.losses(slices)
-            row |= {f"{name}_loss_at_{t:g}": loss for t, loss in zip(LEVELS, losses, strict=True)}
-        end_epoch(run, data, stage, learner, identity, row | {"validation_loss": sum(losses) / len(losses)})
+        for name, slices in (("train", training), ("validation", validation)):
+            losses = teacher_losses(average.module, codec, slices)
+            row |= {f"{name}_loss_at_{t:g}": loss for t, loss in zip(LOSS_TIMES, losses, strict=True)}
+        row["validation_loss"] = sum(losses) / len(losses)
+        end_epoch(run, data, stage, codec, average.module, identity, epoch, row)
 
 
 def train_student(
-    run: Run, data: DataSet, settings: TrainSettings, batches: Batches, learner: "PainterLearner", identity: str
+    run: Run,
+    data: DataSet,
+    settings: TrainSettings,
+    batches: Batches,
+    codec: Codec,
+    painter: Painter,
+    teacher: Painter,
+    identity: str,
 ) -> None:
-    """Learn to jump along the teacher's paths; judged by the loss on those for validation people."""
-    held_out = examples(learner.codec, data.splits["validate"])
-    epochs, steps = share_out(int(STUDENT * settings.painter_slices), STUDENT_EPOCHS, batches, learner.painter.steps)
-    stage = Stage(run, "student", epochs, learner.parts(), "validation loss", less_is_better=True)
-    for _ in stage.remaining_epochs():
-        for images in stage.steps(epoch_of(batches, stage, steps, settings.seed)):
-            rate = learner.anneal(stage.epoch * steps + stage.step, epochs * steps)
-            given = learner.given(upright_or_mirrored(learner.codec.box.crop(images)))
-            stage.add(train_loss=learner.jump(given), learning_rate=rate)
-        row = stage.means() | {"validation_loss": learner.jump_loss(held_out)}
-        end_epoch(run, data, stage, learner, identity, row)
+    """Learn to jump along the teacher's paths; scored by the loss on those for validation people."""
+    validation = examples(codec, data.splits["validate"])
+    epochs, passes = divide(int(STUDENT_SHARE * settings.painter_slices), STUDENT_EPOCHS, batches, painter.steps)
+    painter.load_state_dict(teacher.state_dict())
+    average, optimizer = MovingAverage(painter, AVERAGE_DECAY), make_optimizer(painter, STUDENT_RATE)
+    # The teacher is saved, too: painter.pth will hold the student.
+    parts = {"painter": painter, "average": average, "optimizer": optimizer, "teacher": teacher}
+    stage = Stage(run, "student", epochs, passes, parts, "validation loss", less_is_better=True)
+
+    for epoch in stage.remaining_epochs():
+        for images in stage.steps(settings.seed):
+            rate = anneal(optimizer, STUDENT_RATE, stage)
+            images = codec.box.crop(images)
+            mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+            batch = painter_batch(codec, painter.scale, torch.where(mirrored, images.flip(2), images))
+            losses = []
+            for start, end in pairwise(teacher_path(teacher, painter.steps, batch, codec.on)):
+                losses.append(student_step(painter, optimizer, start, end, batch, codec.on))
+                average.update_parameters(painter)
+            stage.add(train_loss=torch.stack(losses).mean(), learning_rate=rate)
+
+        row = stage.means() | {"validation_loss": student_loss(average.module, teacher, codec, validation)}
+        end_epoch(run, data, stage, codec, average.module, identity, epoch, row)
 
 
-def share_out(slices: int, most: int, batches: Batches, updates: int = 1) -> tuple[int, int]:
-    """Epochs, `most` at most and no shorter than a pass over the set, and steps of each, of so many updates."""
-    epochs = min(most, max(slices // batches.size, 1))
-    return epochs, max(slices // epochs // batches.batch_size // updates, 1)
+def divide(slices: int, max_epochs: int, batches: Batches, updates: int = 1) -> tuple[int, Passes]:
+    """Epochs, none shorter than a pass over the set, and their steps, of so many updates each."""
+    epochs = min(max_epochs, max(slices // batches.size, 1))
+    return epochs, Passes(batches, max(slices // epochs // batches.batch_size // updates, 1))
 
 
-def epoch_of(batches: Batches, stage: Stage, steps: int, seed: int) -> Iterator[Tensor]:
-    """Whole slices [B, 1, H, W] of what is left of an epoch of so many steps, which may be several passes."""
-    done = stage.epoch * steps + stage.step
-
-    def images() -> Iterator[Tensor]:
-        first, start = divmod(done, batches.steps)
-        for number in count(first):
-            yield from (images for images, _ in batches.shuffled(seed, number, start if number == first else 0))
-
-    return progress(islice(images(), steps - stage.step), stage, steps, batches.batch_size)
-
-
-def end_epoch(run: Run, data: DataSet, stage: Stage, learner: "PainterLearner", identity: str, row: dict) -> None:
-    """Keep the painter if it is the best so far, show what it paints, and close the epoch with its row."""
-    painter, epoch, loss = learner.average.module, stage.epoch + 1, row["validation_loss"]
+def end_epoch(
+    run: Run, data: DataSet, stage: Stage, codec: Codec, painter: Painter, identity: str, epoch: int, row: dict
+) -> None:
+    """Keep the painter if it is the best so far, draw what it paints, and close the epoch with its row."""
+    loss = row["validation_loss"]
     if stage.is_best(-loss):
         content = {"kind": "painter", "autoencoder": identity, "epoch": epoch, "validation_loss": loss}
         state = checkpoint.halved(painter.state_dict())
         run.save("painter.pth", content | {"arguments": painter.arguments, "state": state})
-    figures.draw_painted(run, learner.codec, painter, data, stage.name, epoch, loss)
+    figures.draw_painted(run, codec, painter, data, stage.name, epoch, loss)
     stage.end_epoch(row)
 
 
 def examples(codec: Codec, slices: Slices) -> Tensor:
-    """Up to `EXAMPLES` slices, evenly chosen, float32 [n, 1, *box] in [0, 1] on the device."""
-    chosen = np.unique(np.linspace(0, len(slices) - 1, EXAMPLES).round().astype(int))
+    """Up to `LOSS_SLICES` slices, evenly chosen, float32 [n, 1, *box] in [0, 1] on the device."""
+    chosen = np.unique(np.linspace(0, len(slices) - 1, LOSS_SLICES).round().astype(int))
     images = torch.from_numpy(np.array(slices.images[chosen]))[:, None]
     return codec.box.crop(images).to(codec.on.device).float() / 255
 
 
-def decoded_plainly(codec: Codec, images: Tensor) -> Tensor:
-    """What the decoder makes of the first codes of images [N, 1, H, W], in parts that fit into memory."""
-    parts = images.split(32)
-    return torch.cat([Given.of(codec.autoencoder, 1.0, part, codec.on).plain for part in parts])
-
-
-def moved(images: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """Whole slices [B, 1, H, W] -> [B, 1, *box], half of them mirrored, some shifted; and by how much, as `phase`."""
+def shift_and_mirror(images: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """Whole slices [B, 1, H, W] -> [B, 1, *box], half of them mirrored, some shifted; and the shift as `phase` [B]."""
     n, (height, width), device = len(images), images.shape[2:], images.device
-    by = torch.randint(-SHIFT, SHIFT + 1, (n, 2), device=device) * (torch.rand(n, 1, device=device) < SHIFTED)
-    rows = (torch.arange(box.top, box.top + box.height, device=device) - by[:, :1]) % height  # [B, h]
-    columns = (torch.arange(box.left, box.left + box.width, device=device) - by[:, 1:]) % width
+    shift = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (n, 2), device=device)
+    shift = shift * (torch.rand(n, 1, device=device) < SHIFTED)
+    rows = (torch.arange(box.top, box.top + box.height, device=device) - shift[:, :1]) % height  # [B, h]
+    columns = (torch.arange(box.left, box.left + box.width, device=device) - shift[:, 1:]) % width
     shifted = images[torch.arange(n, device=device)[:, None, None], 0, rows[:, :, None], columns[:, None]][:, None]
     mirrored = torch.rand(n, device=device) < 0.5
-    down = torch.where(mirrored, -by[:, 0], by[:, 0])
-    return torch.where(mirrored[:, None, None, None], shifted.flip(2), shifted), BLOCK * (down % BLOCK) + by[
-        :, 1
-    ] % BLOCK
+    down = torch.where(mirrored, -shift[:, 0], shift[:, 0])
+    phase = BLOCK * (down % BLOCK) + shift[:, 1] % BLOCK
+    return torch.where(mirrored[:, None, None, None], shifted.flip(2), shifted), phase
 
 
-def upright_or_mirrored(images: Tensor) -> Tensor:
-    """Slices [B, 1, h, w], half of them mirrored."""
-    return torch.where(torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images.flip(2), images)
+# ----------------------------------------------------------------------------------------------------
+# Steps and losses
 
 
-class PainterLearner:
-    """A painter that learns, its optimiser, and the average of the painter, which is kept; a student's teacher, too."""
-
-    def __init__(self, painter: Painter, codec: Codec, rate: float, teacher: Painter | None = None):
-        self.codec, self.on, self.rate = codec, codec.on, rate
-        self.painter = painter.to(self.on.device, memory_format=torch.channels_last)
-        self.teacher = teacher and teacher.to(self.on.device, memory_format=torch.channels_last).eval()
-        if teacher:
-            self.painter.load_state_dict(self.teacher.state_dict())
-        self.average = MovingAverage(self.painter, INERTIA).eval()
-        ends = {id(p) for layer in (self.painter.fold, self.painter.unfold) for p in layer.parameters()}
-        convolutions = [
-            m.weight for m in self.painter.modules() if isinstance(m, nn.Conv2d) and id(m.weight) not in ends
-        ]
-        chosen = {id(weight) for weight in convolutions}
-        others = [p for p in self.painter.parameters() if id(p) not in chosen]
-        self.optimizer = Muon([{"params": convolutions}, {"params": others, "matrices": "adam"}], rate)
-
-    def parts(self) -> dict[str, Any]:
-        """Everything that learning changes, for `Stage`; and a student's teacher, which painter.pth holds no longer."""
-        parts = {"painter": self.painter, "average": self.average, "optimizer": self.optimizer}
-        return parts | ({"teacher": self.teacher} if self.teacher else {})
-
-    def given(self, images: Tensor, phase: Tensor | None = None) -> Given:
-        """What the painter sees of images [B, 1, H, W]."""
-        return Given.of(self.codec.autoencoder, self.painter.scale, images, self.on, phase)
-
-    def anneal(self, step: int, total: int) -> Tensor:
-        """Set the learning rate for step `step` of `total`; the rate, to log."""
-        rate = self.rate * held(step, total, min(WARM_UP, total / 10), FALL)
-        set_rate(self.optimizer, rate)
-        return torch.full((), rate, device=self.on.device)
-
-    def follow(self, given: Given) -> Tensor:
-        """A teacher's step: of the flow, at times between noise and slice, most of them in the middle; the loss."""
-        n, noise = len(given.residual), torch.randn_like(given.residual)
-        t = torch.randn(n, device=self.on.device).sigmoid()  # Esser et al. 2024, section 3.1
-        with self.on.autocast():
-            loss = flow_loss(self.painter, given.residual, t, noise, *given[1:]).mean()
-        return self._update(loss)
-
-    def jump(self, given: Given) -> Tensor:
-        """A student's steps, one for each part of a path that the teacher goes from noise; the mean loss."""
-        states = self._landmarks(given, torch.randn_like(given.residual))
-        losses = []
-        for start, end in pairwise(states):
-            with self.on.autocast():
-                losses.append(self._update(jump_loss(self.painter, start, end, given.plain, given.z_q).mean()))
-        return torch.stack(losses).mean()
-
-    def _landmarks(self, given: Given, noise: Tensor) -> list[tuple[float, Tensor]]:
-        """Times and states along the teacher's path that the student has to jump between."""
-        each = max(TEACHER_STEPS // self.painter.steps, 1)
-        with torch.no_grad(), self.on.autocast():
-            return list(self.teacher.path(given.plain, given.z_q, noise, each * self.painter.steps))[::each]
-
-    def _update(self, loss: Tensor) -> Tensor:
-        self.optimizer.zero_grad()
-        loss.backward()
-        compute.average_gradients(self.painter)
-        nn.utils.clip_grad_norm_(self.painter.parameters(), CLIP)
-        self.optimizer.step()
-        self.average.update_parameters(self.painter)
-        return loss.detach()
-
-    @torch.no_grad()
-    def losses(self, images: Tensor) -> list[float]:
-        """The average's loss on images [N, 1, H, W] at each of the times `LEVELS`, always of the same noise."""
-        totals = torch.zeros(len(LEVELS), device=self.on.device)
-        for given, noise in self._with_noise(images):
-            for i, t in enumerate(LEVELS):
-                times = torch.full((len(noise),), t, device=self.on.device)
-                with self.on.autocast():
-                    totals[i] += flow_loss(self.average.module, given.residual, times, noise, *given[1:]).sum()
-        return (totals / len(images)).tolist()
-
-    @torch.no_grad()
-    def jump_loss(self, images: Tensor) -> float:
-        """The average's loss on the teacher's paths for images [N, 1, H, W], always of the same noise."""
-        total = torch.zeros((), device=self.on.device)
-        for given, noise in self._with_noise(images):
-            states = self._landmarks(given, noise)
-            for start, end in pairwise(states):
-                with self.on.autocast():
-                    total += (
-                        jump_loss(self.average.module, start, end, given.plain, given.z_q).sum() / self.painter.steps
-                    )
-        return float(total / len(images) / self.painter.steps)
-
-    def _with_noise(self, images: Tensor) -> Iterator[tuple[Given, Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        for part in images.split(32):
-            yield self.given(part), torch.randn(part.shape, generator=generator).to(self.on.device)
+def make_optimizer(painter: Painter, rate: float) -> Muon:
+    return muon(painter, rate, by_adam=(painter.fold, painter.unfold))
 
 
-def fit_noise(run: Run, codec: Codec, slices: Slices) -> None:
-    """Fit how large the starting noise has to be for each validation person's grain; painter.pth keeps the spread.
+def anneal(optimizer: torch.optim.Optimizer, peak: float, stage: Stage) -> float:
+    """Set the learning rate for the stage's next step; the rate, to log."""
+    warm_up = min(WARM_UP, stage.total_steps / 10)
+    rate = peak * constant_then_linear(stage.steps_done, stage.total_steps, warm_up, FALL)
+    set_rate(optimizer, rate)
+    return rate
 
-    A scan's grain is its own, and codes don't tell it. For each person that size is found at which the painted slices
-    have the grain of the real ones, in deep white matter; its mean and standard deviation over people are what
-    `Painter.noise` draws from.
+
+def teacher_step(painter: Painter, optimizer: Muon, batch: PainterBatch, on: Compute) -> Tensor:
+    """One step of the flow, at times between noise and slice, most of them in the middle; the loss."""
+    residual, *conditioning = batch
+    t = torch.randn(len(residual), device=on.device).sigmoid()  # Esser et al. 2024, section 3.1
+    with on.autocast():
+        loss = flow_loss(painter, residual, t, torch.randn_like(residual), *conditioning).mean()
+    update(loss, painter, optimizer, CLIP)
+    return loss.detach()
+
+
+def teacher_path(
+    teacher: Painter, steps: int, batch: PainterBatch, on: Compute, noise: Tensor | None = None
+) -> list[tuple[float, Tensor]]:
+    """Times and states along the teacher's path from noise, `steps` + 1 of them, between which a student jumps."""
+    stride = max(TEACHER_STEPS // steps, 1)
+    noise = torch.randn_like(batch.residual) if noise is None else noise
+    with torch.no_grad(), on.autocast():
+        return list(teacher.path(batch.plain, batch.z_q, noise, stride * steps))[::stride]
+
+
+def student_step(painter: Painter, optimizer: Muon, start, end, batch: PainterBatch, on: Compute) -> Tensor:
+    """One step towards jumping from `start` to `end`, times and states of the teacher's path; the loss."""
+    with on.autocast():
+        loss = jump_loss(painter, start, end, batch.plain, batch.z_q).mean()
+    update(loss, painter, optimizer, CLIP)
+    return loss.detach()
+
+
+@torch.no_grad()
+def teacher_losses(painter: Painter, codec: Codec, images: Tensor) -> list[float]:
+    """The flow's loss on images [N, 1, H, W] at each of `LOSS_TIMES`, always with the same noise."""
+    totals = torch.zeros(len(LOSS_TIMES), device=images.device)
+    for (residual, *conditioning), noise in with_fixed_noise(painter, codec, images):
+        for i, t in enumerate(LOSS_TIMES):
+            times = torch.full((len(noise),), t, device=images.device)
+            with codec.on.autocast():
+                totals[i] += flow_loss(painter, residual, times, noise, *conditioning).sum()
+    return (totals / len(images)).tolist()
+
+
+@torch.no_grad()
+def student_loss(painter: Painter, teacher: Painter, codec: Codec, images: Tensor) -> float:
+    """The mean loss of jumps along the teacher's paths for images [N, 1, H, W], always with the same noise."""
+    total = torch.zeros((), device=images.device)
+    for batch, noise in with_fixed_noise(painter, codec, images):
+        for start, end in pairwise(teacher_path(teacher, painter.steps, batch, codec.on, noise)):
+            with codec.on.autocast():
+                total += jump_loss(painter, start, end, batch.plain, batch.z_q).sum()
+    return float(total / len(images) / painter.steps)
+
+
+def with_fixed_noise(painter: Painter, codec: Codec, images: Tensor) -> Iterator[tuple[PainterBatch, Tensor]]:
+    """Batches of images [N, 1, H, W], and starting noise for each."""
+    generator = torch.Generator().manual_seed(0)
+    for part in images.split(32):
+        noise = torch.randn(part.shape, generator=generator).to(images.device)
+        yield painter_batch(codec, painter.scale, part), noise
+
+
+# ----------------------------------------------------------------------------------------------------
+# The scale of the starting noise
+
+
+def fit_noise_scale(run: Run, codec: Codec, slices: Slices) -> None:
+    """Fit the scale of the starting noise to the validation people's grain; painter.pth keeps mean and deviation.
+
+    Codes don't tell how grainy a scan is. So for each person that scale is found at which the painted slices have the
+    real ones' grain in deep white matter, and `Painter.noise` draws from the distribution over people.
     """
-    content = checkpoint.load(run.folder / "painter.pth", "painter")
-    painter = load_painter(run.folder / "painter.pth", codec.autoencoder)
-    mean, spread = noise_size(
-        Codec(codec.autoencoder, {"box": codec.box, "size": codec.size}, codec.on, painter), slices
-    )
-    content["state"]["noise_size"] = torch.tensor([mean, spread]).half()
+    path = run.folder / "painter.pth"
+    content, painter = checkpoint.load(path, "painter"), load_painter(path, codec.autoencoder)
+    painting = Codec(codec.autoencoder, {"box": codec.box, "size": codec.size}, codec.on, painter)
+    mean, deviation = noise_scale(painting, slices)
+    content["state"]["noise_size"] = torch.tensor([mean, deviation]).half()
     run.save("painter.pth", content)
-    run.log(f"student: starting noise times {mean:.3f} +- {spread:.3f}, drawn once a brain")
+    run.log(f"student: scale of the starting noise {mean:.3f} +- {deviation:.3f}, drawn once per brain")
 
 
-def noise_size(codec: Codec, slices: Slices) -> tuple[float, float]:
-    """Mean and standard deviation, over people, of the size of noise that gives painted slices their grain.
+def noise_scale(codec: Codec, slices: Slices) -> tuple[float, float]:
+    """Mean and standard deviation, over people, of the noise scale that gives painted slices the real ones' grain.
 
     (1, 0) where fewer than two people show white matter.
     """
     codes, people = codec.encode(slices.images, codec.box)[:1], np.array(slices.people)
-    where = [tissue.deep_white(image) for image in slices.images]
+    white_matter = [tissue.deep_white(image) for image in slices.images]
 
     def grains(pictures: np.ndarray) -> np.ndarray:
-        """Mean grain of each person, NaN where none of the slices shows white matter."""
-        each = np.array([tissue.grain(*pair) for pair in zip(pictures, where, strict=True)])
+        """Mean grain of each person, NaN where no slice shows white matter."""
+        each = np.array([tissue.grain(*pair) for pair in zip(pictures, white_matter, strict=True)])
         persons = [each[people == person] for person in np.unique(people)]
         return np.array([np.nanmean(own) if np.isfinite(own).any() else np.nan for own in persons])
 
     painted = []
-    for size in SIZES:
-        codec.painter.noise_size.copy_(torch.tensor([size, 0.0]))
+    for scale in NOISE_SCALES:
+        codec.painter.noise_size.copy_(torch.tensor([scale, 0.0]))
         painted.append(grains((codec.paint(codes, range(len(slices))) * 255).round()))
-    sizes = [
-        np.interp(own, np.maximum.accumulate(grain), SIZES)
-        for own, grain in zip(grains(slices.images), np.stack(painted, axis=1), strict=True)
-        if np.isfinite(own)
+    scales = [
+        np.interp(real, np.maximum.accumulate(grain), NOISE_SCALES)
+        for real, grain in zip(grains(slices.images), np.stack(painted, axis=1), strict=True)
+        if np.isfinite(real)
     ]
-    return (float(np.mean(sizes)), float(np.std(sizes))) if len(sizes) > 1 else (1.0, 0.0)
+    return (float(np.mean(scales)), float(np.std(scales))) if len(scales) > 1 else (1.0, 0.0)

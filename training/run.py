@@ -1,15 +1,15 @@
-"""How does a training go on after an interruption? The run folder, and epochs that can stop at any step.
+"""How does a training survive an interruption? By the run folder, and by epochs that can stop at any step.
 
 runs/<date>_<time>/
     config.json     every setting of the run
-    log.txt         what the terminal showed
+    log.txt         the terminal's output
     metrics.csv     a row an epoch; steps_<stage>.csv, one every few steps
     vqvae.pth       the autoencoder with the best validation SSIM (whatever --model it is)
-    painter.pth     what paints the texture of samples
+    painter.pth     the painter of the samples' texture
     <prior>.pth     the best prior
-    last.pth        everything needed to go on; previous.pth, the one before it
+    last.pth        everything needed to resume; previous.pth is the one before it
     *.png, *.gif    figures
-    tensorboard/    event files, where they are asked for
+    tensorboard/    event files, with --tensorboard
 """
 
 import csv
@@ -18,7 +18,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from modules import Prior
 from runtime import checkpoint, compute
 from runtime.errors import InputError, one_line, visible
 from runtime.files import atomic, locked, whole_folder
@@ -38,10 +39,10 @@ from training.settings import Config
 from training.state import State, restore
 from training.telling import Pace, StepTable, describe_epoch, short
 
-UNSAVED = 10.0  # seconds of training that may be lost to a signal that comes where nothing can be saved
-AGREE_EVERY = 16  # steps between two looks, by all processes together, at whether one is to stop or to save
-BEFORE_PRIOR = ("autoencoder", "painter", "student")  # stages, in their order; the prior's is called after it
-LOOK_EVERY = 50  # steps between two looks at the losses: each halts a GPU
+UNSAVED_SECONDS = 10.0  # of training that may be lost to a signal outside of the steps, where nothing can be saved
+AGREE_STEPS = 16  # between two agreements of all processes on whether to save or to stop
+FINITE_STEPS = 50  # between two checks that the losses are finite: each waits for the GPU
+BEFORE_PRIOR = ("autoencoder", "painter", "student")  # stages, in their order; the prior's has the prior's name
 
 
 class Run:
@@ -72,9 +73,9 @@ class Run:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Around all of it: a signal to stop is heard, and whoever stops says how to go on.
+        """Around the whole training: a signal stops it between two steps, and the log says how to resume.
 
-        A process that waits for another one which has left gets an error instead of an answer, and leaves, too.
+        A process that waits for one which has left gets a RuntimeError, and leaves, too.
         """
         with self.signals:
             try:
@@ -107,6 +108,11 @@ class Run:
         """Write a checkpoint into the run folder, by the first process only."""
         if self.main:
             checkpoint.save(self.folder / name, content)
+
+    def save_prior(self, name: str, prior: Prior, identity: str, epoch: int, row: dict[str, float]) -> None:
+        """<name>.pth: a prior for the codes of the autoencoder `identity`, with its epoch's row of metrics.csv."""
+        content = {"kind": "prior", "model": name, "autoencoder": identity, "arguments": prior.arguments}
+        self.save(f"{name}.pth", content | {"epoch": epoch, **row, "state": checkpoint.halved(prior.state_dict())})
 
     def rows_of(self, stage: str) -> list[dict[str, Any]]:
         """The rows of one stage, an epoch each."""
@@ -171,7 +177,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 class NotFiniteError(InputError):
-    """A loss became NaN or infinite in this step of an epoch; what was saved before it is kept."""
+    """A loss became NaN or infinite in this step, counted from 0, of an epoch."""
 
     def __init__(self, stage: str, epoch: int, step: int):
         self.stage, self.epoch, self.step = stage, epoch, step
@@ -181,14 +187,15 @@ class NotFiniteError(InputError):
 
 
 class Stage:
-    """One training within a run: its epochs and steps, which can be interrupted and gone on with anywhere.
+    """One training within a run: its epochs and steps, which can be interrupted and resumed anywhere.
 
-    `parts` are the objects with a `state_dict` that training changes. A stage that starts again after an
-    interruption loads them, the sums of the epoch under way, and the random states, and goes on with the
-    next step, so that the result is the one of a run that never stopped.
+    `parts` are the objects with a `state_dict` that training changes. A stage that resumes loads them, the sums of the
+    epoch under way and the random states, and continues with the next step, so that the result is that of a run that
+    never stopped. Networks start alike in all processes of a group.
 
-    Every epoch ends with a line in the log. It calls what `is_best` is given `score`, and shows it without the minus
-    that a caller puts before it where `less_is_better`.
+    `batches` has `steps` (of an epoch), `batch_size`, and `shuffled(seed, epoch, start)`, an epoch's batches from a
+    step on. `score_name` is the name, in the log, of the score that `is_best` gets; it shows without the minus sign
+    that makes larger scores better where `less_is_better`.
     """
 
     def __init__(
@@ -196,14 +203,14 @@ class Stage:
         run: Run,
         name: str,
         epochs: int,
+        batches: Any,
         parts: dict[str, Any],
-        score: str = "score",
+        score_name: str,
         less_is_better: bool = False,
     ):
-        self.run, self.name, self.epochs, self.parts = run, name, epochs, parts
-        self.score_name, self.sign = score, -1 if less_is_better else 1
+        self.run, self.name, self.epochs, self.batches, self.parts = run, name, epochs, batches, parts
+        self.score_name, self.sign = score_name, -1 if less_is_better else 1
         self.score: float | None = None  # of the epoch under way, once it is judged
-        self.batch_size = 0  # as `progress` is told
         self.epoch, self.step = 0, 0  # epochs done; steps done in the one under way
         self.best: float | None = None
         self.sums: dict[str, torch.Tensor] = {}
@@ -211,34 +218,45 @@ class Stage:
         self.resumed = bool(run.state and run.state["stage"] == name)
         if self.resumed:
             self._load(run.state)
+        if dist.is_initialized():
+            for part in self.parts.values():
+                if isinstance(part, torch.nn.Module):
+                    for tensor in (*part.parameters(), *part.buffers()):
+                        dist.broadcast(tensor.detach(), 0)
         self.pace = Pace(epochs)
         self.table = StepTable(run.folder / f"steps_{name}.csv", self.epoch, self.step) if run.main else None
+
+    @property
+    def steps_done(self) -> int:
+        """Over all epochs."""
+        return self.epoch * self.batches.steps + self.step
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.batches.steps
 
     def _load(self, state: dict[str, Any]) -> None:
         try:
             for name, part in self.parts.items():
                 restore(part, state["parts"][name])
             self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-            self.sums = {name: self._own(sums) for name, sums in state["sums"].items()}
+            self.sums = {name: sums.to(compute.communication_device()) for name, sums in state["sums"].items()}
             torch.set_rng_state(state["rng"])
         except checkpoint.MISFITS as error:
             raise InputError(f"last.pth in {self.run.folder} doesn't fit its config.json: {error}") from error
         if torch.cuda.is_available() and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        self.run.log(f"{self.name}: going on after epoch {self.epoch}, step {self.step}")
-
-    def _own(self, sums: torch.Tensor) -> torch.Tensor:
-        """This process's of the sums [processes] that were saved; the mean where these were more or fewer."""
-        own = sums[dist.get_rank()] if dist.is_initialized() and len(sums) == dist.get_world_size() else sums.mean()
-        return own.to(compute.communication_device())
+        if not self.run.main:  # the saved random states are the first process's
+            torch.manual_seed(1000 * self.steps_done + dist.get_rank())
+        self.run.log(f"{self.name}: resuming after epoch {self.epoch}, step {self.step}")
 
     def save(self) -> None:
         """Write last.pth; the one before it stays as previous.pth. Raises InputError when a loss was not finite.
 
-        All processes call it together: each has its own sums of the epoch under way.
+        All processes call it together: the sums of the epoch under way are saved as the mean of theirs.
         """
         self.check_finite()
-        sums = {name: compute.gather(total) for name, total in self.sums.items()}
+        sums = {name: compute.mean(total) for name, total in self.sums.items()}
         self.run.saved_at = time.monotonic()
         if not self.run.main:
             return
@@ -266,32 +284,45 @@ class Stage:
         while self.epoch < self.epochs:
             yield self.epoch + 1
 
-    def steps(self, batches: Iterable) -> Iterator:
-        """Hand on the batches of the epoch under way; between two, save or stop when it is time to."""
+    def steps(self, seed: int) -> Iterator:
+        """The remaining batches of the epoch under way, behind a progress bar; between two, save or stop if due."""
         began, first = time.monotonic(), self.step
-        with self.run.signals.postponed():
-            for batch in batches:
+        size, steps = self.batches.batch_size, self.batches.steps
+        label, hidden = f"{self.name} {self.epoch + 1}/{self.epochs}", None if self.run.main else True
+        bar = tqdm(total=steps * size, initial=first * size, desc=label, unit=" slices", disable=hidden)
+        with self.run.signals.postponed(), bar:
+            for batch in self.batches.shuffled(seed, self.epoch, first):
                 yield batch
                 self.step += 1
-                if self.step % LOOK_EVERY == 0:
+                bar.update(size)
+                if self.step % FINITE_STEPS == 0:
                     self.check_finite()
-                if not dist.is_initialized() or self.step % AGREE_EVERY == 0:
-                    self._look(self.run.save_seconds)
-            seconds = max(time.monotonic() - began, 1e-9)
-            self.pace.slices_a_second = (self.step - first) * self.batch_size / seconds
+                    bar.set_postfix({name: short(value) for name, value in self.means().items()})
+                if self.pace.step(place := self.epoch + self.step / steps):
+                    self._announce(place)
+                if not dist.is_initialized() or self.step % AGREE_STEPS == 0:
+                    self._save_or_stop(self.run.save_seconds)
+            self.pace.slices_a_second = (self.step - first) * size / max(time.monotonic() - began, 1e-9)
             self.check_finite()  # before anything is made of weights that aren't numbers
-            self._look(UNSAVED)  # what follows is no step, and nothing of it can be saved
+            self._save_or_stop(UNSAVED_SECONDS)  # what follows is no step, and nothing of it can be saved
+
+    def _announce(self, place: float) -> None:
+        """After the first steps: how long the stage will take."""
+        self.check_finite()  # waits until a GPU has done its queue
+        sizes = (self.epochs, "epoch"), (self.batches.steps, "step"), (self.batches.batch_size, "slice")
+        plan = " of ".join(counted(*each) for each in sizes)
+        self.run.log(f"{self.name}: {plan}, about {self.pace.left(place)} left")
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """For what takes long within a step: what was done before is saved, and a signal ends the run at once."""
-        self._look(UNSAVED)
+        """Around a long operation within a step: saves what was done before, and a signal ends the run at once."""
+        self._save_or_stop(UNSAVED_SECONDS)
         with self.run.signals.postponed(False):
             yield
 
-    def _look(self, unsaved: float) -> None:
+    def _save_or_stop(self, unsaved: float) -> None:
         """Save when the last save is more than `unsaved` seconds ago, or, when it is time to, save and stop."""
-        stop, save = self._together(self._must_stop(), time.monotonic() - self.run.saved_at > unsaved)
+        stop, save = self._any_process(self._must_stop(), time.monotonic() - self.run.saved_at > unsaved)
         if stop or save:
             self.save()
         if stop:
@@ -300,38 +331,42 @@ class Stage:
     def _must_stop(self) -> bool:
         return self.run.signals.heard is not None or time.monotonic() > self.run.deadline
 
-    def _together(self, *flags: bool) -> list[bool]:
-        """Which of the flags some process has set: all leave at the same step, or the others would wait for ever."""
+    def _any_process(self, *flags: bool) -> list[bool]:
+        """Which of the flags any process has set: all must leave at the same step, or the others wait for ever."""
         if not dist.is_initialized():
             return list(flags)
         any_set = torch.tensor(flags, dtype=torch.float32, device=compute.communication_device())
         dist.all_reduce(any_set, op=dist.ReduceOp.MAX)
         return any_set.bool().tolist()
 
-    def add(self, **values: torch.Tensor) -> None:
-        """Add up scalars over the steps of an epoch, on their device: reading them would halt a GPU."""
-        together = torch.stack([value.detach().float() for value in values.values()])
+    def add(self, **values: torch.Tensor | float) -> None:
+        """Add up scalars over the steps of an epoch, on their device: reading them would wait for the GPU."""
+        device = next(value.device for value in values.values() if isinstance(value, torch.Tensor))
+        row = [
+            v.detach().float() if isinstance(v, torch.Tensor) else torch.full((), v, device=device)
+            for v in values.values()
+        ]
+        row = torch.stack(row)
         if self.table:
-            self.table.add(self.epoch + 1, self.step, list(values), together)
-        step = torch.full((), self.step, device=together.device)
-        bad = torch.where(together.isfinite().all(), torch.iinfo(torch.int64).max, step)
+            self.table.add(self.epoch + 1, self.step, list(values), row)
+        bad = torch.where(row.isfinite().all(), torch.iinfo(torch.int64).max, self.step)
         self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
-        for name, value in zip(values, together, strict=True):
-            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
+        for name, value in zip(values, row, strict=True):
+            self.sums[name] = self.sums[name].to(device) + value if name in self.sums else value
 
     def check_finite(self) -> None:
-        """Raise InputError with the step, counted from 0, when a value given to `add` was no finite number."""
+        """Raise InputError with the step, counted from 0, when a value given to `add` was not a finite number."""
         if self.first_bad is not None and (step := int(self.first_bad)) <= self.step:
             raise NotFiniteError(self.name, self.epoch + 1, step)
 
     def means(self) -> dict[str, float]:
-        """Mean over the steps of this epoch so far, and over all processes, of what was given to `add`."""
+        """Mean over the steps of this epoch so far, and over all processes, of the values given to `add`."""
         return {name: float(compute.mean(total)) / max(self.step, 1) for name, total in self.sums.items()}
 
     def is_best(self, score: float) -> bool:
         """Whether `score` (larger is better) beats all before it; it is then the one to beat."""
         self.score = score
-        if not score > (-math.inf if self.best is None else self.best):  # nor is NaN ever the best
+        if not score > (-math.inf if self.best is None else self.best):  # NaN is never the best
             return False
         self.best = float(score)
         return True
@@ -347,37 +382,13 @@ class Stage:
                 self.run.write_metrics()
             if self.run.board:
                 self.run.board.add(self.run.rows[-1])
-            self._tell(row, means)
+            score = None
+            if self.score is not None:
+                best = math.nan if self.best is None else self.best
+                score = self.score_name, self.sign * self.score, self.sign * best
+            line = [*describe_epoch(row, means, score), *self.pace.describe(self.epoch)]
+            self.run.log(f"{self.name} {self.epoch}/{self.epochs}: {', '.join(line)}")
+            self.score = None
             self.save()
-            if any(self._together(self._must_stop())):
+            if any(self._any_process(self._must_stop())):
                 self.run.signals.leave()
-
-    def _tell(self, row: dict[str, Any], means: list[str]) -> None:
-        """The epoch's line in the log."""
-        score = None
-        if self.score is not None:
-            best = math.nan if self.best is None else self.best
-            score = self.score_name, self.sign * self.score, self.sign * best
-        parts = [*describe_epoch(row, means, score), *self.pace.describe(self.epoch)]
-        self.run.log(f"{self.name} {self.epoch}/{self.epochs}: {', '.join(parts)}")
-        self.score = None
-
-
-def progress(batches: Iterator, stage: Stage, steps: int, batch_size: int) -> Iterator:
-    """A progress bar over what is left of an epoch, in slices, with the mean losses so far.
-
-    The first one of a stage tells in the log, after a few steps, how long the stage will take.
-    """
-    stage.batch_size = batch_size
-    label = f"{stage.name} {stage.epoch + 1}/{stage.epochs}"
-    total, done = steps * batch_size, stage.step * batch_size
-    with tqdm(total=total, initial=done, desc=label, unit=" slices", disable=None if stage.run.main else True) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(batch_size)
-            if stage.step % LOOK_EVERY == 0:
-                bar.set_postfix({name: short(value) for name, value in stage.means().items()})
-            if stage.pace.step(place := stage.epoch + stage.step / steps):
-                stage.check_finite()  # a GPU has then done what it was given
-                plan = [counted(stage.epochs, "epoch"), counted(steps, "step"), counted(batch_size, "slice")]
-                stage.run.log(f"{stage.name}: {' of '.join(plan)}, about {stage.pace.left(place)} left")
