@@ -10,9 +10,10 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 import train
-from modules import Autoencoder, Generator
+from modules import Autoencoder
+from networks.baseline_gan import BaselineGenerator
 
-NETWORKS = Autoencoder, Generator
+NETWORKS = Autoencoder, BaselineGenerator
 used = {}  # of each kind the network that is used first: the one that is trained
 
 

@@ -188,9 +188,9 @@ def drawer(folder, tmp_path_factory):
     shutil.copy(folder / "vqvae.pth", beside)
     autoencoder, about = load_autoencoder(beside / "vqvae.pth")
     [shape] = Codec(autoencoder, about["data"], CPU).grid_shapes()
-    [quantizer] = autoencoder.quantizers
-    sizes = [len(quantizer.codebook)]
-    prior = Transformer(shape, sizes, quantizer.codebook.shape[1], about["data"]["levels"], width=24, layers=1, inner=8)
+    [codebook] = autoencoder.codebooks
+    sizes = [len(codebook)]
+    prior = Transformer(shape, sizes, codebook.shape[1], about["data"]["levels"], width=24, layers=1, inner=8)
     prior.level_share.copy_(torch.tensor([0.25] * 4 + [0] * (prior.levels - 3)))
     content = {"kind": "prior", "model": "transformer", "arguments": prior.arguments, "autoencoder": about["identity"]}
     checkpoint.save(beside / "transformer.pth", content | {"state": prior.state_dict(), "epoch": 1})

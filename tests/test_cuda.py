@@ -6,10 +6,11 @@ import torch
 import train
 from dataset import Box
 from inference.codec import Codec
-from modules import AUTOENCODERS
+from inference.loading import AUTOENCODERS
 from runtime.compute import Compute
 from training.augment import augment
 from training.run import Stage
+from training.settings import TrainSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CUDA, CPU = (Compute(torch.device(kind), bf16=False) for kind in ("cuda", "cpu"))
@@ -52,15 +53,14 @@ def test_pictures_are_those_of_the_cpu(name):
 def test_a_training_step_never_waits(name, bf16, request):
     on = Compute(torch.device("cuda"), bf16)
     model = autoencoder(name, on).train()
-    optimizer = train.OPTIMIZERS[train.BEST_OPTIMIZER[name]](model.parameters(), 1e-3)
-    images, stage = pictures().to(on.device), Stage(Unsaved, "autoencoder", 1, {})
+    optimizer = train.make_optimizer(model, TrainSettings(model=name))
+    images, stage = pictures().to(on.device), Stage(Unsaved, "autoencoder", 1, None, {}, "SSIM")
     for step in range(4):
         if step == 1:  # the first one looks for the fastest convolutions
             request.getfixturevalue("no_waiting")
-        draw = train.draws_of_step(BATCH, 0, step, on)
-        kept = train.draw_kept(model.depth, draw)
-        changed = augment(images, BOX, draw)
-        stage.add(**train.autoencoder_step(model, optimizer, changed, kept, train.LOSSES["l1+ssim"], on))
+        num_codes = train.draw_num_codes(BATCH, model.depth, on.device)
+        augmented = augment(images, BOX)
+        stage.add(**train.autoencoder_step(model, optimizer, augmented, num_codes, train.LOSSES["l1+ssim"], on))
 
 
 class Unsaved:

@@ -11,7 +11,7 @@ from PIL import Image
 from dataset import Box
 from inference.codec import Codec, to_uint8
 from inference.depths import draw_codes
-from modules import AUTOENCODERS
+from inference.loading import AUTOENCODERS
 from runtime.compute import Compute
 from scoring.metrics import reconstruction_scores
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT
 
-from networks.quantizer import VectorQuantizer
+from modules import VectorQuantizer
 from runtime import checkpoint
 
 OPTIONS = ["--model=vqvae", "--epochs=1", "--batch-size=16", "--codebook-size=16", "--device=cpu", "--precision=fp32"]
@@ -41,12 +41,12 @@ def test_two_processes_stop_resume_and_finish_with_the_same_weights(tiny_data, t
     assert done.returncode == 0, done.stderr
     assert {"vqvae.pth", "dcgan.pth", "report.html"} <= {path.name for path in folder.iterdir()}
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
-    assert first.keys() == {"Autoencoder", "Generator"}
+    assert first.keys() == {"Autoencoder", "BaselineGenerator"}
     for name, tensor in second["Autoencoder"].items():
         torch.testing.assert_close(tensor, first["Autoencoder"][name], rtol=0, atol=0, msg=name)
-    for name, tensor in second["Generator"].items():
+    for name, tensor in second["BaselineGenerator"].items():
         if "running_" not in name:  # batch normalisation counts each process's own share
-            torch.testing.assert_close(tensor, first["Generator"][name], rtol=0, atol=0, msg=name)
+            torch.testing.assert_close(tensor, first["BaselineGenerator"][name], rtol=0, atol=0, msg=name)
 
 
 def test_batches_that_cannot_be_shared_are_one_line_and_no_run(tiny_data, tiny_cache, tmp_path):
@@ -62,7 +62,7 @@ def steps_of_a_quantiser(rank: int, processes: int) -> dict:
     """Its state after twenty steps on this process's share of each batch, most codes dead at first."""
     torch.manual_seed(0)
     vq = VectorQuantizer(32, 3, decay=0.9)
-    vq.codebook[4:] += 1000
+    vq.codebooks[0, 4:] += 1000
     for step in range(20):
         batch = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(step))
         vq(batch.chunk(processes)[rank])

@@ -22,12 +22,13 @@ from torch.utils._pytree import tree_leaves
 import train
 from dataset import Box
 from inference.codec import Codec
-from modules import AUTOENCODERS, Autoencoder
+from inference.loading import AUTOENCODERS
+from modules import Autoencoder
 from networks.painter import Painter
 from runtime.compute import Compute
-from training import painter
-from training.augment import Draws, augment
+from training import augment, painter
 from training.run import Stage
+from training.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("gpu")
 ON = Compute(torch.device("cuda"), bf16=True)
@@ -58,7 +59,6 @@ class NoWaiting(TorchDispatchMode):
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU that computes nothing."""
-    parameters = []  # of all modules that were moved to it
 
     def to(module: nn.Module, device: torch.device, **_: object) -> nn.Module:
         for part in module.modules():  # PyTorch can't exchange the data of real parameters for fake ones
@@ -67,13 +67,12 @@ def gpu(monkeypatch):
                     part._parameters[name] = nn.Parameter(parameter.detach().to(device))
             for name, buffer in part._buffers.items():
                 part._buffers[name] = buffer.to(device)
-        parameters.extend(module.parameters())
         return module
 
-    def backward(loss: Tensor) -> None:
+    def backward(loss: Tensor, inputs: list[nn.Parameter]) -> None:
         assert loss.requires_grad
         assert loss.shape == ()
-        for parameter in parameters:
+        for parameter in inputs:
             parameter.grad = torch.zeros_like(parameter)
 
     def deepcopy(tensor: Tensor, memo: dict) -> Tensor:  # PyTorch's copies the memory, of which there is none
@@ -124,28 +123,32 @@ class Unsaved:
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_autoencoder_step(name, monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(Draws, "whole", lambda self, low, high: int(rng.integers(low, high)))  # of the host, not fake
+    monkeypatch.setattr(
+        augment, "random_integer", lambda low, high: int(rng.integers(low, high))
+    )  # the host's aren't fake
     model = autoencoder(name).train()
-    optimizer = train.OPTIMIZERS[train.BEST_OPTIMIZER[name]](model.parameters(), 1e-3)
-    stage = Stage(Unsaved, "autoencoder", 1, {})
+    optimizer = train.make_optimizer(model, TrainSettings(model=name))
+    stage = Stage(Unsaved, "autoencoder", 1, None, {}, "SSIM")
     for step in range(4):
         model.bypass_quantizers(step == 0)
-        draw = train.draws_of_step(BATCH, 0, step, ON)
         with NoWaiting():
-            images = augment(pictures(), BOX, draw)
-            kept = train.draw_kept(model.depth, draw)
-            stage.add(**train.autoencoder_step(model, optimizer, images, kept, train.LOSSES["l1+ssim"], ON))
+            images = augment.augment(pictures(), BOX)
+            num_codes = train.draw_num_codes(BATCH, model.depth, ON.device)
+            stage.add(**train.autoencoder_step(model, optimizer, images, num_codes, train.LOSSES["l1+ssim"], ON))
     assert {total.device.type for total in stage.sums.values()} == {"cuda"}
 
 
 @pytest.mark.parametrize("student", [False, True])
 def test_painter_step(student):
     model = autoencoder("rqvae")
-    codec, dim = Codec(model, {"box": BOX, "size": SIZE}, ON), model.quantizers[0].dim
-    teacher = Painter(dim, width=8, blocks=1, steps=4) if student else None
-    learner = painter.PainterLearner(Painter(dim, width=8, blocks=1), codec, 1e-3, teacher)
-    for step in range(2):
+    codec, dim = Codec(model, {"box": BOX, "size": SIZE}, ON), model.quantizer.dim
+    network, teacher = (Painter(dim, width=8, blocks=1).to(ON.device) for _ in range(2))
+    optimizer = painter.make_optimizer(network, 1e-3)
+    for _ in range(2):
         with NoWaiting():
-            learner.anneal(step, 2)
-            given = learner.given(*painter.moved(pictures(), BOX))
-            learner.jump(given) if student else learner.follow(given)
+            batch = painter.painter_batch(codec, 0.1, *painter.shift_and_mirror(pictures(), BOX))
+            if student:
+                start, end, *_ = painter.teacher_path(teacher, network.steps, batch, ON)
+                painter.student_step(network, optimizer, start, end, batch, ON)
+            else:
+                painter.teacher_step(network, optimizer, batch, ON)

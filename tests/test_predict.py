@@ -19,8 +19,8 @@ import predict
 from inference.codec import Codec
 from inference.loading import load_autoencoder
 from inference.sampling import WALK, Sampler
+from modules import draw_levels
 from networks.pixelcnn import PixelCNN
-from networks.prior import draw_levels
 from report.results import replacing
 from runtime import checkpoint, compute
 

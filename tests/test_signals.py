@@ -14,7 +14,7 @@ from conftest import ROOT
 
 import train
 from runtime import checkpoint
-from training import dcgan, figures
+from training import figures
 
 
 def start(*arguments: object, **environment: object) -> subprocess.Popen:
@@ -102,12 +102,12 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("where", "name", "prior"),
     [
-        (train, "start_codebooks", "none"),
+        (train, "initialise_codebooks", "none"),
         (train, "validation_ssim", "none"),
         (figures, "draw_epoch", "none"),
         (figures, "draw_report", "none"),
-        (dcgan, "CodeBatches", "dcgan"),
-        (dcgan, "score_samples", "dcgan"),
+        (train, "EncodedSplit", "dcgan"),
+        (train, "score_samples", "dcgan"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

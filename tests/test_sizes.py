@@ -5,7 +5,9 @@ import inspect
 import pytest
 import torch
 
-from modules import AUTOENCODERS, DCGAN, VQVAE
+from inference.loading import AUTOENCODERS
+from modules import DCGAN, VQVAE
+from networks.baseline_gan import BaselineGAN
 from networks.pixelcnn import PixelCNN
 
 SMALL = {"rqvae": {"codebook_size": 8, "depth": 2, "width": 8, "blocks": 1, "dim": 4}}
@@ -17,7 +19,7 @@ def autoencoders():
 
 def priors():
     shape = {"grid": (4, 6), "channels": 3, "levels": 2, "codes": 1, "width": 8}
-    made = [DCGAN(VQVAE(), network=network, **shape) for network in ("residual", "baseline")]
+    made = [DCGAN(VQVAE(), **shape), BaselineGAN(VQVAE(), **shape, network="baseline")]
     return [*made, PixelCNN([(4, 6)], [8], 2, width=8, layers=2)]
 
 

@@ -20,13 +20,14 @@ import train
 from inference.codec import Codec, to_uint8
 from inference.model import TrainedModel
 from inference.sampling import Sampler
-from inference.volumes import FARTHEST, NEIGHBOURS, VolumeSampler, plan
+from inference.volumes import NEIGHBOURS, VolumeSampler, plan
+from networks.transformer import MAX_OFFSET
 from modules import RQVAE
 from networks.transformer import Transformer
 from runtime.compute import Compute
 from runtime.errors import InputError
 from training import likelihood
-from training.codes import CodeBatches, VariedCodes, brain_of_slice, choose_neighbours, rows_beside
+from training.codes import AugmentedCodes, EncodedSplit, brain_of_slice, choose_neighbours, neighbour_rows
 
 CPU = Compute(torch.device("cpu"), False)
 
@@ -42,7 +43,7 @@ def test_every_level_is_drawn_once_beside_what_is_there(levels, start):
             assert place.level not in known
             assert 1 <= len(place.neighbours) <= NEIGHBOURS
             assert set(place.neighbours) <= known
-            assert all(abs(other - place.level) <= FARTHEST for other in place.neighbours)
+            assert all(abs(other - place.level) <= MAX_OFFSET for other in place.neighbours)
         known |= {place.level for place in places}
     assert known == set(levels)
 
@@ -60,10 +61,10 @@ def test_most_slices_lie_between_two_and_few_rounds_are_needed():
 
 def test_rows_beside_are_of_the_same_brain_at_their_distance():
     slices = tiny.slices(3, 5)
-    beside = rows_beside(slices)
-    assert beside.shape == (15, 2 * FARTHEST + 1)
+    beside = neighbour_rows(slices)
+    assert beside.shape == (15, 2 * MAX_OFFSET + 1)
     for row, others in enumerate(beside):
-        for by, other in zip(range(-FARTHEST, FARTHEST + 1), others, strict=True):
+        for by, other in zip(range(-MAX_OFFSET, MAX_OFFSET + 1), others, strict=True):
             if 0 <= slices.levels[row] + by < 5:
                 assert slices.people[other] == slices.people[row]
                 assert slices.levels[other] == slices.levels[row] + by
@@ -78,42 +79,41 @@ def test_scans_of_one_person_are_different_brains():
 
 
 def test_chosen_neighbours_are_there_and_differ():
-    beside = rows_beside(tiny.slices(20, 32))
+    beside = neighbour_rows(tiny.slices(20, 32))
     rows, offsets = choose_neighbours(beside, np.random.default_rng(0))
     shown = offsets != 0
-    assert np.array_equal(rows[shown], np.take_along_axis(beside, offsets + FARTHEST, axis=1)[shown])
+    assert np.array_equal(rows[shown], np.take_along_axis(beside, offsets + MAX_OFFSET, axis=1)[shown])
     assert 0.4 < (~shown.any(axis=1)).mean() < 0.6  # nearly half of all slices are learnt alone
     both = shown.all(axis=1)
     assert 0.1 < both.mean() < 0.4
     assert (offsets[both, 0] != offsets[both, 1]).all()
     assert (np.sign(offsets[both, 0]) != np.sign(offsets[both, 1])).mean() > 0.7
-    assert set(np.abs(offsets[shown])) == set(range(1, FARTHEST + 1))
+    assert set(np.abs(offsets[shown])) == set(range(1, MAX_OFFSET + 1))
 
 
 @pytest.fixture
 def codec() -> Codec:
     torch.manual_seed(0)
     model = RQVAE(codebook_size=16, depth=2, width=8, blocks=1, dim=4)
-    for quantizer in model.quantizers:
-        torch.nn.init.normal_(quantizer.codebook)
+    torch.nn.init.normal_(model.quantizer.codebooks)
     return Codec(model, {"box": [0, 0, tiny.SIZE, tiny.SIZE], "size": [tiny.SIZE, tiny.SIZE]}, CPU)
 
 
 def test_a_brain_is_varied_as_a_whole_and_the_same_for_the_same_epoch(codec):
     slices = tiny.slices(8, 4)
-    plain = CodeBatches(codec, slices, 4, 8, CPU, 1)
-    varied = VariedCodes(codec, slices, plain, seed=0)
-    codes, changed = varied._varied(1)
+    plain = EncodedSplit(codec, slices, 4, 1)
+    varied = AugmentedCodes(codec, slices, plain, 8)
+    codes, changed = varied._augmented(0, 1)
     assert changed.view(8, 4).unique(dim=1).shape[1] == 1
     assert 0 < changed.float().mean() < 1
     same = (codes[0] == plain.codes[0]).flatten(1).all(1)
     assert same[~changed].all()
     assert not same[changed].all()
-    first, again, other = ([given.codes[0] for given in varied.shuffled(epoch)] for epoch in (1, 1, 2))
+    first, again, other = ([given.codes[0] for given in varied.shuffled(0, epoch)] for epoch in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    later = [given.neighbours for given in varied.shuffled(1, start=2)]
-    whole = [given.neighbours for given in varied.shuffled(1)]
+    later = [given.neighbours for given in varied.shuffled(0, 1, start=2)]
+    whole = [given.neighbours for given in varied.shuffled(0, 1)]
     assert all(torch.equal(a.offsets, b.offsets) for a, b in zip(later, whole[2:], strict=True))
     assert all(torch.equal(a.codes[0], b.codes[0]) for a, b in zip(later, whole[2:], strict=True))
 
