@@ -31,7 +31,7 @@ from runtime.cli import Device, Precision, Settings, option
 from runtime.compute import Compute
 from runtime.errors import InputError, exit_on_input_error
 from runtime.wording import counted, duration
-from training.optim import Muon
+from training.optim import muon
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "resources/pretrained/vqvae.pth"
@@ -89,7 +89,7 @@ def size_for(seconds: float) -> Size:
 def seconds_per_step(on: Compute) -> float:
     """Of the default autoencoder's training on pictures of the demo set's size, once warm."""
     model = RQVAE().to(on.device, memory_format=torch.channels_last)
-    optimizer = Muon(model.parameters(), 1e-3)
+    optimizer = muon(model, 1e-3)
     images = torch.rand(BATCH_SIZE, 1, 160, 208, device=on.device)
     for step in range(2 + TIMED_STEPS):
         if step == 2:

@@ -134,7 +134,7 @@ def test_heard_outside_a_step_it_is_answered_at_once_and_nothing_differs(
 def test_a_long_epoch_is_saved_before_its_validation(whole, tmp_path, monkeypatch):
     """Where a signal ends the run at once, nothing can be saved any more."""
     trainer, validation = tiny.Trainer(tmp_path, monkeypatch), train.validation_ssim
-    monkeypatch.setattr("training.run.UNSAVED", 0)
+    monkeypatch.setattr("training.run.UNSAVED_SECONDS", 0)
     monkeypatch.setattr(train, "validation_ssim", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     status, folder = trainer()
     assert status == 143
