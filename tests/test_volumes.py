@@ -21,9 +21,8 @@ from inference.codec import Codec, to_uint8
 from inference.model import TrainedModel
 from inference.sampling import Sampler
 from inference.volumes import NEIGHBOURS, VolumeSampler, plan
-from networks.transformer import MAX_OFFSET
 from modules import RQVAE
-from networks.transformer import Transformer
+from networks.transformer import MAX_OFFSET, Transformer
 from runtime.compute import Compute
 from runtime.errors import InputError
 from training import likelihood
