@@ -28,7 +28,6 @@ dependencies = [
     "PIL",
     "prdc",
     "pydantic",
-    "pydantic_core",
     "scipy",
     "skimage",
     "sklearn",

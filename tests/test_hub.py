@@ -272,7 +272,7 @@ def test_what_cant_be_used_is_a_value_error_of_one_line(model, slices, tmp_path)
         (lambda: alone.sample([0]), f"no prior beside {tmp_path / 'vqvae.pth'}"),
         (lambda: alone.walk((0, 1)), "give the file of one as prior"),
         (lambda: TrainedModel.load(tmp_path / "no.pth"), "no checkpoint at"),
-        (lambda: TrainedModel.load(str(WEIGHTS), str(WEIGHTS)), "holds autoencoder"),
+        (lambda: TrainedModel.load(str(WEIGHTS), str(WEIGHTS)), "holds 'autoencoder'"),
     ]
     for do, words in cases:
         with pytest.raises(ValueError, match=re.escape(words)) as caught:
