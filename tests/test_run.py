@@ -389,7 +389,7 @@ def test_a_folder_is_one_runs_at_a_time(trainer, capsys):
     here = run.Run(folder, 10, None)
     assert trainer.resume(folder) == 2
     assert "another process holds" in capsys.readouterr().err
-    here.lock.release()
+    here.lock.close()
 
 
 @pytest.mark.parametrize("out", ["a file", "a file/below"])
@@ -507,13 +507,13 @@ def test_mean_over_the_epoch_is_over_all_steps(tmp_path):
         stage.add(loss=torch.tensor(float(i)))
     assert stage.means() == {"loss": 1.5}
     stage.save()
-    here.lock.release()
+    here.lock.close()
     again = run.Run(folder, 1e6, None)
     stage = run.Stage(again, "autoencoder", 1, {})
     for _ in stage.steps(iter(range(2))):
         stage.add(loss=torch.tensor(0.0))
     assert stage.means() == {"loss": 1.0}
-    again.lock.release()
+    again.lock.close()
 
 
 def test_saves_within_an_epoch_when_it_is_time(tmp_path, monkeypatch):
@@ -527,7 +527,7 @@ def test_saves_within_an_epoch_when_it_is_time(tmp_path, monkeypatch):
     for _ in stage.steps(iter(range(30))):
         clock[0] += 60
     assert saves == [11, 22, 30]  # what follows the epoch's steps takes its time, and nothing of it can be saved
-    here.lock.release()
+    here.lock.close()
 
 
 def test_run_state_holds_plain_values_only(whole):
