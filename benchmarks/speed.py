@@ -37,9 +37,9 @@ from training.run import Stage
 
 WARM_UP = 110  # steps: the codebooks are set after 100 at most, or in the middle of a short epoch
 LAUNCHES = {"cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch"}
-WAITS = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"}
-SIZES = "--width=8", "--depth=2", "--codebook-size=16", "--batch-size=4"  # of a quick run's autoencoder
-OTHERS = "--limit-people=4", "--painter-width=8", "--painter-batch-size=4", "--prior-batch-size=4"
+WAITS = {"cudaStreamSynchronize", "cudaEventSynchronize"}
+QUICK_AUTOENCODER = "--width=8", "--depth=2", "--codebook-size=16", "--batch-size=4"
+QUICK = "--limit-people=4", "--painter-width=8", "--painter-batch-size=4", "--prior-batch-size=4"
 
 
 class Measured(SystemExit):
@@ -52,9 +52,9 @@ class Meter:
     def __init__(self, device: torch.device, steps: int):
         self.device, self.steps, self.rows = device, steps, []
 
-    def watch(self, name: str, batches: Iterator, batch_size: int, epoch: int) -> Iterator:
+    def measure(self, name: str, batches: Iterator, batch_size: int, epoch: int) -> Iterator:
         """`batches` of an epoch of so many, until enough of them are measured. Adds a row of figures."""
-        warm_up = min(WARM_UP, epoch // 2 + 2)
+        warm_up = min(WARM_UP, epoch // 2 + 2, epoch - 2)
         steps = min(self.steps, epoch - warm_up - 1)
         self._reset_peak()
         yield from itertools.islice(batches, warm_up)
@@ -66,11 +66,11 @@ class Meter:
         row = {"stage": name, "batch_size": batch_size, "ms": 1000 * seconds, "slices_per_second": batch_size / seconds}
         row |= {"steps": steps, "peak_mib": self._peak() / 2**20}
         if self.device.type == "cuda":
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            with torch.profiler.profile() as profile:
                 yield from itertools.islice(batches, 1)
-                calls = {event.key: event.count for event in profile.key_averages()}
-            row["launches"] = sum(count for name, count in calls.items() if name in LAUNCHES)
-            row["waits"] = sum(count for name, count in calls.items() if name in WAITS)
+            calls = {event.key: event.count for event in profile.key_averages()}
+            row["launches"] = sum(calls.get(call, 0) for call in LAUNCHES)
+            row["waits"] = sum(calls.get(call, 0) for call in WAITS)
         self.rows.append(row)
         print(f"{name}: {row['slices_per_second']:.1f} slices/s", flush=True)
 
@@ -101,7 +101,8 @@ def measure_training(meter: Meter, names: dict[str, str], *options: object) -> N
         if stage.name in done:  # of further epochs one step does
             return itertools.islice(batches, 1)
         done.add(stage.name)
-        return end_after_last(stage.name, meter.watch(names[stage.name], batches, *size_of(stage)))
+        size, epoch = stage.batches.batch_size, stage.batches.steps
+        return end_after_last(stage.name, meter.measure(names[stage.name], batches, size, epoch))
 
     def end_after_last(name: str, batches: Iterator) -> Iterator:
         yield from batches
@@ -116,11 +117,6 @@ def measure_training(meter: Meter, names: dict[str, str], *options: object) -> N
             pass
 
 
-def size_of(stage: Stage) -> tuple[int, int]:
-    """Slices a step, and steps an epoch."""
-    return stage.batches.batch_size, stage.batches.steps
-
-
 def measure_plain(meter: Meter, batch_size: int, paths: list[Path]) -> None:
     """Steps of the plain way on pictures that wait on the device."""
     model = plain.PlainVQVAE().to(meter.device).train()
@@ -128,7 +124,7 @@ def measure_plain(meter: Meter, batch_size: int, paths: list[Path]) -> None:
     pictures = plain.Pictures(paths)
     images = torch.stack([pictures[i % len(paths)] for i in range(batch_size)]).to(meter.device)
     steps = 20 + meter.steps
-    for batch in meter.watch("vqvae, the plain way", itertools.repeat(images), batch_size, 2 * steps):
+    for batch in meter.measure("vqvae, the plain way", itertools.repeat(images), batch_size, 2 * steps):
         plain.step(model, optimizer, batch)
 
 
@@ -153,16 +149,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("speed.json"), help="(default: speed.json)")
     args = parser.parse_args()
     meter = Meter(torch.device(args.device), 2 if args.quick else args.steps)
-    batch_sizes, tiny, tiny_sizes = ([2], OTHERS, SIZES) if args.quick else (args.batch_sizes, (), ())
+    batch_sizes, quick, autoencoder = ([2], QUICK, QUICK_AUTOENCODER) if args.quick else (args.batch_sizes, (), ())
     paths = dataset.load(args.data, ("train",)).splits["train"].paths
     for batch_size in batch_sizes:  # first: train.py changes PyTorch's settings
         measure_plain(meter, batch_size, paths)
     with tempfile.TemporaryDirectory() as folder:
-        shared = ["--data", args.data, "--device", args.device, "--out", folder, *tiny]
+        shared = ["--data", args.data, "--device", args.device, "--out", folder, *quick]
         stages = {"autoencoder": "rqvae", "painter": "painter", "student": "its student", "dcgan": "DCGAN"}
-        slices = 128 if args.quick else len(paths)
+        slices = 256 if args.quick else 8 * len(paths)  # so that the student has some steps
         epochs = ["--epochs=1", "--prior-epochs=1", "--painter-slices", slices]
-        measure_training(meter, stages, *shared, *tiny_sizes, *epochs)
+        measure_training(meter, stages, *shared, *autoencoder, *epochs)
         [run] = Path(folder).iterdir()
         prior = [*shared, "--prior-epochs=1", "--autoencoder", run / "vqvae.pth"]
         measure_training(meter, {"dcgan": "DCGAN of the course baseline"}, *prior, "--gan=baseline")
