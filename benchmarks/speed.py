@@ -23,9 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
+import torch
 
 import dataset
 import train
