@@ -12,7 +12,7 @@ from torch import Tensor
 from reading.nifti import parse_slices
 from runtime.schema import Schema
 
-CodebookSize = Annotated[int, Field(ge=2, le=32767)]  # codes are kept as int16
+CodebookSize = Annotated[int, Field(ge=2, le=32767)]  # codes are stored as int16
 Depth = Annotated[int, Field(ge=1, le=16)]  # codes per position
 Width = Annotated[int, Field(ge=1, le=4096)]  # channels
 Layers = Annotated[int, Field(ge=1, le=64)]

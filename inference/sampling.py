@@ -13,6 +13,7 @@ from inference.codec import Codec
 from inference.loading import load_prior
 from inference.settings import LEAST_TEMPERATURE
 from modules import DCGAN, Codes, draw_levels
+from networks.baseline_gan import BaselineGAN
 from runtime.errors import InputError
 
 FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
@@ -44,7 +45,7 @@ class Sampler:
         self.is_gan = isinstance(prior, DCGAN)
         self.title = prior.title
         self.num_grids = prior.arguments["codes"] if self.is_gan else len(prior.arguments["sizes"])
-        self.levels = 0 if self.is_gan and prior.network == "baseline" else prior.levels
+        self.levels = 0 if isinstance(prior, BaselineGAN) else prior.levels
 
     def check(self, level: int | None, temperature: float | None, nucleus: float | None) -> None:
         """Raises InputError when the prior knows no such level, or takes no such temperature or nucleus."""

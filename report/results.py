@@ -151,9 +151,11 @@ class Results:
             elif (training / file).exists():
                 self.note(f"{training / file} is damaged, and not shown")
         metrics = self.metrics | {"notes": self.notes}
-        made = sorted({*_files(self.folder), *LISTS})
+        made = sorted({*_files(self.folder), *LISTS} - ({"ssim_scores.csv"} if not rows else set()))
         text = json.dumps(metrics | {"settings": settings, "files": made}, indent=2, allow_nan=False)
-        for name, content in (("ssim_scores.csv", table.getvalue()), ("metrics.json", text)):
+        for name, content in (("ssim_scores.csv", table.getvalue() if rows else ""), ("metrics.json", text)):
+            if not content:  # samples alone have no scores
+                continue
             with atomic(self.folder / name) as file:
                 file.write(content.encode())
         page.write_report(self.folder, self.title, metrics, rows, figures, settings, images)

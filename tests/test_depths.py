@@ -25,7 +25,7 @@ def codec(name, **arguments):
     return Codec(model, {"box": BOX, "size": (256, 256)}, Compute(torch.device("cpu"), bf16=False))
 
 
-def drawn(path):
+def parts_of(path):
     """The parts of the figure: label -> first channel, uint8 [H, W]."""
     with Image.open(path) as image:
         parts, pixels = json.loads(image.text["Parts"])["parts"], np.asarray(image.convert("RGB"))[..., 0]
@@ -37,7 +37,7 @@ def drawn(path):
 def test_each_picture_is_decoded_from_the_first_codes(tmp_path, depth, depths):
     one = codec("rqvae", depth=6, width=16)
     draw_codes(one, IMAGE, tmp_path / "codes.png", "blobs", depth)
-    found = drawn(tmp_path / "codes.png")
+    found = parts_of(tmp_path / "codes.png")
     codes = one.encode(IMAGE[None])
     expected = {"slice": IMAGE}
     for n in depths:
@@ -54,7 +54,7 @@ def test_each_picture_is_decoded_from_the_first_codes(tmp_path, depth, depths):
 def test_one_code_per_position_is_shown_as_grids(tmp_path, name, labels):
     one = codec(name)
     draw_codes(one, IMAGE, tmp_path / "codes.png", "blobs")
-    found = drawn(tmp_path / "codes.png")
+    found = parts_of(tmp_path / "codes.png")
     assert len(found) == labels
     decoded = to_uint8(BOX.crop(one.decode(one.encode(IMAGE[None]))[0]))
     assert np.array_equal(found["slice"], BOX.crop(IMAGE).repeat(4, 0).repeat(4, 1))
@@ -67,4 +67,4 @@ def test_only_the_slices_own_pixels_are_scored(tmp_path):
     draw_codes(one, IMAGE, tmp_path / "codes.png", "blobs", frame=frame)
     picture = one.decode(one.encode(IMAGE[None]))[0]
     ssim = reconstruction_scores(IMAGE[frame][None], picture[frame][None])["ssim"][0]
-    assert f"2 codes: SSIM {ssim:.4f}" in list(drawn(tmp_path / "codes.png"))[-1]
+    assert f"2 codes: SSIM {ssim:.4f}" in list(parts_of(tmp_path / "codes.png"))[-1]

@@ -219,7 +219,7 @@ def test_the_first_codes_alone_will_do(model, slices):
     )  # the samples are of few codes themselves
     textured = (slices + noise).clip(0, 255).astype(np.uint8)
     codes, unit = model.encode(textured), textured / 255
-    errors = [np.abs(model.decode(codes[:kept]) - unit).mean() for kept in (1, 2, 8)]
+    errors = [np.abs(model.decode(codes[:depth]) - unit).mean() for depth in (1, 2, 8)]
     assert errors[0] > errors[1] > errors[2]
     np.testing.assert_array_equal(model.decode(codes[:2]), model.decode(list(codes)[:2]))  # on the training's grid
 

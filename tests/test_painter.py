@@ -15,7 +15,7 @@ from inference.codec import Codec, to_uint8
 from inference.loading import identity, load_autoencoder, load_painter
 from inference.model import TrainedModel
 from modules import RQVAE
-from networks.painter import NEIGHBOUR, Painter, flow_loss, jump_loss
+from networks.painter import NOISE_CORRELATION, Painter, flow_loss, jump_loss
 from runtime import checkpoint, compute
 from runtime.errors import InputError
 from scoring import tissue
@@ -122,7 +122,7 @@ def test_noise_of_a_brain_goes_on_from_level_to_level(painter):
     assert noise.std(dim=(1, 2, 3)) == pytest.approx(torch.ones(60), abs=0.05)
     for away in (1, 2, 4):
         correlation = (noise[away:] * noise[:-away]).mean()
-        assert correlation == pytest.approx(NEIGHBOUR**away, abs=0.02)
+        assert correlation == pytest.approx(NOISE_CORRELATION**away, abs=0.02)
 
 
 def test_the_size_of_the_noise_is_drawn_once_a_brain(painter):

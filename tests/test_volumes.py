@@ -154,17 +154,17 @@ def test_each_slice_is_drawn_given_the_codes_beside_it(model):
         assert given.offsets[0, : len(place.neighbours)].tolist() == [other - place.level for other in place.neighbours]
         for i, other in enumerate(place.neighbours):
             assert torch.equal(given.codes[0][0, i], codes[0, other - 2])
-        [drawn] = model.sampler.prior.sample([seed], level, model.sampler.prior.temperature, neighbours=given)
-        assert torch.equal(drawn[0], codes[0, place.level - 2])
+        [sampled] = model.sampler.prior.sample([seed], level, model.sampler.prior.temperature, neighbours=given)
+        assert torch.equal(sampled[0], codes[0, place.level - 2])
 
 
 def test_a_brain_around_a_given_slice_holds_it(model):
     given = np.random.default_rng(0).integers(0, 256, (tiny.SIZE, tiny.SIZE), np.uint8)
     volume = model.sample_volume(0, around=given, level=5)
     volumes, codes = VolumeSampler(model.sampler), model.codec.encode(given[None])[:1]
-    drawn = volumes.sample([0], (5, codes))
-    assert torch.equal(drawn[0][0, 5 - 2], codes[0][0].long())
-    np.testing.assert_array_equal(volumes.paint(drawn, [0])[0], volume)
+    sampled = volumes.sample([0], (5, codes))
+    assert torch.equal(sampled[0][0, 5 - 2], codes[0][0].long())
+    np.testing.assert_array_equal(volumes.paint(sampled, [0])[0], volume)
     assert not np.array_equal(volume, model.sample_volume(0))
 
 
