@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from inference.contents import Depth
 from runtime.cli import LARGEST_SEED, Device, Precision, Settings, option
 from runtime.errors import InputError
 
@@ -22,7 +23,7 @@ class ReconstructionSettings(Settings):
     spacing: float | None = option(None, "of --input's volumes: resample to voxels of so many mm", ge=0.1, le=20)
     axis: Literal[0, 1, 2] | None = option(None, "how volumes are cut (default: as in training)")
     slices: str | None = option(None, "of volumes, those to take (default: as in training)", "START:STOP")
-    codes: int | None = option(None, "decode the first N codes per position only (default: all)", ge=1, le=16)
+    codes: Depth | None = option(None, "decode the first N codes per position only (default: all)")
     allow_overlap: bool = option(False, "go on when a person is in two splits")
     save_nifti: bool = option(False, "write reconstructions as NIfTI, as the input's were")
 

@@ -13,7 +13,7 @@ import argparse
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -94,6 +94,8 @@ def _argument(field: FieldInfo) -> dict[str, Any]:
     """What argparse needs to know of a field."""
     kind, help_text = field.annotation, field.description.replace("%", "%%")
     if type(None) in get_args(kind):  # X | None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if kind is bool:
         return {"action": "store_true", "help": help_text}

@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from conftest import ROOT
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from runtime import cli
 from runtime.cli import Settings, option
@@ -20,7 +20,7 @@ class Sizes(Settings):
     """how large."""
 
     levels: int = option(3, "how many", ge=0, le=9)
-    share: float | None = option(None, "how much (default: all)", ge=0, le=1)
+    share: Annotated[float, Field(ge=0, le=1)] | None = option(None, "how much (default: all)")
     side: Literal[4, 8] | None = option(None, "how long", "SIDE")
     parts: list[int] = option([], "of what", "PART")
 

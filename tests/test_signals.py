@@ -1,4 +1,4 @@
-"""Signals: said at once, answered wherever the program is, and nothing lost by it."""
+"""Signals to stop: answered wherever the program is, and nothing is lost."""
 
 import os
 import signal
@@ -24,14 +24,14 @@ def start(*arguments: object, **environment: object) -> subprocess.Popen:
 
 
 def program(text: str) -> subprocess.Popen:
-    """A program that has said "ready" after the first lines of `text`."""
+    """A program that has printed "ready" after the first lines of `text`."""
     process = start("-c", "import time\nfrom runtime.signals import StopSignals\n" + textwrap.dedent(text))
     assert process.stdout.readline() == "ready\n"
     return process
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_first_is_said_and_unwinds_the_program(number, status):
+def test_the_first_is_printed_and_unwinds_the_program(number, status):
     process = program("""
         with StopSignals():
             try:
@@ -45,12 +45,12 @@ def test_the_first_is_said_and_unwinds_the_program(number, status):
     assert process.returncode == status
 
 
-def test_postponed_it_waits_for_the_block_and_is_said_at_once():
+def test_postponed_it_waits_for_the_block_and_is_printed_at_once():
     process = program("""
         with StopSignals() as signals:
             with signals.postponed():
                 print("ready", flush=True)
-                while not signals.heard:
+                while not signals.received:
                     time.sleep(0.01)
                 print("saved", flush=True)
             print("never", flush=True)
@@ -64,16 +64,16 @@ def test_a_second_one_ends_the_program_but_not_a_repetition_of_the_first():
     process = program("""
         with StopSignals() as signals, signals.postponed():
             print("ready", flush=True)
-            while not signals.heard:
+            while not signals.received:
                 time.sleep(0.01)
-            print("heard", flush=True)
+            print("received", flush=True)
             time.sleep(0.3)
             print("still there", flush=True)
             while True:
                 time.sleep(0.01)
     """)
     process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "heard\n"
+    assert process.stdout.readline() == "received\n"
     process.send_signal(signal.SIGTERM)  # as torchrun does when its whole group gets Ctrl-C
     assert process.stdout.readline() == "still there\n"
     time.sleep(1)
@@ -111,7 +111,7 @@ def whole(tmp_path_factory):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_heard_outside_a_step_it_is_answered_at_once_and_nothing_differs(
+def test_outside_a_step_it_is_answered_at_once_and_nothing_differs(
     where, name, prior, whole, tmp_path, monkeypatch, capfd
 ):
     trainer, function = tiny.Trainer(tmp_path, monkeypatch), getattr(where, name)
@@ -123,8 +123,8 @@ def test_heard_outside_a_step_it_is_answered_at_once_and_nothing_differs(
     monkeypatch.setattr(where, name, stopped)
     status, folder = trainer(prior=prior)
     assert status == 143
-    said, complaints = capfd.readouterr()
-    assert said.splitlines()[-1] == f"stopped; go on with: python train.py --resume {folder}"
+    out, complaints = capfd.readouterr()
+    assert out.splitlines()[-1] == f"stopped; go on with: python train.py --resume {folder}"
     assert "SIGTERM: stopping" in complaints
     monkeypatch.setattr(where, name, function)
     assert trainer.resume(folder) == 0

@@ -1,4 +1,4 @@
-"""What a training says: a line an epoch, the time that is left, the values of some steps; no bars in files."""
+"""What a training logs: a line an epoch, the time that is left, the values of some steps; no bars in files."""
 
 import csv
 import time
@@ -11,6 +11,11 @@ from runtime.errors import InputError
 from runtime.wording import counted, duration
 from training import telling
 from training.telling import Pace, StepTable, describe_epoch, short
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def test_the_time_that_is_left_follows_from_the_steps_after_the_first_two(clock)
     assert pace.describe(3) == ["2 slices/s", "done in 3 min"]
 
 
-def test_nothing_is_said_of_the_time_before_any_is_known(clock):
+def test_no_time_is_given_before_any_is_known(clock):
     pace = Pace(epochs=3)
     assert pace.describe(1) == []
     pace.step(0.5)
@@ -90,26 +95,16 @@ def test_a_damaged_file_of_steps_is_named(content, tmp_path):
         StepTable(path, 1, 0)
 
 
-def test_columns_of_an_older_file_of_steps_are_kept(tmp_path):
-    path = tmp_path / "steps.csv"
-    path.write_text("epoch,step,older\n1,0,5\n")
-    table = StepTable(path, 1, 0)
-    table.add(2, 0, ["loss"], torch.tensor([7.0]))
-    table.write()
-    assert path.read_text() == "epoch,step,older,loss\n1,0,5,\n2,0,,7\n"
-
-
-def test_a_run_says_what_it_will_do_then_a_line_an_epoch_then_where_it_is(tmp_path, monkeypatch, capsys):
-    trainer = tiny.Trainer(tmp_path / "runs", monkeypatch)
-    status, folder = trainer(prior="pixelcnn")
+def test_a_run_logs_its_plan_then_a_line_an_epoch_then_where_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(StepTable, "EVERY", 1)
+    status, folder = tiny.Trainer(tmp_path / "runs", monkeypatch)(prior="pixelcnn")
     printed = capsys.readouterr()
     assert status == 0
     assert printed.err == ""  # no bars: this is no terminal
     lines = printed.out.splitlines()
     assert (folder / "log.txt").read_text().splitlines() == lines
     assert "to do: vqvae, 2 epochs, then pixelcnn, 2 epochs" in lines
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(folder / "metrics.csv")
     epochs = [line for line in lines if line.startswith(("autoencoder ", "pixelcnn "))]
     stages = [f"{row['stage']} {row['epoch']}/2: " for row in rows]
     assert [line[: len(stage)] for line, stage in zip(epochs, stages, strict=True)] == stages
@@ -122,23 +117,13 @@ def test_a_run_says_what_it_will_do_then_a_line_an_epoch_then_where_it_is(tmp_pa
     assert all(" slices/s, " in line for line in epochs)
     assert " left" in epochs[0]
     assert "done in " in epochs[1]
-    assert str(folder / "report.html") in lines[-2]
-    assert "vqvae.pth and pixelcnn.pth" in lines[-2]
-    assert lines[-1] == f"to score them: python predict.py {folder / 'vqvae.pth'}"
-
-
-def test_values_of_steps_have_loss_rate_and_gradient(tmp_path, monkeypatch):
-    trainer = tiny.Trainer(tmp_path / "runs", monkeypatch)
-    monkeypatch.setattr(StepTable, "EVERY", 1)
-    _, folder = trainer(epochs=1)
-    with open(folder / "steps_autoencoder.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["epoch"], row["step"]) for row in rows] == [("1", str(step)) for step in range(tiny.STEPS)]
-    with open(folder / "metrics.csv", newline="") as file:
-        [means] = csv.DictReader(file)
+    command = f"python predict.py {folder / 'vqvae.pth'}"
+    assert lines[-1] == f"finished: see {folder / 'report.html'}; to score it: {command}"
+    steps = read_csv(folder / "steps_autoencoder.csv")
+    assert [(row["epoch"], row["step"]) for row in steps] == [(e, str(s)) for e in "12" for s in range(tiny.STEPS)]
     for name in ("train_reconstruction", "train_commitment", "gradient_norm", "learning_rate"):
-        mean = sum(float(row[name]) for row in rows) / tiny.STEPS
-        assert mean == pytest.approx(float(means[name]), rel=1e-4)
+        mean = sum(float(row[name]) for row in steps[: tiny.STEPS]) / tiny.STEPS
+        assert mean == pytest.approx(float(rows[0][name]), rel=1e-4)
 
 
 def test_numbers_and_times_in_words():

@@ -84,7 +84,7 @@ class Run:
                 self.log(f"stopped; go on with: python train.py --resume {self.folder}")
                 raise
             except RuntimeError:
-                if self.signals.heard is None or not dist.is_initialized():
+                if self.signals.received is None or not dist.is_initialized():
                     raise
                 self.signals.leave()
 
@@ -329,7 +329,7 @@ class Stage:
             self.run.signals.leave()
 
     def _must_stop(self) -> bool:
-        return self.run.signals.heard is not None or time.monotonic() > self.run.deadline
+        return self.run.signals.received is not None or time.monotonic() > self.run.deadline
 
     def _any_process(self, *flags: bool) -> list[bool]:
         """Which of the flags any process has set: all must leave at the same step, or the others wait for ever."""

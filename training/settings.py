@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
+from inference.contents import CodebookSize, Depth
 from runtime.cli import LARGEST_SEED, Device, Precision, Settings, flag, option
 from runtime.errors import InputError
 from runtime.files import require_checkpoint
@@ -44,10 +45,10 @@ class AutoencoderSettings(Settings):
     lr: float = option(1e-3, "learning rate, after warm-up and before it falls", ge=0, le=10)
     beta: float = option(0.25, "weight of the commitment loss", ge=0, le=1000)
     downsample: Literal[4, 8, 16] = option(8, "rqvae: pixels per code, in height and in width")
-    depth: int = option(8, "rqvae: codes per position", ge=1, le=16)
+    depth: Depth = option(8, "rqvae: codes per position")
     width: int = option(64, "rqvae: channels at a quarter of the size, twice as many below", ge=8, le=4096)
     blocks: int = option(2, "rqvae: residual blocks of the encoder, and of the decoder", ge=1, le=64)
-    codebook_size: int = option(512, "codes in each codebook", ge=2, le=32767)  # codes are kept as int16
+    codebook_size: CodebookSize = option(512, "codes in each codebook")
     codebook: Literal["ema", "gradient"] = option("ema", "how the codebook learns: moving averages or gradient")
     augment: Literal["on", "off"] = option(
         "on", "half of the batches as other sources have them: turned, dimmed, noisy"
@@ -79,9 +80,7 @@ class PriorSettings(Settings):
 
     autoencoder: Path | None = option(None, "trained vqvae.pth to learn a prior for, instead of training one")
     prior: Literal["dcgan", "transformer", "pixelcnn", "none"] = option("dcgan", "prior over the codes")
-    prior_codes: int = option(
-        1, "rqvae: codes per position that the prior draws; the painter adds texture", ge=1, le=16
-    )
+    prior_codes: Depth = option(1, "rqvae: codes per position that the prior draws; the painter adds texture")
     prior_epochs: int = option(80, "passes over the training codes", ge=1, le=1_000_000)
     prior_batch_size: int | None = option(
         None, "slices a step, over all processes together (default: 64 for dcgan, else 16)", ge=1, le=1_000_000
