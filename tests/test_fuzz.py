@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_checkpoint import DATA
 from tiny import slices
 
 import dataset
@@ -25,6 +24,8 @@ from runtime import compute
 from runtime.errors import InputError, exit_on_input_error
 from training.settings import TrainSettings
 
+DATA = {"title": "made up", "root": "/nowhere", "synthetic": True, "fingerprint": "f" * 64, "size": [32, 32]}
+DATA |= {"box": [0, 0, 32, 32], "levels": 4, "axis": 2, "slices": None, "affine": np.eye(4).tolist()}
 SLICES = slices(people=1, levels=4).images
 some_examples = settings(
     max_examples=60,
