@@ -90,6 +90,12 @@ def parse(kind: type[Kind], description: str, arguments: list[str] | None = None
     return kind.checked(vars(parser.parse_args(arguments)))
 
 
+def path(text: str) -> Path:
+    """A path that JSON can hold. Raises UnicodeEncodeError, which is a ValueError, for bytes that aren't UTF-8."""
+    text.encode()
+    return Path(text)
+
+
 def _argument(field: FieldInfo) -> dict[str, Any]:
     """What argparse needs to know of a field."""
     kind, help_text = field.annotation, field.description.replace("%", "%%")
@@ -108,4 +114,6 @@ def _argument(field: FieldInfo) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         how |= {"type": type(get_args(kind)[0]), "choices": get_args(kind)}
     usual = None if field.is_required() else METAVARS.get(kind)  # None is argparse's own
+    if kind is Path:
+        how["type"] = path
     return how | {"metavar": (field.json_schema_extra or {}).get("metavar", usual)}

@@ -104,9 +104,7 @@ def whole(tmp_path_factory):
     [
         (train, "initialise_codebooks", "none"),
         (train, "validation_ssim", "none"),
-        (figures, "draw_epoch", "none"),
         (figures, "draw_report", "none"),
-        (train, "EncodedSplit", "dcgan"),
         (train, "score_samples", "dcgan"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,7 +1,7 @@
 """How does a training survive an interruption? By the run folder, and by epochs that can stop at any step.
 
 runs/<date>_<time>/
-    config.json     every setting of the run
+    config.json     every setting of the run, its data's fingerprint, its commit, device and minutes
     log.txt         the terminal's output
     metrics.csv     a row an epoch; steps_<stage>.csv, one every few steps
     vqvae.pth       the autoencoder with the best validation SSIM (whatever --model it is)
