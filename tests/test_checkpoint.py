@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import modules
-from inference.loading import identity, load_autoencoder, load_prior
-from modules import AUTOENCODERS, DCGAN
+from inference.loading import AUTOENCODERS, identity, load_autoencoder, load_prior
+from modules import DCGAN
 from networks.pixelcnn import PixelCNN
 from runtime import checkpoint
 from runtime.errors import InputError
@@ -71,9 +71,9 @@ def test_prior_comes_back_and_samples_the_same(name, written):
 def test_identity_is_of_what_decides_the_codes(written):
     model = copy.deepcopy(written["model"])
     before = identity(model)
-    model.quantizers[0].usage += 1
+    model.quantizer.usage += 1
     assert identity(model) == before
-    model.quantizers[0].codebook[3, 5] += 1e-3
+    model.quantizer.codebooks[0, 3, 5] += 1e-3
     assert identity(model) != before
 
 
@@ -144,7 +144,7 @@ WRONG = [  # a file, what is changed in it, and the message
     ("vqvae", {"arguments": {"codebook_size": 32767}}, "doesn't fit the network of its arguments"),
     ("vqvae", {"arguments": {"codebook_size": True}}, "arguments: codebook_size must be a valid integer, not True"),
     ("vqvae", {"arguments": {"beta": float("nan")}}, "arguments: beta must be a finite number, not nan"),
-    ("vqvae", {"arguments": {"ema": False}}, 'Unexpected key(s) in state_dict: "quantizers.0.cluster_size"'),
+    ("vqvae", {"arguments": {"ema": False}}, 'Unexpected key(s) in state_dict: "quantizer.cluster_size"'),
     ("vqvae", {"arguments": None}, "arguments must be a valid dictionary, not None"),
     ("vqvae", {"data": {"size": [32, 31]}}, "data.size.1 must be a multiple of 16, not 31"),
     ("vqvae", {"data": {"box": [0, 0, 32, 48]}}, "data.box [0, 0, 32, 48] is not inside of data.size [32, 32]"),
