@@ -215,18 +215,24 @@ def draw_reconstructions(context: Context, made: Reconstruction, rows: list[dict
     title = results.title
     ranked = sorted(range(len(rows)), key=lambda i: rows[i]["ssim"])
     ranked = [i for i in ranked if not np.isnan(rows[i]["foreground_ssim"])] or ranked  # black slices show nothing
-    results.draw("ssim_distribution", plots.ssim_distribution, [row["ssim"] for row in rows], title=title)
-    for name, which, chosen in (("worst", "lowest", ranked[:COLUMNS]), ("best", "highest", ranked[::-1][:COLUMNS])):
+    results.draw("ssim_distribution.png", plots.ssim_distribution, [row["ssim"] for row in rows], title=title)
+    for name, which, order in (("worst", "Lowest", ranked), ("best", "Highest", ranked[::-1])):
+        of_person: dict[str, int] = {}
+        for i in order:
+            of_person.setdefault(slices.people[i], i)
+        several = len(of_person) >= COLUMNS
+        chosen = (list(of_person.values()) if several else order)[:COLUMNS]
         labels = [f"{rows[i]['name']} SSIM {rows[i]['ssim']:.4f}" for i in chosen]
         window = codec.window(slices.images[chosen])
         pictures = window.crop(slices.images[chosen]), window.crop(made.pictures[chosen])
-        results.draw(name, plots.reconstructions, *pictures, labels, title=f"{title}, {which} SSIM first")
+        draw = partial(plots.reconstructions, heading=f"{which} SSIM{', one slice a person' if several else ''}")
+        results.draw(f"reconstructions_{name}.png", draw, *pictures, labels, title=title)
     median = ranked[len(ranked) // 2]
     draw = partial(draw_codes, depth=len(made.groups[0][1]), frame=slices.frames and slices.frames[median])
     which = f"{title}, {rows[median]['name']}, the one of median SSIM"
-    results.draw("code_map", draw, codec, slices.images[median], title=which)
+    results.draw("codes.png", draw, codec, slices.images[median], title=which)
     counts = zip(made.flat_codes(), codec.autoencoder.codebook_sizes, strict=False)
-    results.draw("code_usage", plots.code_usage, [code_counts(*one).numpy() for one in counts], title=title)
+    results.draw("code_usage.png", plots.code_usage, [code_counts(*one).numpy() for one in counts], title=title)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -246,7 +252,7 @@ def sample(context: Context, ceiling: Sampler | None) -> None:
     if len(seeds) > 1:
         walk = to_uint8(model.walk(seeds[:2], settings.slice))
         which = f"{source}, from seed {seeds[0]} to seed {seeds[1]}"
-        results.draw("walk", plots.walk_gif, model.codec.window(walk).crop(walk), title=which)
+        results.draw("walk.gif", plots.walk, model.codec.window(walk).crop(walk), title=which)
     print(f"{counted(len(seeds), 'sample')} of the {source}")
     obstacle = None
     if settings.slice is not None:
@@ -283,7 +289,7 @@ def draw_samples(context: Context, pictures: np.ndarray, source: str) -> None:
     settings, results, slices, codec = context.settings, context.results, context.slices, context.model.codec
     shown, seeds = pictures[:MAX_SAMPLES_SHOWN], range(settings.seed, settings.seed + len(pictures))
     title = seeds_title(source, seeds[: len(shown)])
-    results.draw("sample_grid", plots.sample_grid, codec.window(shown).crop(shown), title=title)
+    results.draw("samples.png", plots.samples, codec.window(shown).crop(shown), title=title)
     if slices is None or slices.images.shape[1:] != pictures.shape[1:]:
         return
     at_level = np.flatnonzero(slices.levels == settings.slice)
@@ -295,7 +301,7 @@ def draw_samples(context: Context, pictures: np.ndarray, source: str) -> None:
     window = codec.window(np.concatenate([shown, others]))
     draw = partial(plots.samples_beside_real, kind="template slice" if context.data.synthetic else "real slice")
     title = f"{seeds_title(source, seeds[: len(shown)])}; {results.title}"
-    results.draw("samples_beside_real", draw, window.crop(shown), window.crop(others), title=title)
+    results.draw("samples_beside_real.png", draw, window.crop(shown), window.crop(others), title=title)
 
 
 def judge_samples(context: Context, ceiling: Sampler | None, codes: list[np.ndarray], pictures: np.ndarray) -> None:
@@ -323,14 +329,14 @@ def judge_samples(context: Context, ceiling: Sampler | None, codes: list[np.ndar
     print(f"{judge.table(verdict)}\ncode histograms of samples and training slices, total variation: {listed}")
 
     title = f"{results.metrics['samples']['source']}, beside {context.data.title}"
-    results.draw("memorisation", plots.memorisation, near.ssim, judged.held_out_nearest.ssim, title=title)
+    results.draw("memorisation.png", plots.memorisation, near.ssim, judged.held_out_nearest.ssim, title=title)
     closest = verdict["memorisation"]["closest"]
     columns = {key: [one[key] for one in closest] for key in closest[0]}
     pairs = pictures[columns["sample"]], judged.as_seen(columns["train_index"], columns["mirrored"])
     window = codec.window(np.concatenate(pairs))
     names = ["mirrored " * one["mirrored"] + one["train_name"] for one in closest]
     arguments = *(window.crop(pair) for pair in pairs), columns["ssim"], names
-    results.draw("nearest_training", plots.nearest_training, *arguments, title=title)
+    results.draw("nearest_training.png", plots.nearest_training, *arguments, title=title)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -362,10 +368,10 @@ def sample_volumes(context: Context, around: np.ndarray | None, level: int | Non
         except InputError as error:
             results.note(f"no real brains beside the samples: {error}")
     kind = "template" if context.data and context.data.synthetic else "real"
-    draw = partial(plots.three_planes, others=real, axis=trained_on["axis"], kind=kind)
+    draw = partial(plots.volumes, others=real, axis=trained_on["axis"], kind=kind)
     title = seeds_title(source, seeds[: len(shown)])
-    results.draw("volumes", draw, shown, title=title if real is None else f"{title}; {results.title}")
-    results.draw("volume_scroll", plots.walk_gif, shown[0], title=f"{source}, seed {seeds[0]}, level by level")
+    results.draw("volumes.png", draw, shown, title=title if real is None else f"{title}; {results.title}")
+    results.draw("volume_levels.gif", plots.volume_levels, shown[0], title=f"{source}, seed {seeds[0]}, level by level")
     print(f"{counted(len(seeds), 'whole brain')} of {volumes.shape[1]} levels each, of the {source}")
     obstacle = None
     if settings.around:
@@ -385,7 +391,7 @@ def judge_volumes(context: Context, seeds: range, volumes: np.ndarray) -> None:
     results.metrics["volume_judge"] = verdict
     print(volume_judge.table(verdict))
     title = f"{context.source}, beside {context.data.title}"
-    results.draw("volume_curves", plots.volume_curves, verdict, title=title)
+    results.draw("volume_curves.png", plots.volume_curves, verdict, title=title)
 
 
 # ----------------------------------------------------------------------------------------------------

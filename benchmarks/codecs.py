@@ -35,7 +35,7 @@ from inference.loading import load_autoencoder
 from inference.sampling import Sampler
 from reading.listing import SPLITS
 from report import plots
-from report.style import Pictures
+from report.style import save_tiles, tile
 from runtime import compute
 from runtime.cli import Device, Parser
 from runtime.errors import InputError, exit_on_input_error
@@ -178,24 +178,19 @@ def side_by_side(images: np.ndarray, model: Coded, path: Path, title: str) -> No
     scores = {
         name: reconstruction_scores(images, one.pictures / np.float32(255))["ssim"] for name, one in columns.items()
     }
-    gain = plots.ERROR_GAIN
-    labels, side = [], []
+    tiles, labels = [], []
     for i, place in enumerate(("worst", "median", "best")):
-        named = [f"{name}, {one.sizes[i]:,.0f} bytes, SSIM {scores[name][i]:.4f}" for name, one in columns.items()]
-        labels += [["original", *named], [""] * (1 + len(columns))]
-        side += [place, f"{gain} x error"]
-    grid = Pictures(images.shape[1:], 2 * len(images), 1 + len(columns), labels, side, gutter=70)
-    for row, original in enumerate(images / np.float32(255)):
-        grid.show(2 * row, 0, original)
-        for column, one in enumerate(columns.values(), start=1):
-            picture = one.pictures[row] / np.float32(255)
-            grid.show(2 * row, column, picture)
-            grid.show_map(2 * row + 1, column, gain * np.abs(original - picture), "magma", 1)
+        pictures = [images[i], *(one.pictures[i] for one in columns.values())]
+        tiles += [plots.gray(picture) for picture in pictures]
+        tiles += [plots.error_maps(images[i], picture) for picture in pictures]
+        labels += [f"{place}: original"]
+        labels += [f"{name}, {one.sizes[i]:,.0f} bytes, SSIM {scores[name][i]:.4f}" for name, one in columns.items()]
+        labels += [f"{plots.ERROR_GAIN} x error", *[""] * len(columns)]
     caption = (
         f"{title}; {model.row['name']}, and codecs at its bytes, or the fewest that they can do with. The model's"
-        f" worst, median and best slice by SSIM; under each {gain} x |original - picture|, cut at 1."
+        f" worst, median and best slice by SSIM; under each {plots.ERROR_GAIN} x |original - picture|, cut at 1."
     )
-    grid.save(path, "At the same bytes", caption, (1, f"{gain} x |error|", "magma", 1))
+    save_tiles(tile(np.stack(tiles), 1 + len(columns), labels), path, "At the same bytes", caption)
 
 
 def rate_distortion_rows(rows: Iterable[dict]) -> list[dict]:

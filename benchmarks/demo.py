@@ -119,7 +119,7 @@ def draw_comparison(folder: Path, people: int, device: str) -> Path:
     grids, path = [], folder / "samples_here_and_shipped.png"
     for weights, title in titles.items():
         pictures = to_uint8(TrainedModel.load(weights, device=device).sample(range(SHOWN_SAMPLES)))
-        plots.sample_grid(pictures, path, title)
+        plots.samples(pictures, path, title)
         with Image.open(path) as picture:
             grids.append(picture.convert("RGB"))
     above, below = grids

@@ -72,25 +72,25 @@ PRIORS = {
     ),
 }
 FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
-    ("rqvae", "worst.png"): "reconstructions.png",
-    ("rqvae", "code_map.png"): "codes.png",
-    ("transformer", "samples_beside_real.png"): "samples.png",
+    ("rqvae", "reconstructions_worst.png"): "reconstructions_worst.png",
+    ("rqvae", "codes.png"): "codes.png",
+    ("transformer", "samples_beside_real.png"): "samples_beside_real.png",
     ("transformer", "nearest_training.png"): "nearest_training.png",
     ("dcgan", "samples.png"): "samples_dcgan.png",
     ("dcgan", "walk.gif"): "walk.gif",
     ("pixelcnn", "samples.png"): "samples_pixelcnn.png",
     ("course_gan", "samples.png"): "samples_course_gan.png",
     ("volumes", "volumes.png"): "volumes.png",
-    ("volumes", "volume.gif"): "volume.gif",
+    ("volumes", "volume_levels.gif"): "volume_levels.gif",
     ("volumes", "volume_curves.png"): "volume_curves.png",
     ("codecs", "rate_distortion.png"): "rate_distortion.png",
     ("codecs", "side_by_side_rqvae_4356.png"): "side_by_side.png",
 }
 FIGURES_OF_RUNS = {  # file of train.py for a model whose run is in --runs -> file in resources/
     ("rqvae_4356", "progress.gif"): "progress.gif",
-    ("rqvae_4356", "training.png"): "training.png",
-    ("transformer", "transformer.png"): "transformer.png",
-    ("course_gan", "dcgan.png"): "gan_course.png",
+    ("rqvae_4356", "training_curves.png"): "training_curves.png",
+    ("transformer", "transformer_curves.png"): "transformer_curves.png",
+    ("course_gan", "dcgan_curves.png"): "dcgan_curves_course_gan.png",
 }
 
 # ----------------------------------------------------------------------------------------------------
@@ -316,9 +316,9 @@ MEASURES = {  # of volumes -> what the table calls it
 
 
 def volume_table(results: dict) -> str:
-    """How far drawn brains are from training people's, beside what slices drawn apart, and real people get."""
+    """How far drawn brains are from training people's, beside what independent slices and real people get."""
     found = results["volumes"]["distances"]
-    kinds = {"sampled": "drawn brains", "baseline": "slices drawn apart", "held_out": "held-out people"}
+    kinds = {"sampled": "drawn brains", "baseline": "independent slices", "held_out": "held-out people"}
     kinds |= {"floor": "training people (floor)", "floor_highest": "highest of ten draws"}
     rows = [[label, *(f"{found[kind][measure]:.3g}" for kind in kinds)] for measure, label in MEASURES.items()]
     return markdown(["", *kinds.values()], rows)

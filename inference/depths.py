@@ -1,11 +1,12 @@
-"""What do the codes of one slice hold? A figure: what each further code per position adds, or the codes themselves."""
+"""What do the codes of one slice hold? What each further code per position adds, or the code grids themselves."""
 
 from pathlib import Path
 
 import numpy as np
 
-from inference.codec import Codec
+from inference.codec import Codec, to_uint8
 from report import plots
+from report.style import coloured
 from runtime.wording import counted
 from scoring.metrics import reconstruction_scores
 from scoring.scores import SCORES
@@ -13,26 +14,40 @@ from scoring.scores import SCORES
 DEPTHS = (1, 2, 4, 8)  # codes per position
 
 
+def code_pictures(
+    codec: Codec, image: np.ndarray, depth: int | None = None, frame: tuple | None = None
+) -> list[tuple[str, np.ndarray]]:
+    """A slice, uint8 [H, W], and what its codes are or become: labels and pictures, uint8 [h, w, 3].
+
+    Where the autoencoder has several codes per position, these are the pictures decoded from the first 1, 2, 4, ... of
+    them, at most the first `depth`; else the code grids and the decoded picture. `frame`: where the slice lies on the
+    canvas, which alone is scored.
+    """
+    codes = codec.encode(image[None])[:depth]
+    box = codes.box.around(0, image.shape)
+    found = [("slice", plots.gray(box.crop(image)))]
+    if codec.autoencoder.depth == 1:
+        highest = max(1, *(int(grid.max()) for grid in codes))
+        for grid in codes:
+            height, width = grid.shape[1:]
+            indices = grid[0].cpu().numpy().repeat(codes.box.height // height, 0).repeat(codes.box.width // width, 1)
+            shown = coloured(indices[: box.height, : box.width] / highest, "viridis")
+            found.append((f"codes, {height} x {width}", shown))
+        decoded = to_uint8(box.crop(codec.decode(codes)[0]))
+        return [*found, ("decoded", plots.gray(decoded))]
+    own = image[frame or ...][None]
+    for n in [*(n for n in DEPTHS if n < len(codes)), len(codes)]:
+        picture = codec.decode(codes[:n])[0]
+        ssim = reconstruction_scores(own, picture[frame or ...][None])["ssim"][0]
+        size = codec.bytes_per_image(codes.box, n)
+        label = f"{counted(n, 'code')}: SSIM {SCORES['ssim'].text(ssim)}, {size:,.0f} bytes"
+        found.append((label, plots.gray(to_uint8(box.crop(picture)))))
+    return found
+
+
 def draw_codes(
     codec: Codec, image: np.ndarray, path: Path, title: str, depth: int | None = None, frame: tuple | None = None
 ) -> None:
-    """Draw a slice, uint8 [H, W], beside the pictures decoded from the first 1, 2, 4, ... codes of each position.
-
-    With one code per position, the code grids are drawn instead. `depth`: the most codes per position to show (default
-    all). `frame`: the slice's place on its canvas; only that is scored.
-    """
-    codes = codec.encode(image[None])[:depth]
-    window = codes.box.around(0, image.shape)
-    if codec.autoencoder.depth == 1:
-        decoded, size = codec.decode(codes)[0], f"the {codes.box.height}x{codes.box.width} pixels that are coded"
-        grids = [grid[0].cpu().numpy() for grid in codes]
-        plots.code_map(window.crop(image), grids, window.crop(decoded), path, f"{title}, {size}")
-        return
-    depths = [*(n for n in DEPTHS if n < len(codes)), len(codes)]
-    pictures = np.concatenate([codec.decode(codes[:n]) for n in depths])
-    labels = []
-    for n, picture in zip(depths, pictures, strict=True):
-        ssim = reconstruction_scores(image[frame or ...][None], picture[frame or ...][None])["ssim"][0]
-        size = codec.bytes_per_image(codes.box, n)
-        labels.append(f"{counted(n, 'code')}: SSIM {SCORES['ssim'].text(ssim)}, {size:,.0f} bytes")
-    plots.code_depths(window.crop(image), window.crop(pictures), labels, path, title)
+    """`code_pictures` as a figure."""
+    labels, pictures = zip(*code_pictures(codec, image, depth, frame), strict=True)
+    plots.codes(pictures, labels, path, title)

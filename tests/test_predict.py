@@ -89,7 +89,8 @@ def pixelcnn(tiny_run, tmp_path_factory):
 
 def test_everything_that_is_promised_is_written(judged):
     _, folder = judged
-    expected = ["metrics.json", "ssim_scores.csv", "report.html", "ssim.png", "worst.png", "best.png", "code_map.png"]
+    expected = ["metrics.json", "ssim_scores.csv", "report.html", "ssim_distribution.png", "codes.png"]
+    expected += ["reconstructions_worst.png", "reconstructions_best.png"]
     expected += ["code_usage.png", "samples.png", "samples_beside_real.png", "walk.gif", "memorisation.png"]
     expected += ["nearest_training.png", "samples", *(f"samples/seed_{seed:05d}.png" for seed in range(100))]
     assert files(folder) == sorted(expected)
@@ -238,7 +239,7 @@ def test_a_pixelcnn_gives_entropy_coded_bytes_and_takes_level_and_temperature(ca
         assert "seeds 0 to 1;" in grid.text["Description"]
         caption = beside.text["Description"]
     assert f"slice level {LEVELS - 1}, seed 0;" in caption  # the test split has one slice of this level
-    assert caption.endswith("1 sample, 1 template slice.")
+    assert caption.endswith("left 1 sample, right 1 template slice.")
     status, _, error, _ = call(*options, f"--slice={LEVELS}")
     assert (status, f"slice levels 0 to {LEVELS - 1}" in error) == (2, True)
 
@@ -348,7 +349,7 @@ def test_no_slice_is_cut(call, tmp_path):
 def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data, tmp_path, monkeypatch):
     (tmp_path / "text.pth").write_text("no checkpoint")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "torn.png").write_bytes((tiny_run / "training.png").read_bytes()[:300])
+    (tmp_path / "torn.png").write_bytes((tiny_run / "training_curves.png").read_bytes()[:300])
     nib.save(nib.Nifti1Image(np.ones((40, 40, 3), np.float32), np.eye(4)), tmp_path / "small.nii")
     another = torch.load(tiny_run / "dcgan.pth", weights_only=True) | {"autoencoder": "0" * 64}
     torch.save(another, tmp_path / "prior.pth")

@@ -246,11 +246,11 @@ def test_volumes_in_brains_out(tmp_path, monkeypatch, capsys):
         low = scan.affine @ [0, 0, 8, 1]
         assert (brain.affine @ [0, 0, 0, 1])[2] == pytest.approx(low[2])
         assert np.asarray(brain.dataobj).dtype == np.uint8
-    for name in ("volumes.png", "volume.gif"):
+    for name in ("volumes.png", "volume_levels.gif"):
         assert (tmp_path / "out" / name).is_file()
     page = (tmp_path / "out/report.html").read_text()
     assert "Whole brains in three planes" in page
-    assert "Through the levels of one drawn brain" in page
+    assert "Through the levels of one sampled brain" in page
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["volumes"]["number"] == 2
     assert metrics["volumes"]["levels"] == 12

@@ -113,7 +113,7 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
             run.save_prior(name, average.module, description["identity"], epoch, row)
         stage.end_epoch(row)
     if run.main:
-        plots.likelihood_curves(run.rows_of(name), run.folder / f"{name}.png", data.title)
+        plots.likelihood_curves(run.rows_of(name), run.folder / f"{name}_curves.png", data.title)
 
 
 def likelihood_step(
