@@ -1,34 +1,35 @@
-"""What does it do with my slice? A page on this machine to play with an autoencoder and the prior beside it.
+"""What does it do with my slice? A page on this machine to play with an autoencoder and the priors beside it.
 
     python app.py runs/<run>/vqvae.pth                 then open http://127.0.0.1:7860
     python app.py runs/<run>/vqvae.pth --port 8000
 
 Needs `pip install -r requirements-extra.txt`. Only this machine can open the page, which asks no other host for
-anything. Samples and walks are there when a prior lies beside the checkpoint; all that do can be chosen.
+anything. Samples and walks are there when a prior lies beside the checkpoint, whole brains when a transformer does.
 """
 
 import runtime.environment  # noqa: F401, before PyTorch
 
 # isort: split
+import atexit
 import html
 import math
+import os
+import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
-from PIL import Image
 
 import dataset
 from dataset import Slices
 from inference.codec import to_uint8
-from inference.depths import draw_codes
+from inference.depths import code_pictures
 from inference.model import TrainedModel
 from inference.reconstruction import reconstruct
 from inference.sampling import FILES as PRIORS
@@ -38,24 +39,38 @@ from inference.volumes import write_volume
 from networks.transformer import Transformer
 from reading import nifti
 from report import plots
-from report.page import parts_of
 from report.results import write_png
-from report.style import BLUE, INK, MUTED
-from runtime import cli, serving
+from report.style import BLUE
+from runtime import cli
 from runtime.cli import LARGEST_SEED, option
 from runtime.errors import InputError, exit_on_input_error
 from runtime.signals import StopSignals
 from scoring.scores import SCORES
 
-PRIVATE = serving.private_folder()
-gr = import_module("gradio") if find_spec("gradio") else None
 HOST = "127.0.0.1"
-MOST = 64  # samples at a time
-MOST_BYTES = 2**29  # of a file
-MOST_VOXELS = 2**26  # of a volume, 512x512x256: takes 1.5 GB
+# By default, gradio keeps what is uploaded for ever, readable by every user: this folder is private, and goes at exit.
+os.environ["GRADIO_TEMP_DIR"] = PRIVATE = tempfile.mkdtemp(prefix="brain-vqvae-")
+atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = HOST  # a proxy can't reach the page, which gradio looks for
+gr = import_module("gradio") if find_spec("gradio") else None
+
+MAX_SAMPLES = 64  # at a time
+MAX_BYTES = 2**29  # of a file
+MAX_VOXELS = 2**26  # of a volume, 512x512x256: takes 1.5 GB
 ANY = "any"  # slice level
 EXAMPLE = Path(__file__).parent / "resources" / "example.nii.gz"
 EXAMPLE_NOTE = "An example: slices drawn from the MNI152 template, no real person's. Drop a file of yours above."
+CSS = """
+.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
+img { image-rendering: pixelated; }
+:is(#error, #step, #axial, #coronal, #sagittal) img { width: 100% !important; max-height: none !important; }
+#step { max-width: 640px; }
+.grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
+.grid-container { grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)) !important; padding-top: 24px; }
+.thumbnail-item { height: auto !important; aspect-ratio: auto !important; background: none !important; }
+.caption-label { position: static !important; max-width: none !important; border: 0; white-space: normal !important; }
+@media (max-width: 480px) { .tab-container button { padding: 0 6px !important; font-size: 14px !important; } }
+"""
 
 
 class AppSettings(Computing):
@@ -69,40 +84,24 @@ class AppSettings(Computing):
 # What the page does, whatever it looks like
 
 
-class View(NamedTuple):
-    """What is shown of one slice. Pictures are of the pixels that are coded, with a small margin."""
-
-    pair: tuple[np.ndarray, np.ndarray]  # original and reconstruction, uint8 [h, w]
-    error: np.ndarray  # in colour, uint8 [h, w, 3]
-    scores: str  # Markdown
-    notes: list[str]  # what its owner has to know
-
-
 class Playground:
-    """A trained model, and each prior beside it, whose arguments come from the fields of a page.
+    """A trained model and each prior beside it.
 
     Attributes:
-        models: the model with one prior each, by what the page calls the prior; the best first.
-        drawer: that one of them which draws whole brains, or None.
+        priors: the model with one prior each, by what the page calls the prior; the best first.
+        brains: that one of them which samples whole brains, or None.
     """
 
     def __init__(self, model: TrainedModel):
-        self.model, self.models = model, {}
-        for path in (model.path.parent / name for name in PRIORS):
-            if path.is_file():
-                sampler = Sampler(path, model.codec)
-                name = f"{sampler.title} ({path.name})"
-                self.models[name] = TrainedModel(model.codec, model.description, sampler, model.path)
-        brains = (one for one in self.models.values() if isinstance(one.sampler.prior, Transformer))
-        self.drawer = next(brains, None)  # the model that draws whole brains
-        self.folder = tempfile.TemporaryDirectory(dir=PRIVATE)  # of files to download, while the page is up
-
-    def sampler(self, prior: str) -> Sampler:
-        """The prior that the page calls so."""
-        return self.models[prior].sampler
+        self.model = model
+        paths = [path for name in PRIORS if (path := model.path.parent / name).is_file()]
+        samplers = [Sampler(path, model.codec) for path in paths]
+        found = [TrainedModel(model.codec, model.description, sampler, model.path) for sampler in samplers]
+        self.priors = {one.sampler.title: one for one in found}
+        self.brains = next((one for one in found if isinstance(one.sampler.prior, Transformer)), None)
 
     def open(self, file: str | Path) -> Slices:
-        """The slices of a picture or a volume. Raises InputError when the file is neither."""
+        """The slices of a picture or a volume. Raises InputError when the file is neither, or too large."""
         path = Path(file)
         try:
             check_voxels(path)
@@ -110,61 +109,68 @@ class Playground:
         except InputError as error:  # the folder that the upload went to is nobody's business
             raise InputError(str(error).replace(f"{path.parent}/", "")) from error
 
-    def reconstruct(self, slices: Slices, index: int) -> View:
-        """What the model makes of one of the slices."""
-        images, frame = slices.images[index : index + 1], slices.frames[index]
-        made = reconstruct(self.model, images, frames=[frame])
-        window = self.model.codec.window(images)
-        original, reconstruction = (enlarged(window.crop(pictures[0])) for pictures in (images, made.pictures))
-        error = np.abs(original.astype(np.float32) - reconstruction) / 255
-        colours = colormaps["magma"](np.clip(plots.ERROR_GAIN * error, 0, 1), bytes=True)[..., :3]
+    def reconstruct(self, slices: Slices, index: int) -> tuple:
+        """One slice: (original, reconstruction), error map, scores and notes in Markdown, pictures of its codes."""
+        image, frame = slices.images[index : index + 1], slices.frames[index]
+        made = reconstruct(self.model, image, frames=[frame])
+        box = self.model.codec.window(image)
+        pair = tuple(enlarged(box.crop(pictures[0])) for pictures in (image, made.pictures))
         notes = [*([EXAMPLE_NOTE] if slices.paths[index] == EXAMPLE else []), *slices.notes]
         if len(made.outliers(self.model.description["validation_ssim"])):
             notes.append("Reconstructed far worse than any like the training slices: is this a brain?")
-        scores = {key: values[0] for key, values in made.scores.items()}
-        return View((original, reconstruction), colours, score_table(scores, made.bytes_per_image), notes)
+        scores = {SCORES[key].heading: SCORES[key].text(values[0]) for key, values in made.scores.items()}
+        scores["bytes"] = f"{made.bytes_per_image:,.0f}"
+        table = ["| score | value |", "|:--|--:|", *(f"| {name} | {text} |" for name, text in scores.items())]
+        text = "\n".join([*(f"> {html.escape(note)}\n" for note in notes), *table])
+        codes = [(picture, label) for label, picture in code_pictures(self.model.codec, image[0], frame=frame)]
+        return pair, plots.error_maps(*pair), text, codes
 
-    def codes(self, slices: Slices, index: int) -> list[tuple[Image.Image, str]]:
-        """What the slice's codes hold, as pictures with labels: see `draw_codes`."""
-        with tempfile.TemporaryDirectory(dir=self.folder.name) as folder:
-            path = Path(folder) / "codes.png"
-            draw_codes(self.model.codec, slices.images[index], path, slices.names[index], frame=slices.frames[index])
-            _, parts = parts_of(path)
-        return [(picture, label) for label, picture in parts]
+    def reconstruct_volume(self, slices: Slices) -> Path:
+        """All slices of a volume as NIfTI, in its own orientation, place and intensities."""
+        made = reconstruct(self.model, slices.images, frames=slices.frames)
+        pictures = made.pictures / np.float32(255)
+        [path] = nifti.write_all(new_folder(), slices.paths, pictures, slices.ranges, **self.model.cut())
+        return path.rename(path.with_name(f"reconstructed_{path.name}"))
 
-    def sample(
-        self, prior: str, seed: float, samples: float, level: str, temperature: float
-    ) -> tuple[list, Path, Path]:
-        """Samples of seeds from `seed` on, each with its label; all of them as PNG files in a ZIP file, and as NIfTI.
-
-        Each depends on its seed only. Raises InputError.
-        """
-        model, seeds = self.models[prior], range(whole(seed), whole(seed) + int(samples))
+    def sample(self, prior: str, seed: float, samples: float, level: str, temperature: float) -> tuple[list, str]:
+        """Samples of seeds from `seed` on, each with its label, and a ZIP file of PNG files. Raises InputError."""
+        model, seeds = self.priors[prior], range(whole(seed), whole(seed) + int(samples))
         heat = None if model.sampler.is_gan else temperature
         pictures = to_uint8(model.sample(seeds, chosen(level), temperature=heat))
         source = f"{model.sampler.title} trained on {model.description['data']['title']}, slice level {level}"
-        folder = Path(tempfile.mkdtemp(dir=self.folder.name))
-        name = f"samples_{model.sampler.path.stem}_seeds_{seeds[0]}_to_{seeds[-1]}"
-        with zipfile.ZipFile(packed := folder / f"{name}.zip", "w") as archive:
+        folder = new_folder()
+        packed = folder / f"samples_{model.sampler.path.stem}_seeds_{seeds[0]}_to_{seeds[-1]}.zip"
+        with zipfile.ZipFile(packed, "w") as archive:
             for number, picture in zip(seeds, pictures, strict=True):
                 write_png(file := folder / f"seed_{number:05d}.png", picture, f"{source}, seed {number}")
                 archive.write(file, file.name)
-        nifti.write_stack(volume := folder / f"{name}.nii.gz", pictures, model.cut()["axis"])
-        window = model.codec.window(pictures)
-        return [(window.crop(one), f"seed {n}") for n, one in zip(seeds, pictures, strict=True)], packed, volume
+        box = model.codec.window(pictures)
+        return [(box.crop(one), f"seed {n}") for n, one in zip(seeds, pictures, strict=True)], str(packed)
 
     def walk(self, prior: str, first: float, last: float, level: str) -> np.ndarray:
         """The pictures between two seeds' samples, uint8 [WALK, h, w]. Raises InputError."""
-        model = self.models[prior]
+        model = self.priors[prior]
         pictures = to_uint8(model.walk((whole(first), whole(last)), chosen(level)))
         return enlarged(model.codec.window(pictures).crop(pictures))
 
     def brain(self, seed: float) -> tuple[np.ndarray, Path]:
         """A whole brain's slices, uint8 [levels, h, w], and its NIfTI file. Raises InputError."""
-        volume = to_uint8(self.drawer.sample_volume(whole(seed)))
-        path = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"brain_seed_{whole(seed):05d}.nii.gz"
+        volume = to_uint8(self.brains.sample_volume(whole(seed)))
+        path = new_folder() / f"brain_seed_{whole(seed):05d}.nii.gz"
         write_volume(path, volume, self.model.description["data"])
-        return enlarged(self.model.codec.window(volume).crop(volume)), path
+        return self.model.codec.window(volume).crop(volume), path
+
+    def planes(self, volume: np.ndarray, level: int) -> list[np.ndarray]:
+        """Three planes of a brain, upright with letters; the one along its slices at `level`: uint8 [h, w, 3] each."""
+        axis = self.model.description["data"]["axis"]
+        planes = plots.three_planes(volume, axis)
+        planes[("sagittal", "coronal", "axial")[axis]] = np.rot90(volume[level])
+        return [plots.with_letters(plane, name) for name, plane in planes.items()]
+
+
+def new_folder() -> Path:
+    """For files to download; gone when the page is."""
+    return Path(tempfile.mkdtemp(dir=PRIVATE))
 
 
 def check_voxels(path: Path) -> None:
@@ -173,8 +179,8 @@ def check_voxels(path: Path) -> None:
         voxels = math.prod(nifti.load(path, voxels=False).shape)
     except (OSError, ValueError):  # no volume, or one that can't be read: who reads it says so
         return
-    if voxels > MOST_VOXELS:
-        raise InputError(f"{path.name} has {voxels:,} voxels, and this page takes {MOST_VOXELS:,}: cut or scale it")
+    if voxels > MAX_VOXELS:
+        raise InputError(f"{path.name} has {voxels:,} voxels, and this page takes {MAX_VOXELS:,}: cut or scale it")
 
 
 def chosen(level: str) -> int | None:
@@ -195,227 +201,168 @@ def enlarged(pictures: np.ndarray) -> np.ndarray:
     return pictures.repeat(zoom, -2).repeat(zoom, -1)
 
 
-def score_table(scores: dict[str, float], size: float) -> str:
-    """The scores of one slice as Markdown; a slice without foreground has no foreground SSIM."""
-    shown = {SCORES[key].heading: SCORES[key].text(value) for key, value in scores.items()} | {"bytes": f"{size:,.0f}"}
-    return "\n".join(["| score | value |", "|:--|--:|", *(f"| {name} | {text} |" for name, text in shown.items())])
-
-
 # ----------------------------------------------------------------------------------------------------
 # What it looks like
 
-CSS = """
-.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
-:is(#compare, #error, #step, #brain, #codes, #samples) img { image-rendering: pixelated; }
-:is(#error, #step, #brain) img { width: 100% !important; height: auto !important; max-height: none !important; }
-:is(#step, #brain) { max-width: 640px; }
-:is(#codes, #samples) .grid-wrap { height: auto !important; min-height: 0; max-height: none !important; }
-:is(#codes, #samples) .grid-container { padding-top: 24px; }
-:is(#codes, #samples) .grid-container { grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)) !important; }
-:is(#codes, #samples) .thumbnail-item { height: auto; aspect-ratio: auto; background: none; }
-:is(#codes, #samples) .thumbnail-item img { height: auto; object-fit: contain; }
-:is(#codes, #samples) .caption-label { position: static; max-width: none; border: 0; white-space: normal; }
-#scores :is(table, thead, tbody, tr) { border: 0 !important; }
-#scores :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); }
-.said p { margin: 0 0 8px; padding: 8px 12px; border-left: 4px solid #0072b2; }
-.said p.wrong { border-color: #d55e00; }
-@media (max-width: 480px) { button[role=tab] { padding: 0 7px !important; } }
-"""
 
+def reported(function: Callable) -> Callable:
+    """`function`, whose InputError becomes a message on the page."""
 
-def look() -> dict:
-    """The report's colours and type, for `launch`; a font that is given as text is one that the system has."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
-    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", **fonts)
-    theme.set(body_background_fill="#ffffff", body_background_fill_dark="#14171a")
-    theme.set(body_text_color=INK, block_label_text_color=MUTED, slider_color=BLUE)
-    theme.set(button_primary_background_fill=BLUE, button_primary_background_fill_dark=BLUE)
-    return {"theme": theme, "css": CSS, "footer_links": [], "run_history": False}
-
-
-def introduction(play: Playground) -> str:
-    """What the model does to a slice, in two sentences."""
-    described, codec = play.model.description, play.model.codec
-    height, width = codec.size
-    codes = sum(rows * columns for rows, columns in codec.grid_shapes())
-    novel = " or draw brains that nobody has" if play.models else ""
-    return (
-        f"# Brain slices and their codes\nThe `{described['model']}` of epoch {described['epoch']} turns a slice of"
-        f" {height}x{width} pixels into {codes:,} codes, {codec.bytes_per_image():,.0f} bytes, and these back into a"
-        f" picture. Give it a slice of yours{novel}: nothing leaves this machine."
-    )
-
-
-def said(*texts: str, wrong: bool = False) -> str:
-    """Texts as HTML; nothing of a file's name becomes markup."""
-    paragraphs = (f"<p{' class=wrong' if wrong else ''}>{html.escape(text)}</p>" for text in texts)
-    return f"<div role=status>{''.join(paragraphs)}</div>"
-
-
-def told(function: Callable, cleared: Sequence) -> Callable:
-    """`function`, which returns values and then notes; what it complains of is said beside what is `cleared`."""
-
+    @wraps(function)
     def wrapped(*arguments):
         try:
-            *values, notes = function(*arguments)
+            return function(*arguments)
         except InputError as error:
-            return *cleared, said(str(error), wrong=True)
-        return *values, said(*notes)
+            raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
 
     return wrapped
 
 
 def page(play: Playground) -> "gr.Blocks":
     """The page, not yet served."""
+    described, codec = play.model.description, play.model.codec
+    side, depth = codec.autoencoder.downsample, len(codec.grid_shapes())
     with gr.Blocks(title="Brain slices and their codes", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown(introduction(play))
+        gr.Markdown(
+            f"# Brain slices and their codes\nThe `{described['model']}` of epoch {described['epoch']} turns each block"
+            f" of {side}x{side} pixels of a slice into codes ({depth} grids), and these back into a picture. Nothing"
+            " that you give it leaves this machine.\n\n**For research and teaching, not for diagnosis.**"
+        )
         with gr.Tab("Reconstruct"):
             reconstruct_tab(blocks, play)
-        if play.models:
+        if play.priors:
             with gr.Tab("Sample"):
                 sample_tab(play)
             with gr.Tab("Walk"):
                 walk_tab(play)
-        if play.drawer:
-            with gr.Tab("Whole brain"):
+        if play.brains:
+            with gr.Tab("Brain"):
                 brain_tab(play)
     return blocks
 
 
 def reconstruct_tab(blocks: "gr.Blocks", play: Playground) -> None:
-    """A file, one of its slices beside the reconstruction, scores, notes, and what the codes hold."""
+    """A file, one of its slices beside the reconstruction, scores, notes, what the codes hold, and all slices."""
     slices = gr.State()
     with gr.Row():
         with gr.Column(scale=2):
             file = gr.File(label="a slice or a volume: PNG, JPEG, TIFF, NIfTI, DICOM", elem_id="file", height=180)
             place = gr.Slider(1, 2, 1, step=1, label="slice of the volume", visible=False, elem_id="slice")
-            message = gr.HTML(padding=False, elem_classes="said", elem_id="said")
             scores = gr.Markdown(elem_id="scores")
+            whole_volume = gr.Button("Reconstruct all slices", visible=False, elem_id="all")
+            download = gr.File(label="NIfTI", visible=False, interactive=False, elem_id="as-nifti")
         with gr.Column(scale=3):
             pair = gr.ImageSlider(
                 label="original | reconstruction", format="png", interactive=False, elem_id="compare", max_height=560
             )
             error = figure("error", f"{plots.ERROR_GAIN} x |original - reconstruction|, black (0) to pale (1)")
-    codes = gallery("codes", "what the codes hold")
+    codes = gr.Gallery(label="what the codes hold", format="png", object_fit="contain", elem_id="codes")
+    view = [pair, error, scores, codes]
+    controls = [slices, place, whole_volume, download]
 
     def opened(path: str | Path) -> tuple:
         found = play.open(path)
-        middle = len(found) // 2
-        moved = gr.update(maximum=max(len(found), 2), value=middle + 1, visible=len(found) > 1)
-        view = play.reconstruct(found, middle)
-        return found, moved, view.pair, view.error, view.scores, play.codes(found, middle), view.notes
+        middle, several = len(found) // 2, len(found) > 1
+        moved = gr.update(maximum=max(len(found), 2), value=middle + 1, visible=several)
+        button = gr.update(visible=found.ranges is not None)
+        return found, moved, button, gr.update(visible=False), *play.reconstruct(found, middle)
 
-    def seen(found: Slices, number: float) -> tuple:
-        view = play.reconstruct(found, int(number) - 1)
-        return view.pair, view.error, view.scores, said(*view.notes)
+    def cleared() -> list:
+        return [None, *3 * [gr.update(visible=False)], *4 * [None]]
 
-    shown = [slices, place, pair, error, scores, codes, message]
-    cleared = [None, gr.update(visible=False), None, None, None, None]
-    blocks.load(told(lambda: opened(EXAMPLE), cleared), None, shown)
-    file.upload(told(opened, cleared), file, shown)
-    file.clear(lambda: [*cleared, None], None, shown)
-    moved = place.input(seen, [slices, place], [pair, error, scores, message], trigger_mode="always_last")
-    moved.then(lambda found, number: play.codes(found, int(number) - 1), [slices, place], codes)
+    blocks.load(lambda: opened(EXAMPLE), None, controls + view)
+    file.upload(cleared, None, controls + view).then(reported(opened), file, controls + view)
+    file.clear(cleared, None, controls + view)
+    place.input(
+        lambda found, number: play.reconstruct(found, int(number) - 1),
+        [slices, place],
+        view,
+        trigger_mode="always_last",
+    )
+    whole_volume.click(
+        reported(lambda found: gr.update(value=str(play.reconstruct_volume(found)), visible=True)), slices, download
+    )
 
 
 def sample_tab(play: Playground) -> None:
     """Samples of a prior, to look at and to download."""
-    prior = choice_of_prior(play)
+    prior, level = choice_of_prior(play)
+    first = play.priors[prior.value].sampler
     with gr.Row():
-        level = choice_of_level(play, prior)
         seed = gr.Number(0, label="first seed", precision=0, elem_id="seed")
-        number = gr.Slider(1, MOST, 16, step=1, label="samples")
-        first = play.sampler(prior.value)
+        number = gr.Slider(1, MAX_SAMPLES, 16, step=1, label="samples")
         temperature = gr.Slider(0.1, 2, first.prior.temperature, label="temperature", visible=not first.is_gan)
     draw = gr.Button("Sample", variant="primary", elem_id="draw")
-    message = gr.HTML(padding=False, elem_classes="said")
-    drawing = gallery("samples", "samples")
-    with gr.Row():
-        packed = gr.DownloadButton("PNG files (ZIP)", interactive=False, elem_id="as-png")
-        volume = gr.DownloadButton("NIfTI", interactive=False, elem_id="as-nifti")
-
-    def sampled(*asked: object) -> tuple:
-        pictures, *files = play.sample(*asked)
-        return pictures, *(gr.update(value=str(path), interactive=True) for path in files), []
+    drawing = gr.Gallery(label="samples", format="png", object_fit="contain", elem_id="samples")
+    packed = gr.File(label="PNG files", interactive=False, elem_id="as-png")
 
     def warmed(name: str) -> dict:
-        sampler = play.sampler(name)
+        sampler = play.priors[name].sampler
         return gr.update(visible=not sampler.is_gan, value=sampler.prior.temperature)
 
     prior.change(warmed, prior, temperature)
-    cleared = [None, *2 * [gr.update(value=None, interactive=False)]]
-    draw.click(told(sampled, cleared), [prior, seed, number, level, temperature], [drawing, packed, volume, message])
+    draw.click(reported(play.sample), [prior, seed, number, level, temperature], [drawing, packed])
 
 
 def walk_tab(play: Playground) -> None:
     """The pictures between two samples, one after the other."""
-    prior = choice_of_prior(play)
+    prior, level = choice_of_prior(play)
     with gr.Row():
-        level = choice_of_level(play, prior)
         ends = [gr.Number(i, label=f"seed {x}", precision=0) for i, x in enumerate("AB")]
     go = gr.Button("Walk", variant="primary", elem_id="go")
-    message = gr.HTML(padding=False, elem_classes="said")
     place = gr.Slider(1, WALK, 1, step=1, label="picture, from A to B", elem_id="place")
     picture = figure("step", "sample")
     steps = gr.State()
-
-    def show(steps: np.ndarray | None, place: float) -> np.ndarray | None:
-        return None if steps is None else steps[int(place) - 1]
-
-    walked = go.click(told(lambda *asked: (play.walk(*asked), []), [None]), [prior, *ends, level], [steps, message])
-    walked.then(show, [steps, place], picture)
-    place.input(show, [steps, place], picture, show_progress="hidden", trigger_mode="always_last")
+    show = {"fn": lambda steps, place: steps[int(place) - 1], "inputs": [steps, place], "outputs": picture}
+    go.click(reported(play.walk), [prior, *ends, level], steps).success(**show)
+    place.input(**show, show_progress="hidden", trigger_mode="always_last")
 
 
 def brain_tab(play: Playground) -> None:
-    """All levels of a brain that nobody has, to scroll through and to download."""
+    """A whole brain that belongs to nobody, in three planes, to scroll through and to download."""
     seed = gr.Number(0, label="seed", precision=0, elem_id="brain-seed")
-    draw = gr.Button("Draw a brain", variant="primary", elem_id="draw-brain")
-    message = gr.HTML(padding=False, elem_classes="said")
+    draw = gr.Button("Sample a brain", variant="primary", elem_id="draw-brain")
     level = gr.Slider(1, 2, 1, step=1, label="slice of the brain", visible=False, elem_id="level")
-    picture = figure("brain", "slice of a sampled brain")
-    volume = gr.DownloadButton("NIfTI", interactive=False, elem_id="brain-as-nifti")
-    slices = gr.State()
+    with gr.Row():
+        with gr.Column():
+            planes = [figure("axial", "axial")]
+        with gr.Column():
+            planes += [figure(name, name) for name in ("coronal", "sagittal")]
+    file = gr.File(label="NIfTI", interactive=False, elem_id="brain-as-nifti")
+    brain = gr.State()
 
-    def drawn(asked: float) -> tuple:
-        stack, path = play.brain(asked)
-        middle = len(stack) // 2
-        moved = gr.update(maximum=len(stack), value=middle + 1, visible=True)
-        return stack, moved, stack[middle], gr.update(value=str(path), interactive=True), []
+    def drawn(number: float) -> tuple:
+        volume, path = play.brain(number)
+        middle = len(volume) // 2
+        moved = gr.update(maximum=len(volume), value=middle + 1, visible=True)
+        return volume, moved, *play.planes(volume, middle), str(path)
 
-    cleared = [None, gr.update(visible=False), None, gr.update(value=None, interactive=False)]
-    draw.click(told(drawn, cleared), seed, [slices, level, picture, volume, message])
+    draw.click(reported(drawn), seed, [brain, level, *planes, file])
     level.input(
-        lambda stack, number: stack[int(number) - 1],
-        [slices, level],
-        picture,
+        lambda volume, number: play.planes(volume, int(number) - 1),
+        [brain, level],
+        planes,
         show_progress="hidden",
         trigger_mode="always_last",
     )
 
 
-def choice_of_prior(play: Playground) -> "gr.Radio":
-    names = list(play.models)
-    return gr.Radio(names, value=names[0], label="prior", elem_classes="prior")
-
-
-def choice_of_level(play: Playground, prior: "gr.Radio") -> "gr.Dropdown":
-    """One of the slice levels of the prior that is chosen, or any."""
+def choice_of_prior(play: Playground) -> tuple["gr.Radio", "gr.Dropdown"]:
+    """One of the priors, and one of its slice levels, or any."""
 
     def levels(name: str) -> list[str]:
-        return [ANY, *map(str, range(play.sampler(name).levels))]
+        return [ANY, *map(str, range(play.priors[name].sampler.levels))]
 
-    level = gr.Dropdown(levels(prior.value), value=ANY, label="slice level")
+    names = list(play.priors)
+    with gr.Row():
+        prior = gr.Radio(names, value=names[0], label="prior", elem_classes="prior")
+        level = gr.Dropdown(levels(names[0]), value=ANY, label="slice level")
     prior.change(lambda name: gr.update(choices=levels(name), value=ANY), prior, level)
-    return level
+    return prior, level
 
 
 def figure(name: str, label: str) -> "gr.Image":
     return gr.Image(label=label, alt_text=label, format="png", interactive=False, buttons=["download"], elem_id=name)
-
-
-def gallery(name: str, label: str) -> "gr.Gallery":
-    return gr.Gallery(label=label, format="png", interactive=False, buttons=["download", "fullscreen"], elem_id=name)
 
 
 @exit_on_input_error
@@ -424,9 +371,15 @@ def main() -> int:
     settings = cli.parse(AppSettings, __doc__)
     if gr is None:
         raise InputError("the package gradio is missing: pip install -r requirements-extra.txt")
-    serving.ask_no_proxy()
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware  # both come with gradio
+
     model = TrainedModel.load(settings.checkpoint, "none", device=settings.device, precision=settings.precision)
     blocks = page(Playground(model))
+    theme = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    theme.set(button_primary_background_fill=BLUE, button_primary_background_fill_dark=BLUE, slider_color=BLUE)
+    # Another site's name that has been made to mean this machine (DNS rebinding) is none of these hosts.
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     try:
         blocks.launch(
             server_name=HOST,
@@ -434,9 +387,12 @@ def main() -> int:
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=MOST_BYTES,
-            app_kwargs={"middleware": serving.guards()},
-            **look(),
+            max_file_size=MAX_BYTES,
+            app_kwargs={"middleware": [hosts]},
+            footer_links=[],
+            run_history=False,
+            theme=theme,
+            css=CSS,
         )
     except OSError as error:
         raise InputError(f"--port {settings.port} is taken; choose another") from error

@@ -234,7 +234,7 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
                 run.save_prior("dcgan", average.module, description["identity"], epoch, row)
         stage.end_epoch(row)
     if run.main:
-        plots.gan_curves(run.rows_of("dcgan"), run.folder / "dcgan.png", f"{data.title}, training split")
+        plots.dcgan_curves(run.rows_of("dcgan"), run.folder / "dcgan_curves.png", f"{data.title}, training split")
 
 
 def gan_step(

@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from torchvision.utils import make_grid
 
 from runtime.files import atomic
 
@@ -137,6 +136,8 @@ def write_on(picture: np.ndarray, texts: Sequence[tuple[int, int, str, str]]) ->
 
 def tile(pictures: np.ndarray, columns: int, labels: Sequence[str] = ()) -> np.ndarray:
     """Pictures, uint8 [N, H, W] or [N, H, W, 3], in rows of `columns`, each below its label: uint8 [h, w, 3]."""
+    from torchvision.utils import make_grid  # takes a second to import, which training need not wait for
+
     zoom = max(1, TILE // max(pictures.shape[1:3]))
     large = pictures.repeat(zoom, 1).repeat(zoom, 2)
     tiles = torch.from_numpy(large if large.ndim == 4 else large[..., None].repeat(3, -1)).permute(0, 3, 1, 2)

@@ -1,13 +1,11 @@
 """The page of app.py: what its functions return, who can open it, and what a reader sees in a browser."""
 
 import base64
-import csv
 import http.client
 import io
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,40 +18,47 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, blob, run_script
+from conftest import ROOT, blob
 from PIL import Image
+from skimage.metrics import structural_similarity
 
 import app
-import dataset
 from inference.codec import Codec
-from inference.loading import load_autoencoder
+from inference.loading import AUTOENCODERS, load_autoencoder
 from inference.model import TrainedModel
 from inference.sampling import WALK
 from networks.pixelcnn import PixelCNN
 from networks.transformer import Transformer
+from report import plots
 from runtime import checkpoint
 from runtime.compute import Compute
 from runtime.errors import InputError
 
-CPU = Compute(torch.device("cpu"), bf16=False)
-TEST_PERSON = 6  # of the tiny data set
-PRIOR, GAN = "PixelCNN (pixelcnn.pth)", "DCGAN (dcgan.pth)"
+PIXELCNN = "PixelCNN"
+LEVELS = 4  # of whole brains
 needs_gradio = pytest.mark.skipif(app.gr is None, reason="needs gradio: pip install -r requirements-extra.txt")
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_run, tmp_path_factory):
-    """The autoencoder of `tiny_run` beside an untrained PixelCNN; that run's DCGAN draws the same for every seed."""
+def folder(tmp_path_factory):
+    """An untrained autoencoder beside an untrained PixelCNN and a transformer that samples brains of `LEVELS`."""
     folder = tmp_path_factory.mktemp("played")
-    shutil.copy(tiny_run / "vqvae.pth", folder)
-    autoencoder, about = load_autoencoder(folder / "vqvae.pth")
-    codec = Codec(autoencoder, about["data"], CPU)
-    arguments = {"grids": [list(shape) for shape in codec.grid_shapes()], "sizes": autoencoder.codebook_sizes}
-    arguments |= {"levels": about["data"]["levels"], "width": 16, "layers": 3}
     torch.manual_seed(0)
-    prior = PixelCNN(**arguments)
-    content = {"kind": "prior", "model": "pixelcnn", "arguments": prior.arguments, "autoencoder": about["identity"]}
-    checkpoint.save(folder / "pixelcnn.pth", content | {"state": prior.state_dict(), "epoch": 1})
+    model = AUTOENCODERS["vqvae"](codebook_size=64)
+    data = {"title": "blobs", "root": ".", "synthetic": True, "fingerprint": "f" * 64, "size": [256, 256]}
+    data |= {"box": [96, 96, 64, 64], "levels": 8, "axis": 2, "slices": None, "affine": None}
+    content = {"kind": "autoencoder", "model": "vqvae", "arguments": model.arguments, "data": data, "epoch": 1}
+    checkpoint.save(folder / "vqvae.pth", content | {"validation_ssim": 0.0, "state": model.state_dict()})
+    model, about = load_autoencoder(folder / "vqvae.pth")
+    [shape] = Codec(model, data, Compute(torch.device("cpu"), bf16=False)).grid_shapes()
+    [quantizer] = model.quantizers
+    sizes, dim = [64], quantizer.codebook.shape[1]
+    brains = Transformer(shape, sizes, dim, data["levels"], width=24, layers=1, inner=8)
+    brains.level_share.copy_(torch.tensor([1 / LEVELS] * LEVELS + [0] * (brains.levels + 1 - LEVELS)))
+    single = PixelCNN(grids=[list(shape)], sizes=sizes, levels=data["levels"], width=16, layers=3)
+    for name, prior in (("pixelcnn", single), ("transformer", brains)):
+        content = {"kind": "prior", "model": name, "arguments": prior.arguments, "autoencoder": about["identity"]}
+        checkpoint.save(folder / f"{name}.pth", content | {"state": prior.state_dict(), "epoch": 1})
     return folder
 
 
@@ -63,175 +68,106 @@ def play(folder):
 
 
 @pytest.fixture(scope="module")
-def predicted(tiny_run, tiny_data, tiny_cache, tmp_path_factory) -> dict[str, str]:
-    """predict.py's row of ssim_scores.csv for one test slice."""
-    slice_ = tiny_data / "keras_png_slices_test" / f"case_{TEST_PERSON:03d}_slice_9.nii.png"
-    out = tmp_path_factory.mktemp("predicted") / "out"
-    options = ["--input", slice_, "--out", out, "--device=cpu"]
-    done = run_script("predict.py", tiny_run / "vqvae.pth", *options, cache=tiny_cache)
-    assert done.returncode == 0, done.stderr
-    with open(out / "ssim_scores.csv", newline="") as file:
-        [row] = csv.DictReader(file)
-    return row | {"path": str(slice_)}
+def picture(tmp_path_factory):
+    """A slice on disk."""
+    path = tmp_path_factory.mktemp("given") / "case_001_slice_9.png"
+    Image.fromarray(blob(1, 9)).save(path)
+    return path
 
 
 # ------------------------------------------------------------------------------------------- the functions
 
 
-def table(text: str) -> dict[str, str]:
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
-    return dict(cells)
-
-
-def test_scores_are_those_of_predict(play, predicted):
-    view = play.reconstruct(play.open(predicted["path"]), 0)
-    shown = table(view.scores)
-    assert shown["SSIM"] == f"{float(predicted['ssim']):.4f}"
-    assert shown["foreground SSIM"] == f"{float(predicted['foreground_ssim']):.4f}"
-    assert shown["PSNR (dB)"] == f"{float(predicted['psnr']):.2f}"
-    assert shown["bytes"] == f"{play.model.codec.bytes_per_image():,.0f}"
-    assert view.notes == []
-    with Image.open(predicted["path"]) as image:
-        slice_ = np.asarray(image)
-    window = play.model.codec.window(slice_[None])
-    original, reconstruction = view.pair
+def test_a_slice_beside_its_reconstruction_with_scores_and_bytes(play, picture):
+    (original, reconstruction), error, text, codes = play.reconstruct(play.open(picture), 0)
+    slice_, codec = blob(1, 9), play.model.codec
+    decoded = codec.decode(codec.encode(slice_[None]))[0]
+    ssim = structural_similarity(slice_ / np.float32(255), decoded, data_range=1.0)
+    size = f"{codec.bytes_per_image():,.0f}"
+    assert f"| SSIM | {ssim:.4f} |" in text
+    assert f"| bytes | {size} |" in text
+    assert ">" not in text  # no notes
+    window = codec.window(slice_[None])
     zoom = len(original) // window.height
     assert np.array_equal(original[::zoom, ::zoom], window.crop(slice_))
-    error = np.abs(original.astype(int) - reconstruction)
-    assert 0 < error.mean() < 30
-    assert view.error[error == 0].tolist() == [[0, 0, 3]] * int((error == 0).sum())  # the darkest of the colour map
+    assert np.array_equal(reconstruction[::zoom, ::zoom], window.crop((255 * decoded).round().astype(np.uint8)))
+    assert np.array_equal(error, plots.error_maps(original, reconstruction))
+    assert [label for _, label in codes] == ["slice", "codes, 16 x 16", "decoded"]
 
 
-def test_codes_of_a_slice_have_labels(play, predicted):
-    codes = play.codes(play.open(predicted["path"]), 0)
-    assert [label for _, label in codes] == ["slice", "codes, 12 x 12", "decoded"]
-    assert {picture.size for picture, _ in codes} == {codes[0][0].size}
-
-
-def test_volumes_are_seen_slice_by_slice(play):
+def test_a_volume_is_seen_slice_by_slice_and_downloaded_whole(play):
     slices = play.open(app.EXAMPLE)
     assert len(slices) == 8
     first, last = (play.reconstruct(slices, index) for index in (0, 7))
-    assert not np.array_equal(first.pair[0], last.pair[0])
-    assert first.scores != last.scores
-    assert first.notes[0] == last.notes[0] == app.EXAMPLE_NOTE
-
-
-def test_slice_without_foreground_has_no_foreground_score(play, tmp_path):
-    Image.fromarray(np.zeros((256, 256), np.uint8)).save(tmp_path / "black.png")
-    view = play.reconstruct(play.open(tmp_path / "black.png"), 0)
-    assert table(view.scores)["foreground SSIM"] == "-"
-
-
-def test_bad_files_are_named_without_their_folder(play, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
-    Image.fromarray(np.zeros((2, 1040), np.uint8)).save(tmp_path / "wide.png")
-    (tmp_path / "volume.nii.gz").write_bytes(b"")
-    for name in ("text.png", "wide.png", "volume.nii.gz"):
-        with pytest.raises(InputError, match=name) as told:
-            play.open(tmp_path / name)
-        assert str(tmp_path) not in str(told.value)
-
-
-def test_a_volume_that_takes_too_much_memory_is_refused_by_its_header(play, tmp_path, monkeypatch):
-    """2 MB of packed zeros can be 5 GB."""
-    path = tmp_path / "zeros.nii.gz"
-    nib.save(nib.Nifti1Image(np.zeros((40, 40, 40), np.uint8), np.eye(4)), path)
-    monkeypatch.setattr(app, "MOST_VOXELS", 63_999)
-    with pytest.raises(InputError, match=r"^zeros.nii.gz has 64,000 voxels, and this page takes 63,999"):
-        play.open(path)
+    assert not np.array_equal(first[0][0], last[0][0])
+    assert app.EXAMPLE_NOTE.replace("'", "&#x27;") in first[2]
+    path = play.reconstruct_volume(slices)
+    assert path.name == "reconstructed_example.nii.gz"
+    made, source = nib.load(path), nib.load(app.EXAMPLE)
+    assert made.shape == source.shape
+    assert np.array_equal(made.affine, source.affine)
 
 
 def test_what_was_done_to_a_file_is_said_beside_its_scores(play, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "colour.png")
-    assert "colour.png: colour, converted to grey" in play.reconstruct(play.open(tmp_path / "colour.png"), 0).notes
+    assert "colour.png: colour, converted to grey" in play.reconstruct(play.open(tmp_path / "colour.png"), 0)[2]
+    Image.fromarray(np.zeros((256, 256), np.uint8)).save(tmp_path / "black.png")
+    assert "| foreground SSIM | - |" in play.reconstruct(play.open(tmp_path / "black.png"), 0)[2]
 
 
-def test_samples_depend_on_the_seed_alone(play):
-    first, again, other = (play.sample(PRIOR, seed, 1, "any", 1)[0][0][0] for seed in (3, 3, 4))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert [label for _, label in play.sample(PRIOR, 3, 4, "5", 0.5)[0]] == [f"seed {seed}" for seed in (3, 4, 5, 6)]
-    with pytest.raises(InputError, match="knows slice levels 0 to 31"):
-        play.sample(PRIOR, 3, 1, "32", 1)
+def test_bad_files_are_named_without_their_folder(play, tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.fromarray(np.zeros((2, 1040), np.uint8)).save(tmp_path / "wide.png")
+    (tmp_path / "volume.nii.gz").write_bytes(b"")
+    nib.save(nib.Nifti1Image(np.zeros((40, 40, 40), np.uint8), np.eye(4)), tmp_path / "zeros.nii.gz")
+    monkeypatch.setattr(app, "MAX_VOXELS", 63_999)  # 2 MB of packed zeros can be 5 GB
+    for name in ("text.png", "wide.png", "volume.nii.gz", "zeros.nii.gz has 64,000 voxels, and this page takes 63,999"):
+        with pytest.raises(InputError, match=name) as error:
+            play.open(tmp_path / name.split()[0])
+        assert str(tmp_path) not in str(error.value)
 
 
-def test_samples_are_downloaded_as_they_are_seen(play):
-    shown, packed, volume = play.sample(PRIOR, 7, 3, "any", 1)
-    slices = dataset.read_files([volume])
-    window = play.model.codec.window(slices.images)
+def test_samples_depend_on_the_seed_alone_and_are_downloaded_as_they_are_seen(play):
+    shown, packed = play.sample(PIXELCNN, 7, 3, "any", 1)
     with zipfile.ZipFile(packed) as archive:
         assert archive.namelist() == [f"seed_{seed:05d}.png" for seed in (7, 8, 9)]
         files = [Image.open(archive.open(name)) for name in archive.namelist()]
     assert [file.text["Description"].rpartition(", ")[2] for file in files] == ["seed 7", "seed 8", "seed 9"]
-    for (picture, _), file, voxels in zip(shown, files, np.asarray(nib.load(volume).dataobj).T, strict=True):
-        assert np.array_equal(picture, window.crop(np.asarray(file)))
-        assert np.array_equal(voxels.T, np.asarray(file))
-    assert slices.images.shape == (3, 256, 256)
-    assert {packed.name, volume.name} == {f"samples_pixelcnn_seeds_7_to_9.{end}" for end in ("zip", "nii.gz")}
+    window = play.model.codec.window(np.stack([np.asarray(file) for file in files]))
+    for (one, label), file, seed in zip(shown, files, (7, 8, 9), strict=True):
+        assert label == f"seed {seed}"
+        assert np.array_equal(one, window.crop(np.asarray(file)))
+    [(again, _)], _ = play.sample(PIXELCNN, 8, 1, "any", 1)
+    assert np.array_equal(again, shown[1][0])
+    assert not np.array_equal(again, shown[0][0])
+    with pytest.raises(InputError, match="knows slice levels 0 to 7"):
+        play.sample(PIXELCNN, 3, 1, "8", 1)
 
 
-def test_every_prior_beside_the_checkpoint_can_be_chosen(tiny_run, folder, tmp_path):
-    for file in (tiny_run / "vqvae.pth", tiny_run / "dcgan.pth", folder / "pixelcnn.pth"):
-        shutil.copy(file, tmp_path)
-    both = app.Playground(TrainedModel.load(tmp_path / "vqvae.pth", "none", device="cpu"))
-    assert len(both.models) == 2
-    assert [both.sampler(name).is_gan for name in both.models] == [True, False]
-    pictures = [both.sample(name, 0, 1, "3", 0.7)[0][0][0] for name in both.models]
-    assert not np.array_equal(*pictures)
-
-
-@pytest.fixture(scope="module")
-def drawer(folder, tmp_path_factory):
-    """The same autoencoder beside an untrained transformer, which draws whole brains."""
-    beside = tmp_path_factory.mktemp("drawn")
-    shutil.copy(folder / "vqvae.pth", beside)
-    autoencoder, about = load_autoencoder(beside / "vqvae.pth")
-    [shape] = Codec(autoencoder, about["data"], CPU).grid_shapes()
-    [codebook] = autoencoder.codebooks
-    sizes = [len(codebook)]
-    prior = Transformer(shape, sizes, codebook.shape[1], about["data"]["levels"], width=24, layers=1, inner=8)
-    prior.level_share.copy_(torch.tensor([0.25] * 4 + [0] * (prior.levels - 3)))
-    content = {"kind": "prior", "model": "transformer", "arguments": prior.arguments, "autoencoder": about["identity"]}
-    checkpoint.save(beside / "transformer.pth", content | {"state": prior.state_dict(), "epoch": 1})
-    return beside
-
-
-def test_a_whole_brain_is_drawn_and_downloaded(drawer, play):
-    assert play.drawer is None  # a PixelCNN draws single slices
-    brains = app.Playground(TrainedModel.load(drawer / "vqvae.pth", "none", device="cpu"))
-    stack, path = brains.brain(3)
-    own = TrainedModel.load(drawer / "vqvae.pth", device="cpu").sample_volume(3)
+def test_a_whole_brain_is_sampled_downloaded_and_shown_in_three_planes(play, folder):
+    volume, path = play.brain(3)
+    own = TrainedModel.load(folder / "vqvae.pth", device="cpu").sample_volume(3)
     assert path.name == "brain_seed_00003.nii.gz"
     assert np.array_equal(np.asarray(nib.load(path).dataobj), np.moveaxis((own * 255).round().astype(np.uint8), 0, 2))
-    assert len(stack) == len(own) == 4
-    assert not np.array_equal(stack, brains.brain(4)[0])
-    with pytest.raises(InputError, match="whole number"):
-        brains.brain(0.5)
-
-
-@needs_gradio
-def test_only_who_draws_brains_has_a_tab_for_them(drawer, play):
-    with_brains = app.Playground(TrainedModel.load(drawer / "vqvae.pth", "none", device="cpu"))
-    for one, there in ((with_brains, True), (play, False)):
-        assert ("Whole brain" in json.dumps(app.page(one).config, default=str)) == there
+    assert len(volume) == len(own) == LEVELS
+    axial, coronal, sagittal = play.planes(volume, 1)
+    assert np.array_equal(axial, plots.with_letters(np.rot90(volume[1]), "axial"))
+    assert coronal.shape[0] == sagittal.shape[0] == 2 * LEVELS + 32
 
 
 def test_walk_goes_from_one_seed_to_the_other(play):
-    steps = play.walk(PRIOR, 0, 1, "any")
+    steps = play.walk(PIXELCNN, 0, 1, "any")
     assert (len(steps), steps.dtype) == (WALK, np.uint8)
-    assert 256 < max(steps.shape[1:]) <= 512
-    back = play.walk(PRIOR, 1, 0, "any")
+    back = play.walk(PIXELCNN, 1, 0, "any")
     assert np.abs(steps[0].astype(int) - back[-1]).mean() < 1
     assert not np.array_equal(steps[0], steps[-1])
 
 
-@pytest.mark.parametrize("seed", [None, -1, 0.5, 2.0**31 + 1])
+@pytest.mark.parametrize("seed", [None, -1, 0.5, 2.0**32])
 def test_seeds_are_whole_numbers(play, seed):
-    with pytest.raises(InputError, match="whole number from 0"):
-        play.sample(PRIOR, seed, 1, "any", 1)
-    with pytest.raises(InputError, match="whole number from 0"):
-        play.walk(PRIOR, 0, seed, "any")
+    for call in (lambda: play.sample(PIXELCNN, seed, 1, "any", 1), lambda: play.walk(PIXELCNN, 0, seed, "any")):
+        with pytest.raises(InputError, match="whole number from 0"):
+            call()
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -253,28 +189,29 @@ def test_bad_options_are_one_line(arguments, monkeypatch, capsys):
 
 
 @needs_gradio
-def test_port_that_is_taken_is_one_line(tiny_run, monkeypatch, capsys):
+def test_port_that_is_taken_is_one_line(folder, monkeypatch, capsys):
     with socket.create_server((app.HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(sys, "argv", ["app.py", str(tiny_run / "vqvae.pth"), f"--port={port}", "--device=cpu"])
+        monkeypatch.setattr(sys, "argv", ["app.py", str(folder / "vqvae.pth"), f"--port={port}", "--device=cpu"])
         assert app.main() == 2
     assert capsys.readouterr().err == f"error: --port {port} is taken; choose another\n"
 
 
 @needs_gradio
-def test_tabs_and_fields_are_those_that_the_prior_has(folder, tiny_run, tmp_path):
-    shutil.copy(tiny_run / "vqvae.pth", tmp_path)
-    tabs, temperature, choices = [], [], []
-    for place in (folder, tiny_run, tmp_path):
-        blocks = app.page(app.Playground(TrainedModel.load(place / "vqvae.pth", "none", device="cpu")))
-        assert not blocks.analytics_enabled
-        tabs.append([block.label for block in blocks.blocks.values() if isinstance(block, app.gr.Tab)])
-        labelled = {getattr(block, "label", None): block for block in blocks.blocks.values()}
-        temperature.append("temperature" in labelled and labelled["temperature"].visible)
-        choices.append([name for name, _ in labelled["prior"].choices] if "prior" in labelled else None)
-    assert tabs == [["Reconstruct", "Sample", "Walk"]] * 2 + [["Reconstruct"]]
-    assert temperature == [True, False, False]
-    assert choices == [[PRIOR], [GAN], None]
+@pytest.mark.parametrize(
+    ("priors", "tabs"),
+    [
+        ([], ["Reconstruct"]),
+        (["pixelcnn.pth"], ["Reconstruct", "Sample", "Walk"]),
+        (["transformer.pth", "pixelcnn.pth"], ["Reconstruct", "Sample", "Walk", "Brain"]),
+    ],
+)
+def test_tabs_are_those_that_the_priors_have(folder, tmp_path, priors, tabs):
+    for name in ("vqvae.pth", *priors):
+        (tmp_path / name).symlink_to(folder / name)
+    blocks = app.page(app.Playground(TrainedModel.load(tmp_path / "vqvae.pth", "none", device="cpu")))
+    assert not blocks.analytics_enabled
+    assert [block.label for block in blocks.blocks.values() if isinstance(block, app.gr.Tab)] == tabs
 
 
 # ------------------------------------------------------------------------------------------- served, in a browser
@@ -297,9 +234,9 @@ def served(folder, temporary):
     environment = os.environ | {"TMPDIR": str(temporary), "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        said = process.stdout.readline()
-        assert said, "app.py ended before it served"
-        yield re.search(r"http://[\d.]+:\d+", said).group()
+        line = process.stdout.readline()
+        assert line, "app.py ended before it served"
+        yield re.search(r"http://[\d.]+:\d+", line).group()
     finally:
         process.terminate()
         process.wait()
@@ -317,7 +254,7 @@ def opened(browser, served):
 
 def until(browser, script: str):
     """What the script returns, once that is true."""
-    end = time.monotonic() + 240
+    end = time.monotonic() + 60
     while not (value := browser.run(script)):
         assert time.monotonic() < end, f"never true: {script}"
         time.sleep(0.1)
@@ -359,12 +296,16 @@ def new_picture(browser, name: str, before: str = "") -> tuple[str, np.ndarray]:
         return source, np.asarray(image.convert("RGB"))
 
 
-def test_page_loads_without_error_or_request_to_others(opened, served):
+def test_page_starts_with_an_example_and_asks_no_other_host(opened, served):
     time.sleep(1)  # a request that a script starts late
     assert [entry for entry in opened.log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     asked = [url for url in opened.requests() if not url.startswith(("data:", "blob:"))]
     assert asked[0].startswith(served)
     assert [url for url in asked if not url.startswith(served + "/")] == []
+    text = opened.run("return document.body.innerText")
+    assert "An example: slices drawn from the MNI152 template, no real person's." in text
+    assert "not for diagnosis" in text
+    assert new_picture(opened, "compare")[1].std() > 0
 
 
 @needs_gradio
@@ -380,13 +321,6 @@ def test_only_this_machine_can_open_it(served):
     assert listening == [f"0100007F:{port:04X}"]
 
 
-def test_page_starts_with_an_example_that_says_what_it_is(opened):
-    text = opened.run("return document.body.innerText")
-    assert "An example: slices drawn from the MNI152 template, no real person's." in text
-    assert "pixels into" in text
-    assert new_picture(opened, "compare")[1].std() > 0
-
-
 def ask(served: str, method: str, path: str, **headers: str) -> int:
     """The status of the answer to a request with these headers."""
     connection = http.client.HTTPConnection(served.removeprefix("http://"), timeout=60)
@@ -400,24 +334,16 @@ def ask(served: str, method: str, path: str, **headers: str) -> int:
     [
         ("127.0.0.1:{port}", 200),
         ("localhost:{port}", 200),
-        ("evil.example:{port}", 403),
-        ("127.0.0.1.evil.example", 403),
-        ("evil.example:{port}@127.0.0.1", 403),
-        ("", 403),
+        ("evil.example:{port}", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("evil.example:{port}@127.0.0.1", 400),
+        ("", 400),
     ],
 )
 def test_only_under_this_machines_names(host, status, served):
     """DNS rebinding: a site that has made its own name mean 127.0.0.1 may not use the page."""
     host = host.format(port=served.rpartition(":")[2])
     assert ask(served, "GET", "/config", Host=host) == status
-
-
-@needs_gradio
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1", "http://localhost:1"])
-def test_no_other_site_may_ask(origin, served):
-    for method, path in (("GET", "/config"), ("POST", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")):
-        assert ask(served, method, path, Origin=origin) == 403
-    assert ask(served, "GET", "/config", Origin=served) == 200
 
 
 @needs_gradio
@@ -431,34 +357,36 @@ def test_uploads_are_private(served, temporary):
     assert Path(stored).is_relative_to(private)
 
 
-def test_dropped_slice_is_scored_as_by_predict(opened, predicted):
+def test_dropped_slice_is_scored(opened, play, picture):
     before, _ = new_picture(opened, "compare")
-    drop(opened, Path(predicted["path"]))
+    drop(opened, picture)
     new_picture(opened, "compare", before)
-    text = opened.run("return document.querySelector('#scores').innerText")
-    assert re.search(r"^SSIM\s+(\S+)", text, re.MULTILINE)[1] == f"{float(predicted['ssim']):.4f}"
+    text = until(opened, "return document.querySelector('#scores').innerText")
+    expected = re.search(r"\| SSIM \| (\S+) \|", play.reconstruct(play.open(picture), 0)[2])[1]
+    assert re.search(r"^SSIM\s+(\S+)", text, re.MULTILINE)[1] == expected
     assert new_picture(opened, "error")[1].std() > 0
     assert opened.run("return document.querySelector('#slice')?.offsetParent ?? null") is None  # one slice
     assert "An example" not in opened.run("return document.body.innerText")
 
 
-def test_bad_file_is_told_on_the_page_and_nothing_stale_stays(opened, tmp_path):
+def test_bad_file_is_an_error_on_the_page_and_nothing_stale_stays(opened, tmp_path):
     path = tmp_path / "wide.png"
     Image.fromarray(np.zeros((2, 1040), np.uint8)).save(path)
     drop(opened, path)
-    said = "return document.querySelector('#said').innerText"
-    until(opened, f"{said}.includes('wide.png has slices of 2x1040')")
-    assert "An example" not in opened.run(said)
-    assert opened.run("return document.querySelector('#scores')?.innerText ?? ''").strip() == ""
+    until(opened, "return document.body.innerText.includes('wide.png has slices of 2x1040')")
+    assert opened.run("return document.querySelector('#scores')?.innerText ?? ''").strip() in ("", "Error")
     assert opened.run("return document.querySelectorAll(':is(#compare, #error, #codes) img').length") == 0
     assert opened.run("return document.querySelector('#slice')?.offsetParent ?? null") is None
 
 
-def test_volume_is_scrolled(opened):
+def test_volume_is_scrolled_and_reconstructed_whole(opened):
     before, first = new_picture(opened, "compare")
     enter(opened, "#slice input[type=range]", 2)
     _, second = new_picture(opened, "compare", before)
     assert not np.array_equal(first, second)
+    opened.run("document.querySelector('#all').click()")
+    address = until(opened, "return document.querySelector('#as-nifti a')?.href")
+    assert address.endswith("/reconstructed_example.nii.gz")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -470,42 +398,38 @@ def test_page_fits_the_screen_in_both_themes(opened, served, width):
         opened.post("/url", url=f"{served}?__theme={theme}")
         until(opened, "return document.querySelector('#codes img') !== null")
         assert opened.run("return document.documentElement.scrollWidth") <= width
-        left, right = opened.run(
-            "const r = document.querySelector('#codes').getBoundingClientRect(); return [r.left, r.right]"
-        )
-        assert abs(left - (width - right)) < 24  # in the middle, but for a scroll bar
+        tabs = opened.run("return [...document.querySelectorAll('button[role=tab]')].map(tab => tab.innerText.trim())")
+        assert tabs == ["Reconstruct", "Sample", "Walk", "Brain"]  # none is hidden behind a menu
         color = opened.run("return getComputedStyle(document.querySelector('gradio-app')).backgroundColor")
         grounds.append(sum(map(int, re.findall(r"\d+", color)[:3])))
     opened.cdp("Emulation.clearDeviceMetricsOverride")
     assert grounds[1] < 150 < 600 < grounds[0]
 
 
-def test_what_was_done_to_a_file_is_told_on_the_page(opened, tmp_path):
-    path = tmp_path / "colour.png"
-    Image.fromarray(np.dstack([blob(1, 1), blob(1, 2), blob(1, 3)])).save(path)
-    drop(opened, path)
-    until(opened, "return document.body.innerText.includes('colour.png: colour, converted to grey')")
-
-
 def test_samples_change_with_the_seed_and_come_back(opened):
     open_tab(opened, "Sample")
     until(opened, "return document.querySelector('#draw') !== null")
-    pictures, before = [], ""
+    shown, before = [], ""
     for seed in (0, 7, 0):
         enter(opened, "#seed input", seed)
         opened.run("document.querySelector('#draw').click()")
         before, pixels = new_picture(opened, "samples", before)
-        pictures.append(pixels)
-    assert np.array_equal(pictures[0], pictures[2])
-    assert not np.array_equal(pictures[0], pictures[1])
+        shown.append(pixels)
+    assert np.array_equal(shown[0], shown[2])
+    assert not np.array_equal(shown[0], shown[1])
 
 
-def test_slider_moves_through_the_walk(opened):
-    open_tab(opened, "Walk")
-    until(opened, "return document.querySelector('#go') !== null")
-    opened.run("document.querySelector('#go').click()")
-    before, first = new_picture(opened, "step")
-    enter(opened, "#place input[type=range]", WALK)
-    _, last = new_picture(opened, "step", before)
+@pytest.mark.parametrize(
+    ("tab", "button", "slider", "image", "end"),
+    [("Walk", "go", "place", "step", WALK), ("Brain", "draw-brain", "level", "axial", LEVELS)],
+)
+def test_slider_moves_through_the_walk_and_the_brain(opened, tab, button, slider, image, end):
+    open_tab(opened, tab)
+    until(opened, f"return document.querySelector('#{button}') !== null")
+    opened.run(f"document.querySelector('#{button}').click()")
+    before, first = new_picture(opened, image)
+    until(opened, f"return document.querySelector('#{slider} input[type=range]')?.max === '{end}'")
+    enter(opened, f"#{slider} input[type=range]", end)
+    _, last = new_picture(opened, image, before)
     assert first.shape == last.shape
     assert not np.array_equal(first, last)

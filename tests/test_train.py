@@ -44,7 +44,7 @@ def test_run_folder_holds_everything(tiny_run):
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {"config.json", "metrics.csv", "log.txt", "vqvae.pth", "dcgan.pth", "last.pth", "progress.gif"}
     assert names >= {"epoch_001.png", "epoch_002.png", "epoch_003.png", "training_curves.png", "report.html"}
-    assert "dcgan, last epoch" in (tiny_run / "report.html").read_text()
+    assert "last epoch of the DCGAN" in (tiny_run / "report.html").read_text()
     assert not [name for name in names if name.endswith(".partial")]
     config = json.loads((tiny_run / "config.json").read_text())
     assert (config["epochs"], config["beta"], config["loss"]) == (3, 0.25, "l1+ssim")
