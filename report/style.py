@@ -14,8 +14,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
-import torch.nn.functional as F
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -136,7 +134,8 @@ def write_on(picture: np.ndarray, texts: Sequence[tuple[int, int, str, str]]) ->
 
 def tile(pictures: np.ndarray, columns: int, labels: Sequence[str] = ()) -> np.ndarray:
     """Pictures, uint8 [N, H, W] or [N, H, W, 3], in rows of `columns`, each below its label: uint8 [h, w, 3]."""
-    from torchvision.utils import make_grid  # takes a second to import, which training need not wait for
+    import torch  # only here: reports of numbers alone need neither
+    from torchvision.utils import make_grid
 
     zoom = max(1, TILE // max(pictures.shape[1:3]))
     large = pictures.repeat(zoom, 1).repeat(zoom, 2)
@@ -144,7 +143,8 @@ def tile(pictures: np.ndarray, columns: int, labels: Sequence[str] = ()) -> np.n
     height, width = tiles.shape[2:]
     labels = [wrap(label, width) for label in labels]
     band = LINE * max((len(label.splitlines()) for label in labels), default=0)
-    grid = make_grid(F.pad(tiles, (GAP, 0, GAP + band, 0)), columns, padding=0).permute(1, 2, 0).numpy()
+    padded = torch.nn.functional.pad(tiles, (GAP, 0, GAP + band, 0))
+    grid = make_grid(padded, columns, padding=0).permute(1, 2, 0).numpy()
     rows = [divmod(number, columns) for number in range(len(labels))]
     places = [(GAP + column * (width + GAP), (row + 1) * (height + GAP + band) - height - 3) for row, column in rows]
     return write_on(grid, [(x, y, "ld", label) for (x, y), label in zip(places, labels, strict=True)])
