@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     model, about = load_autoencoder(folder / "vqvae.pth")
     [shape] = Codec(model, data, Compute(torch.device("cpu"), bf16=False)).grid_shapes()
     [quantizer] = model.quantizers
-    sizes, dim = [64], quantizer.codebook.shape[1]
+    sizes, dim = [64], quantizer.dim
     brains = Transformer(shape, sizes, dim, data["levels"], width=24, layers=1, inner=8)
     brains.level_share.copy_(torch.tensor([1 / LEVELS] * LEVELS + [0] * (brains.levels + 1 - LEVELS)))
     single = PixelCNN(grids=[list(shape)], sizes=sizes, levels=data["levels"], width=16, layers=3)
