@@ -295,8 +295,6 @@ def draw_samples(context: Context, pictures: np.ndarray, source: str) -> None:
     at_level = np.flatnonzero(slices.levels == settings.slice)
     candidates = at_level if len(at_level) else np.arange(len(slices))
     rows = candidates[np.linspace(0, len(candidates) - 1, min(len(shown), len(candidates))).round().astype(int)]
-    if len(rows) == len(shown):
-        del results.figures["sample_grid"]  # the report needn't show them twice
     shown, others = shown[: len(rows)], slices.images[rows]
     window = codec.window(np.concatenate([shown, others]))
     draw = partial(plots.samples_beside_real, kind="template slice" if context.data.synthetic else "real slice")
