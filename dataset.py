@@ -1,20 +1,22 @@
-"""Where do the slices come from? Folders of PNG or NIfTI become one uint8 array a split, and batches of it.
+"""Where do the slices come from? Folders of pictures or volumes become one uint8 array a split, and batches of it.
 
     python dataset.py check DIR                         look at every file of a data set; exit status 1 on problems
+    python dataset.py split DIR OUT                     make splits by person of files in any folders, by links
     python dataset.py demo DIR [--people N] [--seed S]  make the synthetic demo set
     python dataset.py cache [--clear]                   what is kept of decoded sets, and where; delete it
 
 A data set is a folder with a folder for each split: the OASIS PNG layout `keras_png_slices_{train,validate,test}`
 with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{train,validate,test}` with
-`case_NNN_week_W_slice_S.nii.gz`, or plain `{train,validate,test}` with either kind, or with 3-D NIfTI volumes.
+`case_NNN_week_W_slice_S.nii.gz`, or plain `{train,validate,test}` with either kind, or with 3-D volumes (NIfTI,
+Analyze, MGH).
 """
 
-import math
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -22,9 +24,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reading import cache, decoding, demo, images, inputs, nifti, stored
+from reading import cache, decoding, demo, images, inputs, splitting
+from reading.decoding import Cut
 from reading.listing import SPLITS, Listing, scan
-from reading.names import is_nifti, person_of
+from reading.names import person_of
+from reading.nifti import check_cut
 from reading.places import find
 from runtime.cli import Parser
 from runtime.errors import InputError, exit_on_input_error, visible
@@ -48,16 +52,27 @@ class Slices:
     ranges: np.ndarray | None = None  # float64 [N, 2], the volume's intensities that 0 and 255 stand for
     frames: list[tuple[slice, slice]] | None = None  # of files read one by one: where each lies on the canvas
     notes: list[str] = field(default_factory=list)  # what was done to which file that its owner has to know
+    affine: np.ndarray | None = None  # float64 [4, 4], voxel of the first volume on its canvas -> mm
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def box(self) -> "Box":
+        """Where all content of the slices lies."""
+        return content_box(self.images)
+
+    @property
+    def level_count(self) -> int:
+        """One more than the highest slice level; 0 where none is known."""
+        return int(self.levels.max()) + 1
 
     def first_people(self, number: int) -> "Slices":
         """The slices of the first `number` people; a view, not a copy."""
         keep = set(list(dict.fromkeys(self.people))[:number])
         n = sum(person in keep for person in self.people)  # slices are in order of people, so these come first
-        columns = {name: column[:n] for name, column in vars(self).items() if column is not None}
-        return replace(self, **columns | {"notes": self.notes})
+        names = ("images", "names", "people", "levels", "paths", "ranges", "frames")
+        return replace(self, **{name: column[:n] for name in names if (column := getattr(self, name)) is not None})
 
 
 @dataclass(frozen=True)
@@ -67,14 +82,15 @@ class DataSet:
     synthetic: bool
     splits: dict[str, Slices]
     fingerprint: str  # SHA-256 of the whole set's names and pixels, whichever splits and people were asked for
+    spacing: float | None = None  # mm, of the cubes that volumes were resampled to
 
 
 # ------------------------------------------------------------------------------------------- loading
 
 
-def _list(data: str | None) -> Listing:
+def _list(data: str | None, person: str | None = None) -> Listing:
     try:
-        return scan(find(data))
+        return scan(find(data), person)
     except OSError as error:
         raise InputError(f"can't read {error.filename}: {error.strerror or error}") from error
 
@@ -87,39 +103,42 @@ def load(
     *,
     axis: int = 2,
     slices: str | None = None,
+    spacing: float | None = None,
+    person: str | None = None,
 ) -> DataSet:
     """Load a data set, from its cache when its files haven't changed, else by decoding all of it once.
 
     `data`: a folder, "demo" (a synthetic set, made on first use), or None for the usual places (see `places.find`).
     `limit_people` keeps the first people of each split. `axis` (0 sagittal, 1 coronal, 2 axial) and `slices`
-    ("start:stop[:step]", None for all) say how 3-D volumes are cut. Raises InputError when there is no data set,
-    a file in it can't be read, a split asked for is missing or empty, or a person is in two splits (of all that the
-    set has) and `allow_overlap` is off.
+    ("start:stop[:step]", None for all) say how 3-D volumes are cut, after resampling to cubes of `spacing` mm.
+    `person`: a regular expression that finds the person in a file's name, where names aren't those of a common set.
+    Raises InputError when there is no data set, a file in it can't be read, a split asked for is missing or empty, or
+    a person is in two splits (of all that the set has) and `allow_overlap` is off.
     """
     if limit_people is not None and limit_people < 1:
         raise InputError(f"the limit of people must be at least 1, not {limit_people}")
-    _check_cut(axis, slices)
-    listing = _list(data)
+    check_cut(axis, slices, spacing)
+    listing = _list(data, person)
     if broken := listing.links_to_nothing():
         raise InputError(decoding.some(broken))
     for split in splits:
         if not listing.files.get(split):
-            state = "is empty" if split in listing.folders else "is missing"
-            raise InputError(f"the {split} split {state} in {listing.root}: no PNG, JPEG or NIfTI file to read")
+            raise InputError(listing.what_lies_in(split))
     if (doubled := listing.overlap()) and not allow_overlap:
         raise InputError(f"{decoding.some(doubled)}: move them, or go on with --allow-overlap (scores will flatter)")
 
-    index, folder = cache.open_or_build(listing, axis, slices, splits)
+    index, folder = cache.open_or_build(listing, (axis, slices, spacing))
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
+    loaded[next(iter(loaded))].notes[:0] = [visible(note) for note in [listing.note(), *index["notes"]] if note]
     title = "synthetic demo set" if demo.is_demo(listing.root) else visible(listing.root.resolve().name)
     if limit_people is not None:
         loaded = {split: part.first_people(limit_people) for split, part in loaded.items()}
         title += f", first {counted(limit_people, 'person', 'people')} of each split"
-    return DataSet(title, listing.root, demo.is_demo(listing.root), loaded, index["fingerprint"])
+    return DataSet(title, listing.root, demo.is_demo(listing.root), loaded, index["fingerprint"], spacing)
 
 
 def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, spacing: float | None = None) -> Slices:
-    """Decode just these pictures (PNG, JPEG, TIFF, BMP, WebP), or just these volumes (NIfTI, DICOM), into memory.
+    """Decode just these pictures (PNG, JPEG, TIFF, BMP, WebP), or volumes (NIfTI, Analyze, MGH, DICOM), into memory.
 
     A folder stands for the files in it; one of DICOM files is a series, that is, one volume. Slices of any height and
     width up to 1024 keep their own pixels, each in the middle of a black canvas: the smallest that holds all of
@@ -127,10 +146,7 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, s
     0.1 to 20) resamples them to cubes first. What was done to a file besides is in the `notes` of the result.
     Raises InputError naming each bad file.
     """
-    _check_cut(axis, slices)
-    least, most = nifti.SPACINGS
-    if spacing is not None and not (math.isfinite(spacing) and least <= spacing <= most):
-        raise InputError(f"the spacing must be from {least:g} to {most:g} mm, not {spacing:g}")
+    check_cut(axis, slices, spacing)
     if not paths:
         raise InputError("give at least one file to read")
     parts = inputs.read(paths, axis, slices, spacing)
@@ -149,22 +165,16 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, s
     )
 
 
-def _check_cut(axis: int, slices: str | None) -> None:
-    if axis not in (0, 1, 2):
-        raise InputError(f"axis must be 0 (sagittal), 1 (coronal) or 2 (axial), not {axis}")
-    nifti.parse_slices(slices)
-
-
 def _notes_of_sizes(columns: dict, canvas: tuple[int, int], split: str) -> list[str]:
     done = {"padded": columns["padded"], "shrunk": columns["resized"]}
-    told = [f"{counted(number, 'slice')} {what}" for what, number in done.items() if number]
-    return [f"{split}: {' and '.join(told)} to fit {'x'.join(map(str, canvas))}"] if told else []
+    notes = [f"{counted(number, 'slice')} {what}" for what, number in done.items() if number]
+    return [f"{split}: {' and '.join(notes)} to fit {'x'.join(map(str, canvas))}"] if notes else []
 
 
 def _notes_of_levels(levels: list[int], split: str) -> list[str]:
     beyond = sum(level >= MOST_LEVELS for level in levels)
-    told = f"{split}: {counted(beyond, 'slice')} with a number of {MOST_LEVELS:,} or more, taken as of no known level"
-    return [told] if beyond else []
+    note = f"{split}: {counted(beyond, 'slice')} with a number of {MOST_LEVELS:,} or more, taken as of no known level"
+    return [note] if beyond else []
 
 
 def _known(levels: list[int]) -> np.ndarray:
@@ -179,11 +189,12 @@ def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slic
     return Slices(
         images=cache.open_array(folder, split),
         names=[visible(name) for name in columns["names"]],
-        people=[person_of(file) for file in columns["files"]],
+        people=[listing.people[split][file] for file in columns["files"]],
         levels=_known(columns["levels"]),
         paths=[files[file] for file in columns["files"]],
-        ranges=np.array(columns["ranges"], np.float64) if listing.is_nifti else None,
+        ranges=np.array(columns["ranges"], np.float64) if listing.has_volumes else None,
         notes=_notes_of_sizes(columns, index["canvas"], split) + _notes_of_levels(columns["levels"], split),
+        affine=None if columns["affine"] is None else np.array(columns["affine"]),
     )
 
 
@@ -357,72 +368,87 @@ class Batches:
 # ------------------------------------------------------------------------------------------- command line
 
 
-def check(folder: str, axis: int = 2, slices: str | None = None) -> list[str]:
-    """Decode every file of a data set and print what it holds; returns a line for each problem found.
+def check(
+    folder: str, axis: int = 2, slices: str | None = None, spacing: float | None = None, person: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Decode every file of a data set and print what it holds; returns a line for each problem, and for each note.
 
     Raises InputError when there is no data set in `folder`.
     """
-    _check_cut(axis, slices)
-    listing = _list(folder)
+    check_cut(axis, slices, spacing)
+    cut: Cut = (axis, slices, spacing)
+    listing = _list(folder, person)
     print(f"{visible(listing.root)}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
-    problems = listing.overlap() + listing.links_to_nothing()
+    problems, survey = listing.overlap() + listing.links_to_nothing(), decoding.Survey()
     for split in SPLITS:
         files = listing.files.get(split, [])
         if not files:
-            problems.append(f"the {split} split is {'empty' if split in listing.folders else 'missing'}")
+            problems.append(listing.what_lies_in(split))
             continue
-        paths = [listing.folders[split] / name for name in files]
-        with ThreadPoolExecutor(decoding.THREADS) as pool:
-            looks = pool.map(lambda path: _look(path, axis, slices), paths)
-            looks = list(tqdm(looks, split, len(files), unit="file", disable=None))
-        problems += [look for look in looks if isinstance(look, str)]
-        kinds = Counter(look for look in looks if not isinstance(look, str))
-        people = len(set(map(person_of, files)))
-        print(f"{split:>9}: {counted(len(files), 'file')} of {counted(people, 'person', 'people')}", end="")
+        with ThreadPoolExecutor(decoding.THREADS) as pool, tqdm(desc=split, total=len(files), disable=None) as bar:
+            for unit, decoded in decoding.decode_each(
+                decoding.plan(listing.folders[split], files, cut, pool, problems), cut, pool
+            ):
+                bar.update(len(unit.paths))
+                if isinstance(decoded, str):
+                    problems.append(decoded)
+                else:
+                    survey.add(split, unit, decoded)
+        people = Counter(listing.people[split].values())
+        print(f"{split:>9}: {counted(len(files), 'file')} of {counted(len(people), 'person', 'people')}", end="")
         if listing.folders[split].name.startswith("keras_png_slices_") and not demo.is_demo(listing.root):
             print(" (published OASIS PNG set: {:,} of {})".format(*PUBLISHED[split]), end="")
+        kinds = Counter((look.size, look.mode) for look in survey.looks.get(split, []))
         print("".join(f"; {number:,} of {size}, {mode}" for (size, mode), number in kinds.most_common()))
-    return problems
+        print(f"{'':>9}  {_examples(people)}")
+    return problems + survey.problems(), [note for note in [listing.note(), *survey.notes()] if note]
 
 
-def _look(path: Path, axis: int, slices: str | None) -> tuple[str, str] | str:
-    """A file's size and mode, or what is wrong with it."""
-    try:
-        if is_nifti(path.name):
-            shape = nifti.read(path, axis, slices).shape
-            return "x".join(map(str, shape[1:])), "NIfTI" if shape[0] == 1 else f"NIfTI, {shape[0]} slices each"
-        pixels, mode = images.read(path)
-        return "x".join(map(str, pixels.shape)), f"mode {mode}"
-    except (ValueError, OSError) as problem:
-        return f"{path} {problem}"
+def _examples(people: Counter) -> str:
+    """`people: case_001, case_002, ..., case_302; 32 files each`."""
+    names, files = [visible(name) for name in people], sorted(set(people.values()))
+    shown = names if len(names) <= 4 else [*names[:3], "...", names[-1]]
+    each = f"{files[0]:,} to {files[-1]:,} files" if len(files) > 1 else counted(files[0], "file")
+    return f"people: {', '.join(shown)}; {each} each"
 
 
 def show_cache(clear: bool) -> None:
     """Print what the cache holds and its size; with `clear`, delete it first."""
-    found = stored.stored()
-    left = stored.clear() if clear else found
-    size = stored.megabytes(sum(one.bytes for one in left))
-    deleted = stored.megabytes(sum(one.bytes for one in found) - sum(one.bytes for one in left))
+    found = cache.stored()
+    left = cache.clear() if clear else found
+    size = _megabytes(sum(one.bytes for one in left))
+    deleted = _megabytes(sum(one.bytes for one in found) - sum(one.bytes for one in left))
     print(f"{cache.cache_root()}: {size}{f', {deleted} deleted' if clear else ''}")
     for one in left:
-        print(f"{stored.megabytes(one.bytes):>12}  {one.folder.name}: {one.content}")
+        print(f"{_megabytes(one.bytes):>12}  {one.folder.name}: {one.content}")
+
+
+def _megabytes(size: int) -> str:
+    """`367.0 MB`."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 @exit_on_input_error
 @StopSignals()
 def main() -> int:
-    parser = Parser(description="Look at a data set, or make the synthetic one.")
+    parser = Parser(description="Look at a data set, split files by person, or make the synthetic set.")
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("check", help="decode every file of a data set; exit status 1 on problems")
     look.add_argument("dir", help="the folder with the split folders, the one above it, or demo")
     look.add_argument("--axis", type=int, default=2, help="of 3-D volumes: 0 sagittal, 1 coronal, 2 axial (default)")
     look.add_argument("--slices", metavar="START:STOP", help="of 3-D volumes, those to take (default: all)")
+    look.add_argument("--spacing", metavar="MM", type=float, help="resample 3-D volumes to voxels of so many mm")
+    parts = commands.add_parser("split", help="make splits by person of the files in a folder and in its folders")
+    parts.add_argument("dir", type=Path, help="a flat, BIDS or class folder, or OASIS-1 as it is downloaded")
+    parts.add_argument("out", type=Path, help="a new folder, for links to the files")
+    for command in (look, parts):
+        command.add_argument("--person", metavar="REGEX", help="finds the person in a file's name (default: by names)")
     make = commands.add_parser("demo", help="make a synthetic set from the MNI152 template")
     make.add_argument("dir", type=Path, help="a new folder")
     make.add_argument("--people", type=int, default=demo.PEOPLE, help="32 slices each (default: %(default)s)")
     make.add_argument("--seed", type=int, default=demo.SEED, help="the same seed makes the same set (default: 0)")
-    kept = commands.add_parser("cache", help="show what is kept of the data sets that were decoded, and where")
-    kept.add_argument("--clear", action="store_true", help="delete it; it is made again where it is needed")
+    decoded = commands.add_parser("cache", help="show what is kept of the data sets that were decoded, and where")
+    decoded.add_argument("--clear", action="store_true", help="delete it; it is made again where it is needed")
     args = parser.parse_args()
 
     if args.command == "cache":
@@ -432,7 +458,11 @@ def main() -> int:
         demo.make(args.dir, args.people, args.seed)
         print(f"synthetic set of {counted(args.people, 'person', 'people')}, seed {args.seed}: {visible(args.dir)}")
         return 0
-    problems = check(args.dir, args.axis, args.slices)
+    if args.command == "split":
+        print("\n".join(map(visible, splitting.split(args.dir, args.out, args.person))))
+        return 0
+    problems, notes = check(args.dir, args.axis, args.slices, args.spacing, args.person)
+    print("\n".join(visible(f"note: {note}") for note in notes), end="\n" if notes else "")
     print("\n".join([counted(len(problems), "problem"), *map(visible, problems)]) if problems else "no problems")
     return 1 if problems else 0
 

@@ -106,11 +106,13 @@ def load_data(settings: PredictSettings, model: TrainedModel) -> DataSet | None:
 
     The training split comes with it if these are the model's own data. Raises InputError when there are no such data.
     """
-    trained_on, cut = model.description["data"], model.cut(settings.axis, settings.slices)
+    trained_on, cut = model.description["data"], model.cut(settings.axis, settings.slices, settings.spacing)
     if settings.samples_only:
         return None
     if settings.input:
-        files = dataset.read_files(settings.input, **cut, spacing=settings.spacing)
+        files = dataset.read_files(settings.input, **cut)
+        if settings.spacing and files.ranges is None:
+            raise InputError("--spacing is about volumes: these are pictures, whose pixels have no size in mm")
         names = list(dict.fromkeys(visible(path.name) for path in files.paths))
         title = names[0] if len(names) == 1 else f"{names[0]} and {counted(len(names) - 1, 'other file')}"
         return DataSet(title, settings.input[0].parent, False, {settings.split: files}, "")
@@ -119,6 +121,7 @@ def load_data(settings: PredictSettings, model: TrainedModel) -> DataSet | None:
         if not trained_on["synthetic"]:
             raise InputError(f"{root}, which this checkpoint was trained on, isn't here: give --data")
         root = "demo"
+    cut["person"] = settings.person or (None if settings.data else trained_on["person"])
     data = dataset.load(root, (settings.split,), settings.allow_overlap, **cut)
     if data.fingerprint != trained_on["fingerprint"]:
         return data
@@ -173,7 +176,7 @@ def reconstruct_slices(context: Context) -> tuple[list[dict], np.ndarray]:
         decoded = np.empty(slices.images.shape, np.float32)
         for indices, codes in made.groups:
             decoded[indices] = model.decode(codes)
-        how = model.cut(settings.axis, settings.slices) | {"spacing": settings.spacing}
+        how = model.cut(settings.axis, settings.slices, settings.spacing)
         nifti.write_all(results.folder / "reconstructions", slices.paths, decoded, slices.ranges, **how)
     elif files:
         own = [picture[frame] for picture, frame in zip(made.pictures, slices.frames, strict=True)]

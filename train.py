@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dataset import Batches, Box, DataSet, content_box
+from dataset import Batches, Box, DataSet
 from inference.codec import Codec
 from inference.loading import AUTOENCODERS, load_autoencoder, load_painter
 from modules import DCGAN, Autoencoder, level_shares
@@ -59,7 +59,7 @@ LOSSES = {"l1+ssim": l1_ssim, "mse": mean_squared_error}
 
 def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Compute) -> None:
     """Train the autoencoder; vqvae.pth is the one with the best validation SSIM."""
-    train, box = data.splits["train"], content_box(data.splits["train"].images)
+    train, box = data.splits["train"], data.splits["train"].box
     window = None if settings.augment == "on" else box  # augmentation takes its window from the whole slice
     batches = Batches(train, settings.batch_size, on.device, window, on.rank, on.world_size)
     model = make_autoencoder(settings).to(on.device, memory_format=torch.channels_last)

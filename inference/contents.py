@@ -104,6 +104,8 @@ class Data(Schema):
     levels: Levels
     axis: Literal[0, 1, 2]
     slices: str | None
+    spacing: Annotated[float, Field(ge=0.1, le=20)] | None = None  # mm, to which volumes were resampled
+    person: str | None = None  # a regular expression that finds the person in a file's name
     affine: Affine | None = None  # of the first training volume, voxel to mm; None where slices come one by one
 
     @field_validator("slices")

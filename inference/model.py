@@ -147,10 +147,10 @@ class TrainedModel:
             start = level, self.codec.encode(_as_slices(around[None]), self.codec.box)
         return volumes.paint(volumes.sample(seeds, start, **options), seeds)
 
-    def cut(self, axis: int | None = None, slices: str | None = None) -> dict:
+    def cut(self, axis: int | None = None, slices: str | None = None, spacing: float | None = None) -> dict:
         """How `dataset.load` and `read_files` are to cut volumes: as given, else as in training."""
-        data = self.description["data"]
-        return {"axis": data["axis"] if axis is None else axis, "slices": data["slices"] if slices is None else slices}
+        given = {"axis": axis, "slices": slices, "spacing": spacing}
+        return {name: self.description["data"][name] if value is None else value for name, value in given.items()}
 
     def _ready(
         self, seeds: Sequence[int], level: int | None, temperature: float | None = None, nucleus: float | None = None

@@ -20,9 +20,12 @@ class ReconstructionSettings(Settings):
     data: str | None = option(None, "data set, or 'demo' (default: the checkpoint's own)", "DIR")
     split: Literal["train", "validate", "test"] = option("test", "which part of the data set")
     input: list[Path] = option([], "just these: pictures, NIfTI, DICOM, or folders of them", "FILE")
-    spacing: float | None = option(None, "of --input's volumes: resample to voxels of so many mm", ge=0.1, le=20)
+    spacing: float | None = option(
+        None, "of volumes: resample to voxels of so many mm (default: as in training)", "MM", ge=0.1, le=20
+    )
     axis: Literal[0, 1, 2] | None = option(None, "how volumes are cut (default: as in training)")
     slices: str | None = option(None, "of volumes, those to take (default: as in training)", "START:STOP")
+    person: str | None = option(None, "finds the person in a file's name (default: as in training)", "REGEX")
     codes: Depth | None = option(None, "decode the first N codes per position only (default: all)")
     allow_overlap: bool = option(False, "go on when a person is in two splits")
     save_nifti: bool = option(False, "write reconstructions as NIfTI, as the input's were")
@@ -68,8 +71,6 @@ class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help sh
     def _fit_together(self) -> Self:
         if self.input and self.data:
             raise InputError("give --data or --input, not both")
-        if self.spacing and not self.input:
-            raise InputError("--spacing is about --input: give files, or leave it out")
         if self.samples_only and (self.input or not (self.samples or self.volumes)):
             raise InputError("--samples-only leaves nothing to do with --input or --samples 0: leave one out")
         if self.around and not self.volumes:

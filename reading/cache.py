@@ -2,59 +2,31 @@
 
 A data set is decoded once, to one `SPLIT.npy` (uint8 [N, H, W]) for each split and an `index.json`, in a folder of
 the user's cache that is named after the files' names, sizes and times; later runs memory-map those arrays. A
-folder there is whole or absent: it is made under another name, under a lock, and then renamed. What it holds is
-compared with the SHA-256 of what was written, and decoded again where it is anything else. It can be deleted at any
-time.
+folder there is whole or absent: it is made under another name, under a lock, and then renamed. Arrays whose size or
+time have changed, or an index that isn't as it was written, are made again. It can be deleted at any time.
 """
 
 import hashlib
-import io
 import json
 import os
-from collections.abc import Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from pydantic import Field, InstanceOf
 from tqdm import tqdm
 
-from reading.decoding import THREADS, Problems, Unit, canvas_of, decode, plan
-from reading.listing import SPLITS, Listing
+from reading import demo, images, nifti
+from reading.decoding import THREADS, Cut, Problems, Survey, Unit, canvas_of, decode_each, plan
+from reading.listing import Listing
 from runtime.errors import InputError, one_line, visible
 from runtime.files import BUILD_TIMEOUT, locked, whole_folder
-from runtime.schema import Schema
 from runtime.wording import counted
 
-VERSION = 1  # raise it when the same files would give other arrays
-
-
-Count = Annotated[int, Field(ge=0, le=2**31)]
-Name = InstanceOf[str]  # whatever its characters: pydantic's own texts are UTF-8, and a file's name may be anything
-Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class Columns(Schema):
-    """What the index tells of a split's slices."""
-
-    names: list[Name]
-    levels: list[Annotated[int, Field(ge=-1, lt=10**9)]]
-    files: list[Name]
-    ranges: list[Annotated[list[float], Field(min_length=2, max_length=2)] | None]
-    padded: Count
-    resized: Count
-    sha256: Hash
-
-
-class Index(Schema):
-    """An index.json."""
-
-    canvas: Annotated[list[Annotated[int, Field(ge=16, le=2**14)]], Field(min_length=2, max_length=2)]
-    splits: dict[Literal[*SPLITS], Columns]
-    fingerprint: Hash
-    sha256: Hash  # of all the rest of it
+VERSION = 2  # raise it when the same files would give other arrays
+DAMAGE = (OSError, ValueError, EOFError, RecursionError, TypeError, LookupError, AttributeError)  # of reading a cache
 
 
 def cache_root() -> Path:
@@ -65,100 +37,34 @@ def cache_root() -> Path:
         raise InputError("this user has no home folder: set XDG_CACHE_HOME to a folder for decoded slices") from None
 
 
-def _header(n: int, canvas: tuple[int, int]) -> bytes:
-    """What an .npy file of n slices begins with."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, *canvas)})
-    return file.getvalue()
+# ------------------------------------------------------------------------------------------- making and reading it
 
 
-def _write_split(
-    file: BinaryIO, units: list[Unit], canvas: tuple[int, int], axis: int, slices: str | None, pool: Executor, bar: tqdm
-) -> tuple[dict, Problems]:
-    """Decode a split to an open .npy file; its columns for the index, and what was wrong."""
-    names = [name for unit in units for name in unit.names]
-    file.write(_header(len(names), canvas))
-    columns = {
-        "names": names,
-        "levels": [level for unit in units for level in unit.levels],
-        "files": [name for unit in units for name in unit.files],
-        "ranges": [],
-        "padded": 0,
-        "resized": 0,
-    }
-    problems, digest = Problems(), hashlib.sha256(json.dumps(names).encode())
-    for start in range(0, len(units), 128):  # in pieces, so that few decoded slices wait to be written
-        part = units[start : start + 128]
-        for unit, decoded in zip(part, pool.map(lambda u: decode(u, canvas, axis, slices), part), strict=True):
-            bar.update(len(unit.paths))
-            if isinstance(decoded, str):
-                problems.append(decoded)
-                continue
-            file.write(decoded.pictures)  # not by memory map: on a full disk that would kill the process
-            digest.update(decoded.pictures)
-            columns["ranges"] += [decoded.span] * len(unit.names)
-            columns["padded"] += decoded.padded
-            columns["resized"] += decoded.resized
-    columns["sha256"] = digest.hexdigest()
-    return columns, problems
-
-
-def _decode_all(listing: Listing, axis: int, slices: str | None, folder: Path) -> dict:
-    """Write `SPLIT.npy` for every split, and the index; returns the index."""
-    problems, index = Problems(), {"splits": {}}
-    total = sum(map(len, listing.files.values()))
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=total, desc="decoding", unit="file", disable=None) as bar:
-        units = {
-            split: plan(listing.folders[split], files, axis, slices, pool, problems)
-            for split, files in listing.files.items()
-        }
-        index["canvas"] = canvas_of([unit for part in units.values() for unit in part])
-        for split, part in units.items():
-            with open(folder / f"{split}.npy", "wb") as file:
-                columns, wrong = _write_split(file, part, index["canvas"], axis, slices, pool, bar)
-                problems += wrong
-                _sync(file)
-            index["splits"][split] = columns
-    problems.check()
-    sums = {split: columns["sha256"] for split, columns in index["splits"].items()}
-    index["fingerprint"] = _sum_of(sums)
-    index["sha256"] = _sum_of(index)
-    with open(folder / "index.json", "w") as file:
-        json.dump(index, file)
-        _sync(file)
-    return index
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-# ------------------------------------------------------------------------------------------- keeping the arrays
-
-
-def open_or_build(listing: Listing, axis: int, slices: str | None, splits: Iterable[str] = SPLITS) -> tuple[dict, Path]:
+def open_or_build(listing: Listing, cut: Cut) -> tuple[dict, Path]:
     """The cache of a data set: its index and its folder. Built when it isn't there, or not as it was written.
 
-    Index: "canvas" (H, W), "fingerprint" (SHA-256 of all names and pixels), "splits": for each, the columns
-    "names", "levels", "files", "ranges" and the numbers of slices "padded" and "resized". `splits`: those whose
-    pixels will be used, and are compared. Raises InputError that names each file which can't be read, or when the
-    cache can't be written.
+    Index: "canvas" (H, W), "fingerprint" (SHA-256 of all names and pixels), "notes", and "splits": for each, the
+    columns "names", "levels", "files", "ranges", the numbers of slices "padded" and "resized", and the "affine" of its
+    first volume. Raises InputError that names each file which can't be read, or when the cache can't be written.
     """
-    how = (axis, slices) if listing.is_nifti else None
-    identity = repr((VERSION, str(listing.root.resolve()), listing.key, how))
+    identity = repr((VERSION, str(listing.root.resolve()), listing.key, cut if listing.has_volumes else None))
     folder = cache_root() / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:24]
     with suppress(*DAMAGE):
-        return _read_index(folder, splits), folder
+        return _read_index(folder), folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.lock"), BUILD_TIMEOUT):
             try:
-                return _read_index(folder, splits), folder  # another process built it while this one waited
+                return _read_index(folder), folder  # another process built it while this one waited
             except DAMAGE as problem:
                 if folder.exists():
                     print(f"the cache in {visible(folder)} is not as it was written: {one_line(problem)}")
-            return _build(listing, axis, slices, folder), folder
+            total = sum(map(len, listing.files.values()))
+            print(
+                f"decoding {counted(total, 'file')} of {visible(listing.root)} once, to {visible(folder)}", flush=True
+            )
+            with whole_folder(folder, replace=True) as new:  # what is there is a damaged cache
+                return _build(listing, cut, new), folder
     except OSError as error:
         raise InputError(
             f"can't write the cache in {folder.parent} ({error.strerror or error}):"
@@ -171,35 +77,91 @@ def open_array(folder: Path, split: str) -> np.ndarray:
     return np.asarray(np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False))
 
 
-DAMAGE = (OSError, ValueError, EOFError, RecursionError)  # what reading a cache that isn't whole raises
-
-
-def _read_index(folder: Path, splits: Iterable[str]) -> dict:
-    """A cache's index. Raises one of `DAMAGE` when it, or the array of one of `splits`, is not as it was written."""
-    content = json.loads((folder / "index.json").read_text())
-    index = Index.checked(content, "index.json").model_dump()
-    if _sum_of({key: value for key, value in content.items() if key != "sha256"}) != index["sha256"]:
+def _read_index(folder: Path) -> dict:
+    """A cache's index. Raises one of `DAMAGE` when it, or one of the arrays, is not as it was written."""
+    index = json.loads((folder / "index.json").read_text())
+    if index.pop("sha256") != _sum_of(index):
         raise ValueError("index.json holds something else")
-    with ThreadPoolExecutor(len(SPLITS)) as pool:
-        list(pool.map(lambda split: _check_array(folder, split, index), splits))
+    for split, columns in index["splits"].items():
+        if _size_and_time(folder / f"{split}.npy") != columns["size_and_time"]:
+            raise ValueError(f"{split}.npy holds something else")
     return index
 
 
-def _check_array(folder: Path, split: str, index: dict) -> None:
-    columns = index["splits"].get(split, {"names": []})
-    if not columns["names"]:  # an empty file can't be mapped
-        return
-    header = _header(len(columns["names"]), index["canvas"])
-    with open(folder / f"{split}.npy", "rb") as file:  # NumPy's parser is not for headers that are damaged
-        if file.read(len(header)) != header:
-            raise ValueError(f"{split}.npy is no array of {len(columns['names'])} slices")
-    array = open_array(folder, split)
-    if any(len(columns[name]) != len(array) for name in ("levels", "files", "ranges")):
-        raise ValueError(f"index.json has not one level, file and range for each slice of {split}")
-    digest = hashlib.sha256(json.dumps(columns["names"]).encode())
-    digest.update(array)
-    if digest.hexdigest() != columns["sha256"]:
-        raise ValueError(f"{split}.npy holds other pixels")
+def _build(listing: Listing, cut: Cut, folder: Path) -> dict:
+    """Write `SPLIT.npy` for every split, and the index; returns the index."""
+    problems, deep = Problems(), None
+    with ThreadPoolExecutor(THREADS) as pool:
+        units = {
+            split: plan(listing.folders[split], files, cut, pool, problems) for split, files in listing.files.items()
+        }
+        canvas = canvas_of(unit for part in units.values() for unit in part)
+        for _ in range(2):  # pictures of more than 8 bits are decoded again once the range of all is known
+            survey, index = Survey(), {"canvas": canvas, "splits": {}}
+            with tqdm(total=sum(map(len, listing.files.values())), desc="decoding", unit="file", disable=None) as bar:
+                for split, part in units.items():
+                    decoded = decode_each(part, cut, pool, deep)
+                    index["splits"][split] = _write_split(
+                        folder / f"{split}.npy", split, part, decoded, canvas, survey, problems, bar
+                    )
+            problems.check()
+            if deep or not (deep := survey.deep()):
+                break
+    for split, part in units.items():
+        first = part[0].paths[0] if part and listing.has_volumes else None
+        affine = first and nifti.affine_of(first, canvas, *cut)
+        index["splits"][split]["affine"] = None if affine is None else affine.tolist()
+    index["notes"] = survey.problems() + survey.notes()
+    index["fingerprint"] = _sum_of({split: columns["sha256"] for split, columns in index["splits"].items()})
+    with open(folder / "index.json", "w") as file:
+        json.dump(index | {"sha256": _sum_of(index)}, file)
+        _sync(file)
+    return index
+
+
+def _write_split(
+    path: Path, split: str, units: list[Unit], decoded, canvas: tuple[int, int], survey: Survey, problems, bar: tqdm
+) -> dict:
+    """Write a split's array; returns its columns for the index."""
+    names = [name for unit in units for name in unit.names]
+    columns = {
+        "names": names,
+        "levels": [level for unit in units for level in unit.levels],
+        "files": [name for unit in units for name in unit.files],
+        "ranges": [],
+        "padded": 0,
+        "resized": 0,
+    }
+    digest = hashlib.sha256(json.dumps(names).encode())
+    with open(path, "wb") as file:  # not by memory map: on a full disk that would kill the process
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *canvas)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for unit, result in decoded:
+            bar.update(len(unit.paths))
+            if isinstance(result, str):
+                problems.append(result)
+                continue
+            survey.add(split, unit, result)
+            for picture in result.pictures:
+                fitted = np.ascontiguousarray(images.fit(picture, canvas))
+                file.write(fitted.data)
+                digest.update(fitted.data)
+                is_larger = picture.shape[0] > canvas[0] or picture.shape[1] > canvas[1]
+                columns["resized"] += is_larger
+                columns["padded"] += picture.shape != canvas and not is_larger
+            columns["ranges"] += [result.span] * len(unit.names)
+        _sync(file)
+    return columns | {"sha256": digest.hexdigest(), "size_and_time": _size_and_time(path)}
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _size_and_time(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _sum_of(content: dict) -> str:
@@ -207,9 +169,46 @@ def _sum_of(content: dict) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _build(listing: Listing, axis: int, slices: str | None, folder: Path) -> dict:
-    """Decode a data set into `folder`: all of it, or nothing. The caller holds the lock."""
-    total = sum(map(len, listing.files.values()))
-    print(f"decoding {counted(total, 'file')} of {visible(listing.root)} once, to {visible(folder)}", flush=True)
-    with whole_folder(folder, replace=True) as new:  # what is there is a damaged cache
-        return _decode_all(listing, axis, slices, new)
+# ------------------------------------------------------------------------------------------- what it holds
+
+
+class Stored(NamedTuple):
+    """A folder of the cache. It can be deleted at any time: what is missing is made again."""
+
+    folder: Path
+    content: str
+    bytes: int
+
+
+def stored() -> list[Stored]:
+    """What the cache holds, the largest first."""
+    root = cache_root()
+    folders = [entry for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
+    found = [
+        Stored(folder, _content(folder), sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+        for folder in folders
+    ]
+    return sorted(found, key=lambda one: -one.bytes)
+
+
+def _content(folder: Path) -> str:
+    if demo.is_demo(folder):
+        return "the synthetic demo set"
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        names = [name for columns in index["splits"].values() for name in columns["names"]]
+        height, width = index["canvas"]
+        return f"{counted(len(names), 'slice')} of {height}x{width}, {names[0]} to {names[-1]}"
+    except DAMAGE:
+        return "not whole"
+
+
+def clear() -> list[Stored]:
+    """Delete what the cache holds, but for what another process is just making; returns what is left.
+
+    Programs that have read a set go on with it: a file that is in use stays on the disk until it is closed.
+    """
+    for one in stored():
+        with suppress(InputError), locked(one.folder.with_name(f"{one.folder.name}.lock")):
+            shutil.rmtree(one.folder, ignore_errors=True)
+    return stored()

@@ -1,7 +1,9 @@
-"""How do files become slices? Together, where they share a range of intensities, and all on one canvas as uint8."""
+"""How do files become slices? Together, where they share a range of intensities, all on one canvas as uint8, with a
+look at their values."""
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from itertools import groupby
 from pathlib import Path
@@ -10,28 +12,56 @@ from typing import NamedTuple
 import numpy as np
 
 from reading import images, nifti
-from reading.intensity import robust_range, scale_to_uint8
-from reading.names import is_nifti, level_of, volume_of
+from reading.intensity import (
+    PERCENTILES,
+    fill_padding,
+    looks_like_labels,
+    nominal_range,
+    padding_of,
+    robust_range,
+    scale_to_uint8,
+)
+from reading.names import is_volume, level_of, volume_of
 from runtime.errors import InputError
+from runtime.wording import counted
 
 THREADS = min(16, os.cpu_count() or 1)
+SAMPLE = 2**12  # values that are taken of a picture of more than 8 bits to find the range of all
+DIM = 64  # a set of bytes whose largest value is less has hardly been made to be looked at
+Cut = tuple[int, str | None, float | None]  # axis, slices, spacing: how volumes are cut
 
 
 class Unit(NamedTuple):
     """Files that are decoded together, since they share a range of intensities, and the slices that they give."""
 
-    paths: list[Path]  # one picture, or the slices of one NIfTI volume
+    paths: list[Path]  # one picture, or the slices of one volume
     names: list[str]
     levels: list[int]
     files: list[str]  # of each slice
     shapes: list[tuple[int, int]]  # of each slice; empty for pictures, whose sizes nobody needs to know ahead
+    voxels: tuple[float, ...] | None = None  # mm of a volume's
+
+
+class Look(NamedTuple):
+    """What one file is, and what its values look like."""
+
+    path: Path
+    size: str  # 256x256
+    mode: str
+    flat: bool  # one value all over
+    labels: bool
+    largest: int | None  # of a picture's bytes
+    transparent: bool
+    notes: list[str]
+    sample: np.ndarray | None = None  # some values of a picture of more than 8 bits
 
 
 class Decoded(NamedTuple):
-    pictures: np.ndarray  # uint8 [n, H, W]
-    span: tuple[float, float] | None  # the NIfTI intensities that 0 and 255 stand for
-    padded: int
-    resized: int
+    pictures: list[
+        np.ndarray
+    ]  # uint8 [h, w] each; of pictures of more than 8 bits, black while their range isn't known
+    span: tuple[float, float] | None  # the volume's intensities that 0 and 255 stand for
+    looks: list[Look]  # one for each file
 
 
 def some(lines: list[str], limit: int = 40) -> str:
@@ -48,17 +78,16 @@ class Problems(list):
             raise InputError(f"{len(self)} of the files can't be used: {some(self)}")
 
 
-def plan(
-    folder: Path, files: list[str], axis: int, slices: str | None, pool: Executor, problems: Problems
-) -> list[Unit]:
-    """Group files into units. NIfTI headers are read; pictures are not opened."""
-    if not files or not is_nifti(files[0]):
+def plan(folder: Path, files: list[str], cut: Cut, pool: Executor, problems: Problems) -> list[Unit]:
+    """Group files into units. Headers of volumes are read; pictures are not opened."""
+    if not files or not is_volume(files[0]):
         return [Unit([folder / name], [name], [level_of(name)], [name], []) for name in files]
 
-    def contents(name: str) -> tuple[list[tuple[str, int]], tuple[int, int]] | str:
+    def contents(name: str) -> tuple | str:
         try:
-            return nifti.contents(folder / name, axis, slices)
-        except ValueError as problem:
+            image = nifti.load(folder / name, voxels=False)
+            return *nifti.slices_of(image, name, *cut), nifti.voxel_sizes(image)
+        except (ValueError, OSError) as problem:
             return f"{folder / name} {problem}"
 
     found = dict(zip(files, pool.map(contents, files), strict=True))
@@ -67,7 +96,8 @@ def plan(
     for _, group in groupby((name for name in files if not isinstance(found[name], str)), volume_of):
         unit = Unit([], [], [], [], [])
         for file in group:
-            named, shape = found[file]
+            named, shape, voxels = found[file]
+            unit = unit._replace(voxels=voxels)
             unit.paths.append(folder / file)
             for name, level in named:
                 unit.names.append(name)
@@ -78,31 +108,141 @@ def plan(
     return units
 
 
-def canvas_of(units: list[Unit]) -> tuple[int, int]:
-    """The size that all slices get: 256x256 for pictures; for NIfTI slices the most frequent one, its sides brought
-    up to multiples of 16, since a network halves them up to four times."""
+def canvas_of(units: Iterable[Unit]) -> tuple[int, int]:
+    """The size that all slices get: 256x256 for pictures; for slices of volumes the most frequent one, its sides
+    brought up to multiples of 16, since a network halves them up to four times."""
     counts = Counter(shape for unit in units for shape in unit.shapes)
     if not counts:
         return images.CANVAS
     return images.whole_blocks(counts.most_common(1)[0][0])
 
 
-def decode(unit: Unit, canvas: tuple[int, int], axis: int, slices: str | None) -> Decoded | str:
-    """The slices of a unit, or a line that says what is wrong with which file."""
-    parts, span = [], None
+def decode_each(
+    units: list[Unit], cut: Cut, pool: Executor, deep: tuple | None = None
+) -> Iterator[tuple[Unit, Decoded | str]]:
+    """Each unit with its slices, or with a line that says what is wrong with which file.
+
+    `deep`: the range and the padding of pictures of more than 8 bits, as `Survey.deep` finds them.
+    """
+    for start in range(0, len(units), 128):  # in pieces, so that few decoded slices wait for what is done with them
+        part = units[start : start + 128]
+        yield from zip(part, pool.map(lambda unit: _decode(unit, cut, deep), part), strict=True)
+
+
+def _decode(unit: Unit, cut: Cut, deep: tuple | None) -> Decoded | str:
+    decoded = []
     for path in unit.paths:
         try:
-            nii = is_nifti(path.name)
-            parts.append(nifti.read(path, axis, slices) if nii else images.read(path)[0][None])
+            decoded.append(_volume(path, cut) if is_volume(path.name) else _picture(path, deep))
         except (ValueError, OSError) as problem:
             return f"{path} {problem}"
-    if is_nifti(unit.paths[0].name):
+    parts, looks = zip(*decoded, strict=True)
+    span = None
+    if is_volume(unit.paths[0].name):
         span = robust_range(parts)
         parts = [scale_to_uint8(part, *span) for part in parts]
-    pictures = [picture for part in parts for picture in part]
-    resized = sum(p.shape[0] > canvas[0] or p.shape[1] > canvas[1] for p in pictures)
-    padded = sum(p.shape != canvas for p in pictures) - resized
-    fitted = np.empty((len(pictures), *canvas), np.uint8)
-    for row, picture in enumerate(pictures):
-        fitted[row] = images.fit(picture, canvas)
-    return Decoded(fitted, span, padded, resized)
+    return Decoded([picture for part in parts for picture in part], span, list(looks))
+
+
+def _picture(path: Path, deep: tuple | None) -> tuple[np.ndarray, Look]:
+    picture = images.read(path)
+    values, sample, largest = picture.values, None, None
+    if picture.colour:
+        raise ValueError("is a colour picture: its channels differ")
+    if picture.pages > 1:
+        raise ValueError(f"holds {picture.pages} pages: save each as a file of its own")
+    flat = bool(values.min() == values.max())
+    labels = looks_like_labels(values)
+    if values.dtype == np.uint8:
+        largest = int(values.max())
+    else:
+        sample = values.ravel()[:: max(1, values.size // SAMPLE)]
+        span, padding = deep or ((0, 0), None)
+        values = scale_to_uint8(fill_padding(values, padding), *span)
+    size = "x".join(map(str, values.shape))
+    return values[None], Look(
+        path, size, f"mode {picture.mode}", flat, labels, largest, picture.transparent, [], sample
+    )
+
+
+def _volume(path: Path, cut: Cut) -> tuple[np.ndarray, Look]:
+    image = nifti.load(path)
+    slices = nifti.cut(image, *cut)
+    size = "x".join(map(str, slices.shape[1:]))
+    mode = "NIfTI" if len(slices) == 1 else f"NIfTI, {len(slices)} slices each"
+    flat = bool(slices.min() == slices.max())
+    return slices, Look(path, size, mode, flat, looks_like_labels(slices), None, False, image.extra["notes"])
+
+
+# ------------------------------------------------------------------------------------------- a look at the values
+
+
+class Survey:
+    """What the files of a data set look like, gathered while they are decoded."""
+
+    def __init__(self) -> None:
+        self.looks: dict[str, list[Look]] = {}  # by split
+        self.voxels: Counter = Counter()  # volumes of each size of voxels
+
+    def add(self, split: str, unit: Unit, decoded: Decoded) -> None:
+        self.looks.setdefault(split, []).extend(decoded.looks)
+        if unit.voxels:
+            self.voxels["x".join(f"{size:.3g}" for size in unit.voxels)] += 1
+
+    def deep(self) -> tuple[tuple[float, float], float | None] | None:
+        """Of all pictures of more than 8 bits together: the values that become 0 and 255, and what is padding.
+
+        None where there are no such pictures.
+        """
+        samples = [look.sample for looks in self.looks.values() for look in looks if look.sample is not None]
+        if not samples:
+            return None
+        values = np.concatenate(samples)
+        padding = padding_of(values)
+        values = fill_padding(values, padding)
+        return nominal_range(values) or robust_range([values]), padding
+
+    def problems(self) -> list[str]:
+        """A line for each split that isn't fit to be trained on, or scored."""
+        largest = [look.largest for looks in self.looks.values() for look in looks if look.largest is not None]
+        if largest and 0 < max(largest) < DIM:
+            return [f"the largest value of all pictures is {max(largest)} of 255: scale them up"]
+        lines = []
+        for split, looks in self.looks.items():
+            labels, flat = [look for look in looks if look.labels], [look for look in looks if look.flat]
+            if labels:
+                lines.append(f"{self._count(split, labels)} like a mask or labels: move such files elsewhere")
+            if 2 * len(flat) > len(looks):
+                lines.append(f"{self._count(split, flat)} one value all over")
+        return lines
+
+    def notes(self) -> list[str]:
+        """What was done to the files that their owner has to know, and what differs between them."""
+        lines = []
+        if found := self.deep():
+            (low, high), padding = found
+            if padding is not None:
+                lines.append(f"value {padding:g} taken for padding")
+            if high not in (1, 65535):
+                percentiles = "percentiles {} and {} of the whole set".format(*PERCENTILES)
+                lines.append(
+                    f"pictures of more than 8 bits, values {low:.6g} to {high:.6g} ({percentiles}) scaled to 8"
+                )
+        if len(self.voxels) > 1:
+            sizes = ", ".join(
+                f"{size} mm in {counted(number, 'volume')}" for size, number in self.voxels.most_common(3)
+            )
+            lines.append(f"voxels of {len(self.voxels)} sizes: {sizes}; --spacing 1 makes them alike")
+        for split, looks in self.looks.items():
+            for note, number in Counter(note for look in looks for note in look.notes).items():
+                lines.append(f"{split}: {counted(number, 'file')}: {note}")
+            if transparent := [look for look in looks if look.transparent]:
+                lines.append(f"{self._count(split, transparent)} transparent in places, laid over black")
+            flat = [look for look in looks if look.flat]
+            if 0 < 2 * len(flat) <= len(looks):
+                lines.append(f"{self._count(split, flat)} one value all over")
+        return lines
+
+    def _count(self, split: str, looks: list[Look]) -> str:
+        are = "is" if len(looks) == 1 else "are"
+        return f"{split}: {len(looks):,} of {counted(len(self.looks[split]), 'file')} ({looks[0].path.name}, say) {are}"

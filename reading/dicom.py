@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reading.kinds import DICOM, kind_of
+from reading.kinds import DICOM, kind_of, kind_of_bytes
 from reading.names import natural
 
 COLOURS = (0.299, 0.587, 0.114)  # ITU-R BT.601: grey of red, green and blue, as Pillow weighs them
@@ -75,7 +75,8 @@ def scan(path: Path) -> Stack:
 
 
 def voxels(stack: Stack) -> np.ndarray:
-    """Intensities, float32 [rows, columns, planes]: rescaled, MONOCHROME1 inverted, colour as grey.
+    """Intensities, float32 [rows, columns, planes]: rescaled, MONOCHROME1 inverted, colour as grey, padding as dark as
+    the darkest of the rest.
 
     Raises ValueError with the reason, when a file is compressed in a way that needs a plugin, say.
     """
@@ -85,6 +86,7 @@ def voxels(stack: Stack) -> np.ndarray:
         for row, plane in enumerate(stack.planes):
             if plane.path == path:
                 values[row] = frames[plane.frame] * plane.slope + plane.intercept
+    values = np.nan_to_num(values, nan=0.0 if np.isnan(values).all() else np.nanmin(values))
     return np.moveaxis(values, 0, -1)
 
 
@@ -102,13 +104,19 @@ def _dataset(path: Path, pixels: bool) -> Any:
     """A file as pydicom's Dataset. Raises ValueError that names the file, where it is one of a folder's."""
     pydicom = import_module("pydicom")
     with _damage_is_a_value_error(path):
-        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if kind_of_bytes(path) != DICOM:
+            raise ValueError
+        has_preamble = pydicom.misc.is_dicom(path)
+        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") if has_preamble else None
     if syntax == DEFLATED:
         raise ValueError(f"is deflated ({path.name}), which may unpack to any size: unpack it first (dcmconv +te)")
     with _damage_is_a_value_error(path):
-        header = pydicom.dcmread(path, stop_before_pixels=not pixels)
-        if syntax is None:
-            header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # DICOM's default
+        header = pydicom.dcmread(path, stop_before_pixels=not pixels, force=not has_preamble)
+        if header.file_meta.get("TransferSyntaxUID") is None:
+            explicit, implicit = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
+            header.file_meta.TransferSyntaxUID = explicit if header.original_encoding == (False, True) else implicit
+            if header.original_encoding[1] is False:
+                header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
         return header
 
 
@@ -224,7 +232,8 @@ def _photometric(header: Any) -> str:
 
 
 def _frames(path: Path) -> np.ndarray:
-    """A file's stored values as grey, [frames, rows, columns]; MONOCHROME1, whose least value is white, inverted."""
+    """A file's stored values as grey, [frames, rows, columns]; MONOCHROME1, whose least value is white, inverted; NaN
+    where the file declares padding."""
     pixels, dataset = import_module("pydicom.pixels"), _dataset(path, pixels=True)
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
@@ -241,6 +250,9 @@ def _frames(path: Path) -> np.ndarray:
             values = pixels.apply_color_lut(values, dataset)
         values = values.reshape(int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns), -1)
         grey = values[..., 0] if values.shape[-1] == 1 else values[..., :3] @ np.array(COLOURS)
+        if isinstance(padding := dataset.get("PixelPaddingValue"), int):
+            limit = dataset.get("PixelPaddingRangeLimit", padding)
+            grey = np.where((grey >= min(padding, limit)) & (grey <= max(padding, limit)), np.float32(np.nan), grey)
         if _photometric(dataset) == "MONOCHROME1":
             signed = int(dataset.get("PixelRepresentation", 0))
             grey = (-1.0 if signed else 2.0 ** int(dataset.BitsStored) - 1) - grey  # the type's least + most, less it

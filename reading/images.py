@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from reading.intensity import PERCENTILES, nominal_range, robust_range, scale_to_uint8
 
@@ -17,114 +17,107 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 
 # A small file can claim a huge picture (a "decompression bomb"). No slice comes near this.
 MAX_PIXELS = 4096 * 4096
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # bytes: some programs store a whole history
 LOSS = 8  # levels by which lossy compression may tint a grey picture
 GREY = ("1", "L", "LA")
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # more than 8 bits
-_STANDARD_ERROR = threading.Lock()  # there is one for all threads
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_STANDARD_ERROR = threading.Lock()  # there is one for all threads
 
 
-class Grey(NamedTuple):
-    """A picture's grey values as they were stored."""
+class Picture(NamedTuple):
+    """A picture's grey values, turned as its EXIF orientation says, with transparency laid over black."""
 
     values: np.ndarray  # [h, w], uint8, uint16, int32 or float32
     mode: str  # Pillow's name for what the file holds
-    colour: bool  # its channels differed
-    notes: list[str]  # what was left out or changed that its owner has to know
+    colour: bool  # whether its channels differ by more than lossy compression makes them
+    transparent: bool
+    pages: int
 
 
-def read(path: Path) -> tuple[np.ndarray, str]:
-    """A data set's picture, PNG or JPEG: (uint8 [h, w], Pillow's name of the mode that the file had).
-
-    The slices of a data set have one scale, so nothing here depends on the one picture: 16-bit grey is scaled to 8
-    (65535 -> 255), and colour is refused unless its channels are equal. Alpha is dropped. Raises ValueError with
-    the reason when the file is not such a picture.
-    """
-    grey = _decode(path, ("PNG", "JPEG"))
-    if grey.colour:
-        raise ValueError("is a colour picture: its channels differ")
-    if grey.values.dtype == np.uint8:
-        return grey.values, grey.mode
-    return scale_to_uint8(grey.values, 0, 65535), grey.mode
+def read(path: Path) -> Picture:
+    """Colour becomes grey as ITU-R BT.601 weighs it. Raises ValueError with the reason when the file is no picture."""
+    with open(path, "rb") as file:
+        if not file.read(1):
+            raise ValueError("is empty")
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                (width, height), mode, format_ = image.size, image.mode, image.format
+                # Pillow itself checks the sums of a PNG's other chunks, but not of those that hold the pixels.
+                if format_ == "PNG" and width * height <= MAX_PIXELS:
+                    image.verify()
+        except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
+            raise _unreadable(error) from error
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"claims {width}x{height} pixels, more than any slice has")
+        if mode not in GREY + DEEP + COLOUR:
+            raise ValueError(f"has mode {mode}, which has no grey")
+        try:
+            file.seek(0)
+            quiet = _silent_libtiff() if format_ == "TIFF" else nullcontext()
+            with quiet, Image.open(file, formats=FORMATS) as image:
+                return _to_grey(image)
+        except Exception as error:
+            raise _unreadable(error) from error
 
 
 def read_any(path: Path) -> tuple[np.ndarray, list[str]]:
     """Anybody's picture: (uint8 [h, w], notes of what was done to it that its owner has to know).
 
-    Colour becomes grey as ITU-R BT.601 weighs it, alpha is dropped. More than 8 bits are scaled from the range of
-    their type when they span it (`nominal_range`), else from the picture's 0.5 and 99.5 percentiles. Raises
-    ValueError with the reason when the file is no picture.
+    More than 8 bits are scaled from the range of their type when they span it (`nominal_range`), else from the
+    picture's 0.5 and 99.5 percentiles. Raises ValueError with the reason when the file is no picture.
     """
-    grey = _decode(path, FORMATS)
-    span = nominal_range(grey.values)
-    if span is None:
-        span = low, high = robust_range([grey.values])
-        kind = {"u": "16-bit", "i": "integer"}.get(grey.values.dtype.kind, "floating-point")
+    picture, notes = read(path), []
+    if picture.pages > 1:
+        notes.append(f"the first of its {picture.pages} pages")
+    if picture.transparent:
+        notes.append("transparency laid over black")
+    if picture.colour:
+        notes.append("colour, converted to grey")
+    values = picture.values
+    if (span := nominal_range(values)) is None:
+        span = low, high = robust_range([values])
+        kind = {"u": "16-bit", "i": "integer"}.get(values.dtype.kind, "floating-point")
         percentiles = "percentiles {} and {}".format(*PERCENTILES)
-        grey.notes.append(f"{kind}, values {low:.6g} to {high:.6g} ({percentiles}) scaled to 8-bit")
-    pixels = grey.values if grey.values.dtype == np.uint8 else scale_to_uint8(grey.values, *span)
-    return pixels, grey.notes
-
-
-def _decode(path: Path, formats: tuple[str, ...]) -> Grey:
-    if path.stat().st_size == 0:
-        raise ValueError("is empty")
-    try:
-        with Image.open(path, formats=formats) as image:
-            size, mode, format_ = image.size, image.mode, image.format
-            # Pillow itself checks the sums of a PNG's other chunks, but not of those that hold the pixels.
-            if format_ == "PNG" and size[0] * size[1] <= MAX_PIXELS:
-                image.verify()
-    except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-        raise _unreadable(formats, error) from error
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"claims {size[0]}x{size[1]} pixels, more than any slice has")
-    if mode not in GREY + DEEP + COLOUR:
-        raise ValueError(f"has mode {mode}, which has no grey")
-    try:
-        quiet = _silent_libtiff() if format_ == "TIFF" else nullcontext()
-        with quiet, Image.open(path, formats=formats) as image:
-            return _to_grey(image)
-    except Exception as error:
-        raise _unreadable(formats, error) from error
+        notes.append(f"{kind}, values {low:.6g} to {high:.6g} ({percentiles}) scaled to 8-bit")
+    return values if values.dtype == np.uint8 else scale_to_uint8(values, *span), notes
 
 
 @contextmanager
 def _silent_libtiff() -> Iterator[None]:
     """libtiff writes what is wrong with a file to the process's standard error, besides raising it."""
     with _STANDARD_ERROR, open(os.devnull, "wb") as nowhere:
-        kept = os.dup(2)
+        stderr = os.dup(2)
         try:
             os.dup2(nowhere.fileno(), 2)
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
-def _unreadable(formats: tuple[str, ...], error: Exception) -> ValueError:
-    *others, last = formats
-    return ValueError(f"can't be read as {', '.join(others)} or {last} ({type(error).__name__})")
+def _unreadable(error: Exception) -> ValueError:
+    return ValueError(f"can't be read as PNG, JPEG, TIFF, BMP or WebP ({type(error).__name__})")
 
 
-def _to_grey(image: Image.Image) -> Grey:
-    mode, notes, colour = image.mode, [], False
-    if (pages := getattr(image, "n_frames", 1)) > 1:
-        notes.append(f"the first of its {pages} pages")
+def _to_grey(image: Image.Image) -> Picture:
+    mode, pages = image.mode, getattr(image, "n_frames", 1)
+    ImageOps.exif_transpose(image, in_place=True)
     if mode in DEEP:
         values = np.asarray(image)
-        return Grey(values.astype(values.dtype.newbyteorder("=")), mode, colour, notes)
-    alpha = image.getchannel("A") if "A" in image.getbands() else None
-    if (alpha and alpha.getextrema()[0] < 255) or "transparency" in image.info:
-        notes.append("transparency left out")
-    if mode in COLOUR:
+        return Picture(values.astype(values.dtype.newbyteorder("=")), mode, False, False, pages)
+    transparent = colour = False
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("LA" if mode in GREY else "RGBA")
+        alpha = image.getchannel("A")
+        transparent = alpha.getextrema()[0] < 255
+        image = image.convert(image.mode[:-1])
+        if transparent:
+            image = Image.composite(image, Image.new(image.mode, image.size), alpha)
+    if image.mode in COLOUR:
         image = image.convert("RGB")
-        channels = np.asarray(image)
-        tint = int(np.ptp(channels, axis=-1).max())
-        colour = tint > 0
-        if tint > LOSS:
-            notes.append("colour, converted to grey")
-    return Grey(np.asarray(image.convert("L")), mode, colour, notes)
+        colour = bool(np.ptp(np.asarray(image), axis=-1).max() > LOSS)
+    return Picture(np.asarray(image.convert("L")), mode, colour, transparent, pages)
 
 
 # ------------------------------------------------------------------------------------------- on a canvas

@@ -16,7 +16,7 @@ from reading.names import level_of, natural
 from runtime.errors import InputError
 
 MAX_SIDE = 1024  # of a slice: what an autoencoder takes in a few GB
-READABLE = "PNG, JPEG, TIFF, BMP, WebP, NIfTI or DICOM"
+READABLE = "PNG, JPEG, TIFF, BMP, WebP, NIfTI, Analyze, MGH or DICOM"
 
 
 class Part(NamedTuple):
@@ -34,9 +34,7 @@ def read(paths: list[Path], axis: int, slices: str | None, spacing: float | None
     """Decode pictures, or volumes, not both. Raises InputError that names each file which can't be used."""
     sources, kinds = expand(paths)
     if PICTURE in kinds and len(kinds) > 1:
-        raise InputError("these are pictures and volumes (NIfTI or DICOM): give one kind at a time")
-    if PICTURE in kinds and spacing is not None:
-        raise InputError(f"--spacing is about volumes: {sources[0]} is a picture, whose pixels have no size in mm")
+        raise InputError("these are pictures and volumes (NIfTI or DICOM, say): give one kind at a time")
     problems = Problems()
     # Decoders warn of what they then repair. Filters are the process's: set here, once, around all threads.
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
@@ -68,7 +66,8 @@ def expand(paths: list[Path]) -> tuple[list[Path], set[str]]:
             raise InputError(f"{path} is no {READABLE} file")
         sources += found
         kinds |= set(found.values())
-    return sources, kinds
+    headers = {path: nifti.partner(path) for path in sources if path.name.lower().endswith((".hdr", ".hdr.gz"))}
+    return list(dict.fromkeys(headers.get(path) or path for path in sources)), kinds
 
 
 def _in_folder(folder: Path) -> dict[Path, str]:
@@ -107,7 +106,7 @@ def _volume(path: Path, axis: int, slices: str | None, spacing: float | None) ->
     _check_size(shape)
     voxels = nifti.cut(image, axis, slices, spacing)
     low, high = robust_range([voxels])
-    notes = []
+    notes = image.extra["notes"]
     if stack := image.extra.get("stack"):
         size = "x".join(str(side) for side in stack.shape if side > 1)
         if stack.is_8_bit:
@@ -118,8 +117,8 @@ def _volume(path: Path, axis: int, slices: str | None, spacing: float | None) ->
             notes.append(f"DICOM of {size}, values {low:.6g} to {high:.6g} ({percentiles}) scaled to 8-bit")
         if stack.colour:
             notes.append("colour, converted to grey")
-    if spacing is not None:
-        before = "x".join(f"{size:.3g}" for size in image.header.get_zooms()[:3])
+    if spacing is not None and (sizes := nifti.voxel_sizes(image)):
+        before = "x".join(f"{size:.3g}" for size in sizes)
         notes.append(f"resampled from voxels of {before} mm to {spacing:g} mm")
     names, levels = zip(*named, strict=True)
     pictures = scale_to_uint8(voxels, low, high)

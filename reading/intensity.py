@@ -3,6 +3,9 @@
 import numpy as np
 
 PERCENTILES = (0.5, 99.5)  # of all values: what becomes 0 and 255
+FEW_VALUES = 16  # so many or fewer make a mask or a map of labels
+PADDING_SHARE = 1e-3  # least share of the voxels that padding takes
+PADDING_GAP = 2  # how far it lies from all other values, in their own spread
 
 
 def robust_range(voxels: list[np.ndarray]) -> tuple[float, float]:
@@ -31,6 +34,51 @@ def nominal_range(values: np.ndarray) -> tuple[float, float] | None:
     white = 65535.0 if values.dtype == np.uint16 else 1.0
     least, most = values.min(), values.max()
     return (0.0, white) if least >= 0 and white / 2 < most <= white else None
+
+
+def padding_of(values: np.ndarray) -> float | None:
+    """The value that stands for "outside the field of view", such as -32768, where there is one.
+
+    That is a least or largest value other than 0 which many voxels have, and which lies far from all other values.
+    """
+    values = values[np.isfinite(values)]
+    for extreme, inner in ((np.min, np.min), (np.max, np.max)):
+        if not len(values) or (outlier := extreme(values)) == 0:
+            continue
+        others = values[values != outlier]
+        if not len(others) or len(values) - len(others) < max(2, PADDING_SHARE * len(values)):
+            continue
+        spread = np.subtract(*np.percentile(others, PERCENTILES[::-1]).astype(float))
+        if spread > 0 and abs(float(outlier) - float(inner(others))) > PADDING_GAP * spread:
+            return float(outlier)
+    return None
+
+
+def fill_padding(values: np.ndarray, padding: float | None) -> np.ndarray:
+    """The values with `padding` replaced by the least of the others; as they are where it is None."""
+    if padding is None:
+        return values
+    outside = values == padding
+    return np.where(outside, values[~outside].min(), values) if outside.any() and not outside.all() else values
+
+
+def looks_like_labels(values: np.ndarray) -> bool:
+    """Whether these are a mask or labels: few distinct values, or whole numbers that are the same from voxel to voxel.
+
+    Flat pictures aren't, nor those of which hardly anything is other than 0.
+    """
+    if values.dtype == np.uint8:
+        counts = np.bincount(values.ravel()[:: max(1, values.size // 2**12)], minlength=256)
+        return 1 < np.count_nonzero(counts) <= FEW_VALUES and counts[1:].sum() > FEW_VALUES
+    sample = values.ravel()[:: max(1, values.size // 2**16)]
+    number = len(np.unique(sample))
+    if number <= FEW_VALUES:
+        return number > 1 and np.count_nonzero(sample) > FEW_VALUES
+    if number > 256 or not np.array_equal(sample, np.round(sample)):
+        return False
+    here, beside = values[..., :-1], values[..., 1:]
+    inside = (here != 0) & (beside != 0)
+    return bool(np.mean(here[inside] == beside[inside]) > 0.8) if inside.any() else False
 
 
 def scale_to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:

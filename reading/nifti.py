@@ -1,4 +1,4 @@
-"""What is in a volume? A NIfTI file, or DICOM as one: slices, where they lie in space, and the way back."""
+"""What is in a volume? NIfTI, Analyze, MGH or DICOM: slices, where they lie in space, and the way back to NIfTI."""
 
 import gzip
 import os
@@ -11,12 +11,17 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.freesurfer.mghformat import MGHHeader
+from nibabel.nifti1 import Nifti1PairHeader
+from nibabel.nifti2 import Nifti2PairHeader
 from nibabel.spaces import vox2out_vox
+from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from reading import dicom, images
-from reading.intensity import robust_range
+from reading.intensity import fill_padding, padding_of, robust_range
 from reading.kinds import DICOM, kind_of
-from reading.names import is_nifti, level_of, stem
+from reading.names import NIFTI, level_of, stem
 from runtime.errors import InputError
 from runtime.wording import counted
 
@@ -27,6 +32,14 @@ nib.imageglobals.logger.disabled = True
 MAX_VOXELS = 2**28
 MAX_OFFSET = 2**20  # bytes before the voxels, or after them, which have to be unpacked to be skipped
 SPACINGS = (0.1, 20.0)  # mm: the least and the largest voxel that slices can be resampled to
+HEADERS = {  # by the four bytes at 344 (NIfTI-1) or at 4 (NIfTI-2)
+    b"n+1\0": nib.Nifti1Header,
+    b"ni1\0": Nifti1PairHeader,
+    b"n+2\0": nib.Nifti2Header,
+    b"ni2\0": Nifti2PairHeader,
+}
+AnyHeader = nib.Nifti1Header | Spm2AnalyzeHeader | MGHHeader
+ANALYZE_AXES = {b"\1": (0, 2, 1), b"\2": (1, 2, 0)}  # coronal, sagittal: the axes of space of the stored ones
 
 
 def parse_slices(text: str | None) -> slice:
@@ -38,48 +51,91 @@ def parse_slices(text: str | None) -> slice:
     return slice(*(int(part) if part.strip() else None for part in text.split(":")))
 
 
+def check_cut(axis: int, slices: str | None, spacing: float | None) -> None:
+    """Raises InputError when volumes can't be cut so."""
+    if axis not in (0, 1, 2):
+        raise InputError(f"axis must be 0 (sagittal), 1 (coronal) or 2 (axial), not {axis}")
+    parse_slices(slices)
+    least, most = SPACINGS
+    if spacing is not None and not least <= spacing <= most:
+        raise InputError(f"the spacing must be from {least:g} to {most:g} mm, not {spacing:g}")
+
+
 # ------------------------------------------------------------------------------------------- opening files
 
 
 def load(path: Path, voxels: bool = True) -> nib.Nifti1Image:
-    """The picture in a NIfTI file, a DICOM file, or a folder with a DICOM series, with float32 voxels.
+    """The picture in a volume's file or a folder with a DICOM series, with float32 voxels, padding replaced by the
+    least of the other values.
 
     `voxels=False` reads the header alone; the voxels are then zeros that take no memory. The sum of a gzip file is
-    compared. Raises ValueError with the reason when the file is no 2-D or 3-D picture, or damaged.
+    compared. `extra["notes"]` of the result says what was done to it. Raises ValueError with the reason when the file
+    is no 2-D or 3-D picture, or damaged.
     """
+    extra = {"notes": []}
     if kind_of(path) == DICOM:
-        stack = dicom.scan(path)
+        stack = extra["stack"] = dicom.scan(path)
         _check_shape(stack.shape)
         values = dicom.voxels(stack) if voxels else np.broadcast_to(np.float32(0), stack.shape)
-        return _as_nifti(stack, values)
-    if path.stat().st_size == 0:
-        raise ValueError("is empty")
-    with open(path, "rb") as packed, _unpacked(packed) as file:
-        image = _open(file)
-        values = _voxels(image, file) if voxels else np.broadcast_to(np.float32(0), image.shape)
+        header, affine = nib.Nifti1Header(), stack.affine
+        _check_directions(affine)
+        for set_affine in (header.set_qform, header.set_sform):
+            set_affine(affine, "scanner")
+        header.set_xyzt_units("mm")
+    else:
+        header_path, voxel_path = _header_and_voxels(path)
+        if not (header_path.stat().st_size and voxel_path.stat().st_size):
+            raise ValueError("is empty")
+        with _opened(header_path) as file:
+            header = _header(file)
+        if header_path == voxel_path and not getattr(header, "is_single", True):
+            raise ValueError("is one half of a NIfTI pair (.hdr and .img), and is named like neither")
+        values = np.broadcast_to(np.float32(0), header.get_data_shape())
+        if voxels:
+            with _opened(voxel_path) as file:
+                values = _voxels(header, file)
+        with _damage_is_a_value_error():
+            affine = _affine(header)
+        if isinstance(header, Spm2AnalyzeHeader):
+            extra["notes"].append("Analyze, which doesn't say which side is left")
+    if len(values.shape) > 2:
+        _check_directions(affine)
+    if voxels and (padding := padding_of(values)) is not None:
+        values = fill_padding(values, padding)
+        extra["notes"].append(f"value {padding:g} taken for padding outside of the picture")
     with _damage_is_a_value_error():
-        return nib.Nifti1Image(values, image.affine, image.header)
+        return nib.Nifti1Image(values, affine, header, extra)
 
 
-def _as_nifti(stack: dicom.Stack, values: np.ndarray) -> nib.Nifti1Image:
-    """A DICOM volume as NIfTI, with `extra` to say so."""
-    _check_directions(stack.affine)
-    image = nib.Nifti1Image(values, stack.affine, extra={"stack": stack})
-    for set_affine in (image.set_qform, image.set_sform):
-        set_affine(stack.affine, "scanner")
-    image.header.set_xyzt_units("mm")
-    return image
+def partner(path: Path) -> Path | None:
+    """The .img file of an Analyze or NIfTI pair to its .hdr, or the other way round; None where there is none."""
+    base, found, _ = re.match(r"(.*?)(\.hdr|\.img)?(\.gz)?$", path.name, re.IGNORECASE).groups()
+    other = {".hdr": ".img", ".img": ".hdr"}.get(found and found.lower())
+    files = [path.with_name(base + end) for end in (other, f"{other}.gz", other.upper())] if other else []
+    return next((file for file in files if file.is_file()), None)
+
+
+def _header_and_voxels(path: Path) -> tuple[Path, Path]:
+    """The files with the header and the voxels: the same one, but for pairs."""
+    kind = re.search(r"\.(hdr|img)(\.gz)?$", path.name, re.IGNORECASE)
+    if not kind:
+        return path, path
+    if (other := partner(path)) is None:
+        raise ValueError("is one half of a pair: there is no .hdr and .img of this name")
+    return (path, other) if kind.group(1).lower() == "hdr" else (other, path)
 
 
 @contextmanager
-def _unpacked(file: BinaryIO) -> Iterator[BinaryIO]:
-    is_packed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    if is_packed:
-        with gzip.GzipFile(fileobj=file) as unpacked:
-            yield unpacked
-    else:
-        yield file
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file, unpacked where its first bytes say that it is packed."""
+    with open(path, "rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if is_packed:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        else:
+            yield file
 
 
 @contextmanager
@@ -87,28 +143,53 @@ def _damage_is_a_value_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-        raise ValueError(f"can't be read as NIfTI ({type(error).__name__})") from error
+        raise ValueError(f"can't be read as NIfTI, Analyze or MGH ({type(error).__name__})") from error
 
 
-def _open(file: BinaryIO) -> nib.Nifti1Image:
+def _header(file: BinaryIO) -> AnyHeader:
     """Read a header, and check that it claims a real 2-D or 3-D picture."""
     with _damage_is_a_value_error():
         start = file.read(348)
         file.seek(0)
-    if start[344:347] == b"ni1" or start[4:7] == b"ni2":
-        raise ValueError("is one half of a NIfTI pair (.hdr and .img): save it as one .nii file")
+        kind = HEADERS.get(start[344:348]) or HEADERS.get(start[4:8])
+        if kind is None and start[:4] == b"\0\0\0\1":
+            kind, dimensions = MGHHeader, np.frombuffer(start[4:20], ">i4")
+    if kind is MGHHeader:
+        _check_shape(tuple(dimensions.tolist()))  # before nibabel goes to what stands behind so many voxels
     with _damage_is_a_value_error():
-        version_2 = start[:4] in (b"\x1c\2\0\0", b"\0\0\2\x1c")  # 540, the size of its header
-        image = (nib.Nifti2Image if version_2 else nib.Nifti1Image).from_stream(file)
-        shape, offset, kind = image.shape, image.dataobj.offset, image.get_data_dtype().kind
-    if kind not in "iufb":
+        header = (kind or Spm2AnalyzeHeader).from_fileobj(file)
+        if getattr(header, "is_single", False) and header.get_data_offset() == 0:
+            header.set_data_offset(header.single_vox_offset)  # some programs leave it out
+        shape, offset, values = header.get_data_shape(), header.get_data_offset(), header.get_data_dtype().kind
+    if values not in "iufb":
         raise ValueError("holds colours or complex numbers, not intensities")
     if offset > MAX_OFFSET:
         raise ValueError(f"claims a shape of {shape} at byte {offset}, more than any scan has")
     _check_shape(shape)
-    if len(shape) > 2:
-        _check_directions(image.affine)
-    return image
+    return header
+
+
+def _affine(header: AnyHeader) -> np.ndarray:
+    """Voxel to mm: the first of sform, qform and voxel sizes that makes sense."""
+    if isinstance(header, Spm2AnalyzeHeader):
+        affine, shape = np.diag([0.0, 0, 0, 1]), (*header.get_data_shape(), 1)
+        axes = ANALYZE_AXES.get(header["orient"].item(), (0, 1, 2))
+        for stored, (to, zoom) in enumerate(zip(axes, (*header.get_zooms(), 1.0), strict=False)):
+            affine[to, stored] = -zoom if to == 0 else zoom  # from right to left, as nibabel has it
+            affine[to, 3] = -affine[to, stored] * (shape[stored] - 1) / 2
+        return affine
+    if not isinstance(header, nib.Nifti1Header):
+        return header.get_affine()
+    names = [f"quatern_{part}" for part in "bcd"]
+    quaternion = np.array([header[name] for name in names], np.float64)
+    if 1 < (length := np.linalg.norm(quaternion)) < 1.01:  # rounded to few digits
+        for name, part in zip(names, quaternion / length, strict=True):
+            header[name] = part
+    choices = [header.get_sform] * bool(header["sform_code"]) + [header.get_qform] * bool(header["qform_code"])
+    for affine in (choice() for choice in choices):
+        if np.isfinite(affine).all() and np.linalg.det(affine) != 0:
+            return affine
+    return header.get_base_affine()
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -125,13 +206,11 @@ def _check_directions(affine: np.ndarray) -> None:
         raise ValueError("has an affine that names no direction for some axis")
 
 
-def _voxels(image: nib.Nifti1Image, file: BinaryIO) -> np.ndarray:
+def _voxels(header: AnyHeader, file: BinaryIO) -> np.ndarray:
     """All voxels as float32, and then the file to its end: a gzip's sum stands there, and is compared."""
     with _damage_is_a_value_error():
-        values = np.asarray(image.dataobj, np.float32)
-        if not isinstance(file, gzip.GzipFile):
-            return values
-        rest = file.read(MAX_OFFSET + 1)
+        values = np.asarray(ArrayProxy(file, header), np.float32)
+        rest = file.read(MAX_OFFSET + 1) if isinstance(file, gzip.GzipFile) else b""
     if len(rest) > MAX_OFFSET:
         raise ValueError("goes on after its voxels for longer than any scan does")
     return values
@@ -178,8 +257,6 @@ def slices_of(image: nib.Nifti1Image, name: str, axis: int, slices: str | None, 
     base = stem(name).replace(".", "_") if is_dicom else stem(name)  # DICOM files are often called 1.2.840.113619
     suffix = ".dcm" if is_dicom else ".nii.gz"
     if not _is_volume(image):
-        if spacing is not None:
-            raise ValueError("is one slice, not a volume: only volumes can be resampled (--spacing)")
         own = f"{base}{suffix}" if is_dicom else name
         return [(own, level_of(name))], tuple(side for side in image.shape if side > 1)
     shape, _ = _grid(_canonical_volume(image), spacing)
@@ -206,14 +283,9 @@ def cut(image: nib.Nifti1Image, axis: int, slices: str | None, spacing: float | 
     return np.moveaxis(np.asarray(volume.dataobj), axis, 0)[parse_slices(slices)]
 
 
-def contents(path: Path, axis: int, slices: str | None) -> tuple[list[tuple[str, int]], tuple[int, int]]:
-    """`slices_of` a file. Raises ValueError with the reason when the file is no slice or volume."""
-    return slices_of(load(path, voxels=False), path.name, axis, slices)
-
-
-def read(path: Path, axis: int, slices: str | None) -> np.ndarray:
-    """`cut` of a file. Raises ValueError with the reason when the file is no slice or volume."""
-    return cut(load(path), axis, slices)
+def voxel_sizes(image: nib.Nifti1Image) -> tuple[float, ...] | None:
+    """mm to the right, to anterior and up; None of a single slice."""
+    return tuple(nib.affines.voxel_sizes(_canonical_volume(image).affine).tolist()) if _is_volume(image) else None
 
 
 # ------------------------------------------------------------------------------------------- and back
@@ -290,7 +362,7 @@ def write_all(
     rows: dict[Path, list[int]] = {}
     for row, source in enumerate(sources):
         rows.setdefault(source, []).append(row)
-    names = [source.name if is_nifti(source.name) else f"{stem(source.name)}.nii.gz" for source in rows]
+    names = [source.name if source.name.lower().endswith(NIFTI) else f"{stem(source.name)}.nii.gz" for source in rows]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"several NIfTI files are called {', '.join(doubled)}: give one of them at a time")
     for (source, own), name in zip(rows.items(), names, strict=True):
@@ -298,7 +370,9 @@ def write_all(
     return [folder / name for name in names]
 
 
-def affine_of(path: Path, axis: int, slices: str | None, canvas: tuple[int, int]) -> np.ndarray | None:
+def affine_of(
+    path: Path, canvas: tuple[int, int], axis: int, slices: str | None, spacing: float | None
+) -> np.ndarray | None:
     """Where in space `write_stack` is to put the slices that `cut` takes of a volume, on their canvas [H, W].
 
     The affine [4, 4] of its RAS+ orientation, voxel to mm; None of a file that is no volume, whose slices have no
@@ -307,18 +381,18 @@ def affine_of(path: Path, axis: int, slices: str | None, canvas: tuple[int, int]
     image = load(path, voxels=False)
     if not _is_volume(image):
         return None
-    volume = _canonical_volume(image)
-    chosen = parse_slices(slices).indices(volume.shape[axis])
-    beside = [i for i in range(3) if i != axis]
-    size, place = images.placement(tuple(volume.shape[i] for i in beside), canvas)
+    shape, affine = _grid(_canonical_volume(image), spacing)
+    chosen = parse_slices(slices).indices(shape[axis])
+    others = [i for i in range(3) if i != axis]
+    size, place = images.placement(tuple(shape[i] for i in others), canvas)
     scale, start = np.ones(3), np.zeros(3)
     scale[axis], start[axis] = chosen[2], chosen[0]
-    for i, pixels, where in zip(beside, size, place, strict=True):
-        scale[i] = volume.shape[i] / pixels
+    for i, pixels, where in zip(others, size, place, strict=True):
+        scale[i] = shape[i] / pixels
         start[i] = (0.5 - where.start) * scale[i] - 0.5  # of the canvas's first pixel's middle, in voxels
     to_voxels = np.eye(4)
     to_voxels[:3, :3], to_voxels[:3, 3] = np.diag(scale), start
-    return volume.affine @ to_voxels
+    return affine @ to_voxels
 
 
 def write_stack(path: Path, pictures: np.ndarray, axis: int = 2, affine: np.ndarray | None = None) -> None:

@@ -32,7 +32,7 @@ class Search:
         """`space`: fitted on the slices of `train`."""
         self.train, self.space = train, space
         self.people = np.asarray(train.people)
-        self.box = content_box(train.images)
+        self.box = train.box
         candidates = min(CANDIDATES, len(space.train))
         self.candidates = NearestNeighbors(n_neighbors=candidates, algorithm="brute").fit(space.train)
 

@@ -19,7 +19,7 @@ from scipy.ndimage import binary_fill_holes, distance_transform_edt
 from scipy.stats import wasserstein_distance
 from sklearn.neighbors import NearestNeighbors
 
-from dataset import Box, Slices, content_box
+from dataset import Box, Slices
 from reading.names import volume_of
 from runtime.errors import InputError
 from runtime.wording import counted
@@ -318,7 +318,7 @@ class VolumeJudge:
                 sizes differ.
         """
         self.seed, self.shape = seed, train.images.shape[1:]
-        self.box = content_box(train.images)
+        self.box = train.box
         self.real = volumes_of(train, box=self.box)
         self.levels = self.real.levels
         self._check_size(held_out.images.shape[1:])

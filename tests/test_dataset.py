@@ -241,33 +241,24 @@ def test_limit_people(tmp_path):
 # ------------------------------------------------------------------------------------------- what a slice can be
 
 
-def test_kinds_of_picture(tmp_path):
-    gray = picture(1, (16, 16))
-    rgb = np.repeat(gray[..., None], 3, axis=2)
-    alpha = np.full((16, 16, 1), 7, np.uint8)
-    for name, pixels in {
-        "L": gray,
-        "RGB": rgb,
-        "RGBA": np.concatenate([rgb, alpha], axis=2),
-        "LA": np.concatenate([gray[..., None], alpha], axis=2),
-        "I;16": gray.astype(np.uint16) * 257,
-    }.items():
-        Image.fromarray(pixels).save(tmp_path / "x.png")
-        read, mode = images.read(tmp_path / "x.png")
-        np.testing.assert_array_equal(read, gray, err_msg=name)
-        assert read.dtype == np.uint8
-        assert mode == name
-    Image.fromarray(gray).convert("P").save(tmp_path / "x.png")
-    np.testing.assert_array_equal(images.read(tmp_path / "x.png")[0], gray)
-    Image.fromarray(gray > 127).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(images.read(tmp_path / "x.png")[0], np.where(gray > 127, 255, 0))
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1"])
+def test_kinds_of_picture(tmp_path, mode):
+    gray = np.where(picture(1, (16, 16)) > 127, 255, 0).astype(np.uint8) if mode == "1" else picture(1, (16, 16))
+    Image.fromarray(gray).convert(mode).save(tmp_path / "x.png")
+    read = images.read(tmp_path / "x.png")
+    np.testing.assert_array_equal(read.values, gray)
+    assert (read.values.dtype, read.mode, read.colour, read.transparent) == (np.uint8, mode, False, False)
     Image.fromarray(gray).save(tmp_path / "x.jpg", quality=100)
-    assert np.abs(images.read(tmp_path / "x.jpg")[0].astype(int) - gray).max() <= 3
+    assert np.abs(images.read(tmp_path / "x.jpg").values.astype(int) - gray).max() <= 3
 
 
-def test_16_bits_are_scaled_to_8_with_rounding(tmp_path):
-    Image.fromarray(np.array([[0, 128, 129, 32768, 65406, 65407, 65535]], np.uint16)).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(images.read(tmp_path / "x.png")[0], [[0, 0, 1, 128, 254, 255, 255]])
+def test_16_bits_that_span_their_range_are_scaled_to_8_with_rounding(tmp_path):
+    root = write_set(tmp_path / "set")
+    path = root / "keras_png_slices_train/case_001_slice_3.nii.png"
+    Image.fromarray(np.array([[0, 128, 129, 32768, 65406, 65407, 65535]], np.uint16)).save(path)
+    train = dataset.load(str(root)).splits["train"]
+    np.testing.assert_array_equal(train.images[3, 127, 124:131], [0, 0, 1, 128, 254, 255, 255])
+    assert train.notes == ["train: 1 slice padded to fit 256x256"]
 
 
 def test_other_sizes_are_padded_or_shrunk_with_a_note_that_counts_them(tmp_path):
@@ -343,8 +334,7 @@ def test_damaged_bytes_raise_only_value_error(tmp_path_factory, junk, at):
     path.write_bytes(content[:at] + junk + content[at + len(junk) :])
     for read in (images.read, images.read_any):
         with contextlib.suppress(ValueError):
-            pixels, _ = read(path)
-            assert pixels.dtype == np.uint8
+            pixels = read(path)[0]
             assert pixels.ndim == 2
 
 
@@ -491,7 +481,7 @@ def test_processes_that_start_at_once_build_one_cache(tmp_path):
     root = write_set(tmp_path / "set", slices=40)
     code = (
         "import sys, json, pathlib; from reading import cache, listing; "
-        "index, folder = cache.open_or_build(listing.scan(pathlib.Path(sys.argv[1])), 2, None); "
+        "index, folder = cache.open_or_build(listing.scan(pathlib.Path(sys.argv[1])), (2, None, None)); "
         "print(json.dumps([index['fingerprint'], str(folder)]))"
     )
     command = [sys.executable, "-c", code, str(root)]

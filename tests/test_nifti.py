@@ -131,20 +131,20 @@ def test_a_volume_is_cut_into_axial_slices_whatever_way_it_is_stored(tmp_path):
         path = tmp_path / f"{axes}.nii.gz"
         nib.save(stored_as(voxels, OBLIQUE, axes), path)
         assert nib.aff2axcodes(nib.load(path).affine) == tuple(axes)
-        np.testing.assert_array_equal(nifti.read(path, 2, None), voxels.transpose(2, 0, 1))
-        named, shape = nifti.contents(path, 2, None)
+        np.testing.assert_array_equal(nifti.cut(nifti.load(path), 2, None), voxels.transpose(2, 0, 1))
+        named, shape = nifti.slices_of(nifti.load(path, voxels=False), path.name, 2, None)
         assert shape == (20, 24)
         assert named[3] == (f"{axes}_slice_3.nii.gz", 3)
         assert len(named) == 16
 
 
 def test_axis_and_slices(tmp_path):
-    path, voxels = save(tmp_path / "v.nii", volume()), volume()
-    np.testing.assert_array_equal(nifti.read(path, 0, "4:9"), voxels[4:9])
-    np.testing.assert_array_equal(nifti.read(path, 1, "2::3"), voxels.transpose(1, 0, 2)[2::3])
-    np.testing.assert_array_equal(nifti.read(path, 2, "-5:"), voxels.transpose(2, 0, 1)[-5:])
-    assert [level for _, level in nifti.contents(path, 1, "2::3")[0]] == list(range(2, 24, 3))
-    assert nifti.contents(path, 0, "4:9")[1] == (24, 16)
+    voxels, image = volume(), nifti.load(save(tmp_path / "v.nii", volume()))
+    np.testing.assert_array_equal(nifti.cut(image, 0, "4:9"), voxels[4:9])
+    np.testing.assert_array_equal(nifti.cut(image, 1, "2::3"), voxels.transpose(1, 0, 2)[2::3])
+    np.testing.assert_array_equal(nifti.cut(image, 2, "-5:"), voxels.transpose(2, 0, 1)[-5:])
+    assert [level for _, level in nifti.slices_of(image, "v.nii", 1, "2::3")[0]] == list(range(2, 24, 3))
+    assert nifti.slices_of(image, "v.nii", 0, "4:9")[1] == (24, 16)
 
 
 @pytest.mark.parametrize("text", ["5", "a:b", "::0", "1:2:-1", "1:2:3:4", "1;2", "9999999999:"])
@@ -283,7 +283,7 @@ def test_damaged_bytes_raise_only_value_error(tmp_path_factory, junk, at):
     content = path.read_bytes()
     path.write_bytes(content[:at] + junk + content[at + len(junk) :])
     with contextlib.suppress(ValueError):
-        slices = nifti.read(path, 2, None)
+        slices = nifti.cut(nifti.load(path), 2, None)
         assert slices.dtype == np.float32
         assert slices.ndim == 3
 
@@ -291,24 +291,24 @@ def test_damaged_bytes_raise_only_value_error(tmp_path_factory, junk, at):
 def test_check_reports_a_packed_volume_with_a_changed_voxel(tmp_path):
     for split, person in (("train", 1), ("validate", 2), ("test", 3)):
         save(tmp_path / split / f"case_00{person}.nii.gz", volume(person))
-    assert dataset.check(str(tmp_path)) == []
+    assert dataset.check(str(tmp_path)) == ([], [])
     path = tmp_path / "test/case_003.nii.gz"
     voxels = bytearray(gzip.decompress(path.read_bytes()))
     voxels[-100] ^= 1
     changed = gzip.compress(bytes(voxels), compresslevel=0)
     path.write_bytes(changed[:-8] + path.read_bytes()[-8:])  # sum and length of what it was
-    [problem] = dataset.check(str(tmp_path))
-    assert problem == f"{path} can't be read as NIfTI (BadGzipFile)"
+    [problem], _ = dataset.check(str(tmp_path))
+    assert problem == f"{path} can't be read as NIfTI, Analyze or MGH (BadGzipFile)"
     with pytest.raises(InputError, match=r"case_003\.nii\.gz can't be read as NIfTI"):
         dataset.load(str(tmp_path))
 
 
 def test_check_reports_nifti(tmp_path, capsys):
     root = hipmri(tmp_path / "set")
-    assert dataset.check(str(root)) == []
+    assert dataset.check(str(root)) == ([], [])
     assert "train: 6 files of 2 people; 6 of 256x128, NIfTI" in capsys.readouterr().out
     (root / "keras_slices_test/case_007_week_0_slice_0.nii.gz").write_bytes(b"junk")
-    assert len(dataset.check(str(root))) == 1
+    assert len(dataset.check(str(root))[0]) == 1
 
 
 @pytest.mark.parametrize(("axis", "chosen"), [(2, None), (2, "-9:-1:2"), (0, "3:"), (1, None)])
@@ -318,8 +318,10 @@ def test_a_stack_lies_where_the_volume_does_that_it_is_like(tmp_path, axis, chos
     path = tmp_path / "scan.nii.gz"
     save(path, voxels)
     canonical = nib.as_closest_canonical(nib.load(path))
-    pictures = np.stack([images.fit(picture, (32, 32)) for picture in nifti.read(path, axis, chosen).astype(np.uint8)])
-    nifti.write_stack(tmp_path / "stack.nii.gz", pictures, axis, nifti.affine_of(path, axis, chosen, (32, 32)))
+    pictures = np.stack(
+        [images.fit(picture, (32, 32)) for picture in nifti.cut(nifti.load(path), axis, chosen).astype(np.uint8)]
+    )
+    nifti.write_stack(tmp_path / "stack.nii.gz", pictures, axis, nifti.affine_of(path, (32, 32), axis, chosen, None))
     written = nib.load(tmp_path / "stack.nii.gz")
     to_source = np.linalg.inv(canonical.affine) @ written.affine
     values = np.asarray(written.dataobj)
@@ -333,4 +335,4 @@ def test_a_stack_lies_where_the_volume_does_that_it_is_like(tmp_path, axis, chos
 
 def test_single_slices_tell_no_place_of_a_stack(tmp_path):
     save(tmp_path / "slice.nii.gz", volume()[:, :, 0])
-    assert nifti.affine_of(tmp_path / "slice.nii.gz", 2, None, (32, 32)) is None
+    assert nifti.affine_of(tmp_path / "slice.nii.gz", (32, 32), 2, None, None) is None

@@ -31,6 +31,10 @@ class DataSettings(Settings):
     allow_overlap: bool = option(False, "go on when a person is in two splits")
     axis: Literal[0, 1, 2] = option(2, "cut 3-D volumes in sagittal (0), coronal (1) or axial (2) slices")
     slices: str | None = option(None, "cut 3-D volumes at 'start:stop[:step]' only", "START:STOP")
+    spacing: float | None = option(None, "resample 3-D volumes to cubes of so many mm first", "MM", ge=0.1, le=20)
+    person: str | None = option(
+        None, "finds the person in a file's name (default: by the names of common sets)", "REGEX"
+    )
 
 
 class AutoencoderSettings(Settings):

@@ -9,7 +9,6 @@ import torch
 import dataset
 from dataset import Box, DataSet
 from inference.loading import load_autoencoder
-from reading import nifti
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError
@@ -29,15 +28,14 @@ def load_data(settings: DataSettings) -> DataSet:
         limit_people=settings.limit_people,
         axis=settings.axis,
         slices=settings.slices,
+        spacing=settings.spacing,
+        person=settings.person,
     )
 
 
 def describe_data(data: DataSet, box: Box, settings: DataSettings) -> dict:
     """The description of its training data that a checkpoint keeps: plain values only."""
     train = data.splits["train"]
-    affine = None
-    if train.ranges is not None:  # volumes: where the first one lies in space, voxel to mm
-        affine = nifti.affine_of(train.paths[0], settings.axis, settings.slices, train.images.shape[1:])
     return {
         "title": data.title,
         "root": str(data.root.resolve()),
@@ -45,10 +43,12 @@ def describe_data(data: DataSet, box: Box, settings: DataSettings) -> dict:
         "fingerprint": data.fingerprint,
         "size": list(train.images.shape[1:]),
         "box": list(box),
-        "levels": int(train.levels.max()) + 1,
+        "levels": train.level_count,
         "axis": settings.axis,
         "slices": settings.slices,
-        "affine": None if affine is None else affine.tolist(),
+        "spacing": settings.spacing,
+        "person": settings.person,
+        "affine": None if train.affine is None else train.affine.tolist(),
     }
 
 
