@@ -17,7 +17,15 @@ from runtime import checkpoint
 from runtime.errors import InputError
 
 DATA = {"title": "made up", "root": "/nowhere", "synthetic": True, "fingerprint": "f" * 64}
-DATA |= {"size": [32, 32], "box": [0, 0, 32, 32], "levels": 4, "axis": 2, "slices": None}
+DATA |= {
+    "size": [32, 32],
+    "box": [0, 0, 32, 32],
+    "levels": 4,
+    "axis": 2,
+    "slices": None,
+    "spacing": None,
+    "person": None,
+}
 DATA |= {"affine": [[-2.0, 0.0, 0.0, 90.0], [0.0, 2.0, 0.0, -126.0], [0.0, 0.0, 2.0, -72.0], [0.0, 0.0, 0.0, 1.0]]}
 
 

@@ -149,7 +149,8 @@ def test_resume_takes_only_a_runs_own_config(tmp_path):
 
 
 CHANGED = {
-    "data": "elsewhere", "limit_people": 3, "allow_overlap": True, "axis": 1, "slices": "1:2", "model": "vqvae",
+    "data": "elsewhere", "limit_people": 3, "allow_overlap": True, "axis": 1, "slices": "1:2", "spacing": 2.0,
+    "person": "P", "model": "vqvae",
     "epochs": 30, "batch_size": 4, "optimizer": "adam", "lr": 0.5, "beta": 1.0, "downsample": 4, "depth": 2,
     "width": 32, "blocks": 1, "codebook_size": 64, "codebook": "gradient", "loss": "mse",
     "autoencoder": "/x.pth", "prior": "pixelcnn", "prior_epochs": 90, "prior_batch_size": 4, "prior_lr": 0.1,
