@@ -26,13 +26,11 @@ dependencies = [
     "nilearn",
     "numpy",
     "PIL",
-    "prdc",
     "pydantic",
     "scipy",
     "skimage",
     "sklearn",
     "torch",
-    "torchmetrics",
     "torchvision",
     "tqdm",
 ]
@@ -105,7 +103,7 @@ def brain_judge(train, held_out):
     """The judge of novel slices: how close to real people's, how varied, and whether any are copies.
 
         judge = torch.hub.load(CLONE, "brain_judge", data.splits["train"], data.splits["test"], source="local")
-        verdict = judge.score(samples, judge.nearest(samples))     uint8 [N, H, W], at least 100
+        verdict = judge.score(samples)     uint8 [N, H, W], at least 100
 
     Args:
         train, held_out: splits of `brain_slices`, of different people.

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import dataset
 from dataset import DataSet, Slices
@@ -262,7 +261,7 @@ def sample(context: Context, ceiling: Sampler | None) -> None:
         obstacle = "leave out --slice, so that they are of all levels"
     elif len(seeds) < MIN_SAMPLES:
         obstacle = f"fewer than {MIN_SAMPLES} are too few to judge: give --samples 1000"
-    judge_or_note(context, "samples", obstacle, partial(judge_samples, context, ceiling, codes, pictures))
+    judge_or_note(context, "samples", obstacle, partial(judge_samples, context, ceiling, pictures))
 
 
 def judge_or_note(context: Context, what: str, obstacle: str | None, judge_them: Callable[[], None]) -> None:
@@ -305,35 +304,32 @@ def draw_samples(context: Context, pictures: np.ndarray, source: str) -> None:
     results.draw("samples_beside_real.png", draw, window.crop(shown), window.crop(others), title=title)
 
 
-def judge_samples(context: Context, ceiling: Sampler | None, codes: list[np.ndarray], pictures: np.ndarray) -> None:
+def judge_samples(context: Context, ceiling: Sampler | None, pictures: np.ndarray) -> None:
     """The judge's verdict on the samples beside the same numbers of real slices: table, numbers and figures."""
     settings, results, codec = context.settings, context.results, context.model.codec
     train, held_out = context.data.splits["train"], context.slices
     print(f"judging them beside {len(train):,} training and {counted(len(held_out), f'{settings.split} slice')}")
-    train_codes = codec.encode(train.images)
-
-    def reconstruct_rows(rows: np.ndarray) -> np.ndarray:
-        return to_uint8(codec.decode(train_codes.with_grids(grid[rows] for grid in train_codes)))
-
     spaces = (*judge.SPACES, *([settings.features] if settings.features else []))
-    judged = judge.Judge(train, held_out, features=spaces, device=codec.on.device, reconstruct=reconstruct_rows)
+
+    def first_codes(images: np.ndarray) -> np.ndarray:
+        return codec.encode(images, codec.box)[0].cpu().numpy()
+
+    judged = judge.Judge(train, held_out, features=spaces, device=codec.on.device, encode=first_codes)
     near = judged.nearest(pictures)
     verdict = judged.score(pictures, near)
-    grids = zip(codes, train_codes, codec.autoencoder.codebook_sizes, strict=False)
-    distances = [judge.code_histogram_distance(torch.from_numpy(a), b.cpu(), size) for a, b, size in grids]
-    verdict["code_histogram_distance"] = distances
+    if reason := judged.missing(len(pictures)):
+        results.note(reason)
     if ceiling:
         seeds = range(settings.seed, settings.seed + settings.samples)
         verdict["ceiling"] = judged.fidelity(to_uint8(codec.paint(ceiling.sample(seeds), seeds)))
     results.metrics["judge"] = verdict
-    listed = ", ".join(f"{distance:.3f}" for distance in distances)
-    print(f"{judge.table(verdict)}\ncode histograms of samples and training slices, total variation: {listed}")
+    print(judge.table(verdict))
 
     title = f"{results.metrics['samples']['source']}, beside {context.data.title}"
     results.draw("memorisation.png", plots.memorisation, near.ssim, judged.held_out_nearest.ssim, title=title)
     closest = verdict["memorisation"]["closest"]
     columns = {key: [one[key] for one in closest] for key in closest[0]}
-    pairs = pictures[columns["sample"]], judged.as_seen(columns["train_index"], columns["mirrored"])
+    pairs = pictures[columns["sample"]], judged.as_nearest(columns["train_index"], columns["mirrored"])
     window = codec.window(np.concatenate(pairs))
     names = ["mirrored " * one["mirrored"] + one["train_name"] for one in closest]
     arguments = *(window.crop(pair) for pair in pairs), columns["ssim"], names

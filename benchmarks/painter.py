@@ -2,9 +2,9 @@
 
     python benchmarks/painter.py resources/pretrained/vqvae.pth --data DIR --out FILE.json
 
-Prints the AUC of the two-sample network, distances, and figures of tissue, each beside those of the people's own slices
-(the floor); the SSIM of painted and of plain pictures of training and validation people, whose difference says what the
-painter knows by heart; and how like neighbouring slices of a brain are.
+Prints the area of the two-sample test, Frechet distances and figures of tissue, each beside those of the people's own
+slices (the floor); how alike a brain's neighbouring slices are; and the SSIM of painted and of plain pictures of
+training and of validation people: the painter remembers the former if only theirs are the better painted.
 """
 
 import json
@@ -26,12 +26,11 @@ from runtime import cli
 from runtime.cli import Device, Precision, Settings, option
 from runtime.errors import exit_on_input_error
 from runtime.files import atomic
-from scoring import judge, tissue
-from scoring.metrics import reconstruction_scores
-from scoring.two_sample import Kind, two_sample_test
+from scoring.batches import unit_batch
+from scoring.judge import Judge
+from scoring.metrics import reconstruction_scores, ssim
 
-SPACES = "pca", "randconv", "folds"
-KNOWN = 10  # training people whose SSIM is taken
+TRAINING_PEOPLE = 10  # whose SSIM is computed
 
 
 class PainterSettings(Settings):
@@ -45,7 +44,7 @@ class PainterSettings(Settings):
 
 
 def first_codes(model: TrainedModel, slices: Slices, paint: bool) -> np.ndarray:
-    """What comes of the slices' first codes, uint8 [N, H, W]: painted, each person with an own noise, or plain."""
+    """Pictures of the slices' first codes, uint8 [N, H, W]: painted, with one noise for each person, or plain."""
     codes = model.codec.encode(slices.images, model.codec.box)[:1]
     if not paint:
         return to_uint8(model.codec.decode(codes))
@@ -57,21 +56,11 @@ def first_codes(model: TrainedModel, slices: Slices, paint: bool) -> np.ndarray:
     return pictures
 
 
-def told_apart(train: Slices, images: np.ndarray, people: list[str]) -> dict:
-    """AUC of the two-sample network against as many slices of training people."""
-
-    def draw(seed: int) -> list[Kind]:
-        rows = np.sort(np.random.default_rng(seed).permutation(len(train))[: len(images)])
-        return [Kind(train.images[rows], [train.people[i] for i in rows]), Kind(images, people)]
-
-    return two_sample_test(draw)
-
-
 def neighbours(slices: Slices, images: np.ndarray) -> float:
     """Mean of 1 - SSIM of a brain's neighbouring slices."""
-    same = [i for i in range(len(slices) - 1) if slices.people[i] == slices.people[i + 1]]
-    same = [i for i in same if slices.levels[i + 1] == slices.levels[i] + 1]
-    return float(1 - reconstruction_scores(images[same], images[np.array(same) + 1] / np.float32(255))["ssim"].mean())
+    pairs = [i for i in range(len(slices) - 1) if slices.people[i] == slices.people[i + 1]]
+    pairs = [i for i in pairs if slices.levels[i + 1] == slices.levels[i] + 1]
+    return float(np.mean([1 - ssim(*unit_batch(images[i : i + 2]).split(1)).item() for i in pairs]))
 
 
 def joined(a: Slices, b: Slices) -> Slices:
@@ -87,7 +76,7 @@ def main() -> int:
     model = TrainedModel.load(settings.checkpoint, "none", settings.device, settings.precision)
     data = dataset.load(settings.data, ("train", "validate", "test"))
     train, held_out = data.splits["train"], joined(data.splits["validate"], data.splits["test"])
-    verdict = judge.Judge(train, data.splits["test"], device=model.codec.on.device)
+    judge = Judge(train, data.splits["test"])
     pictures = {
         "own": held_out.images,
         "plain": first_codes(model, held_out, paint=False),
@@ -96,13 +85,13 @@ def main() -> int:
     found = {}
     for kind, images in pictures.items():
         found[kind] = {
-            "auc": told_apart(train, images, held_out.people),
-            "frechet": {space: verdict.fidelity(images)[space]["frechet"] for space in SPACES},
-            "tissue": tissue.compare(images, train.images[:: max(len(train) // len(images), 1)]),
+            "auc": judge.distinguish(images, held_out.people),
+            "frechet": {space: figures["frechet"] for space, figures in judge.fidelity(images).items()},
+            "tissue": judge.tissue(images)["samples"],
             "neighbours": neighbours(held_out, images),
         }
         print(kind, json.dumps(found[kind]), flush=True)
-    for name, part in (("train", train.first_people(KNOWN)), ("validate", data.splits["validate"])):
+    for name, part in (("train", train.first_people(TRAINING_PEOPLE)), ("validate", data.splits["validate"])):
         own = part.images / np.float32(255)
         found[f"ssim_{name}"] = {}
         for how in ("plain", "painted"):

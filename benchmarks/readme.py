@@ -19,18 +19,26 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import dataset
 from benchmarks import others
 from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
+from inference.codec import to_uint8
 from inference.loading import load_autoencoder
+from inference.model import TrainedModel
+from inference.sampling import Sampler
+from report import plots
 from runtime import cli, compute
 from runtime.cli import Settings, option
 from runtime.errors import InputError, exit_on_input_error
 from runtime.files import atomic
+from scoring import tissue
+from scoring.judge import Judge
 
 RESOURCES = ROOT / "resources"
 PRETRAINED = RESOURCES / "pretrained"
@@ -118,8 +126,8 @@ def find(name: str, settings: ReadmeSettings) -> Path | None:
     return run and run / ("vqvae.pth" if name in AUTOENCODERS else "dcgan.pth")
 
 
-def scored(path: Path, data: str, out: Path, codes: int | None) -> dict:
-    """What predict.py says of an autoencoder's reconstructions of the test split, from `codes` per position."""
+def score_autoencoder(path: Path, data: str, out: Path, codes: int | None) -> dict:
+    """Scores by predict.py of an autoencoder's reconstructions of the test split, from `codes` per position."""
     some = ["--codes", codes] if codes else []
     call("predict.py", path, "--data", data, "--prior", "none", "--out", out, *some)
     metrics = json.loads((out / "metrics.json").read_text())
@@ -141,17 +149,24 @@ def positions(grid: str) -> int:
     return height * width
 
 
-def judged(path: Path, data: str, out: Path, _: None) -> dict:
-    """The judge's verdict on a prior's samples, and its bits a slice where it tells them."""
-    call("predict.py", DEFAULT, "--data", data, "--prior", path, "--samples", SAMPLES, *FAST, "--out", out)
+def score_prior(path: Path, judge: Judge, model: TrainedModel, settings: ReadmeSettings, out: Path) -> dict:
+    """The judge's verdict on a prior's samples, and its bits a slice if it has any; predict.py draws the figures."""
+    call("predict.py", DEFAULT, "--data", settings.data, "--prior", path, *FAST, "--out", out)
     metrics = json.loads((out / "metrics.json").read_text())
-    verdict = metrics["judge"]
-    verdict["memorisation"].pop("closest")
+    sampler, seeds = Sampler(path, model.codec), range(SAMPLES)
+    pictures = to_uint8(model.codec.paint(sampler.sample(seeds), seeds))
+    verdict = judge.score(pictures)
+    closest = verdict["memorisation"].pop("closest")
+    columns = {key: [one[key] for one in closest] for key in closest[0]}
+    pairs = pictures[columns["sample"]], judge.as_nearest(columns["train_index"], columns["mirrored"])
+    names = ["mirrored " * one["mirrored"] + one["train_name"] for one in closest]
+    cropped = (model.codec.box.crop(pair) for pair in pairs)
+    plots.nearest_training(*cropped, columns["ssim"], names, out / "nearest_training.png", sampler.title)
     bits = {"entropy_coded_bits": 8 * metrics["entropy_coded_bytes"]} if "entropy_coded_bytes" in metrics else {}
     return verdict | bits | {"epoch": metrics["settings"]["prior"]["epoch"]}
 
 
-def volumes_judged(path: Path, data: str, out: Path) -> dict:
+def score_volumes(path: Path, data: str, out: Path) -> dict:
     """The verdict on whole brains that a transformer draws."""
     options = ["--samples", 0, "--volumes", VOLUMES, *FAST]
     call("predict.py", DEFAULT, "--data", data, "--prior", path, *options, "--out", out)
@@ -174,16 +189,25 @@ def named_checkpoints(found: dict[str, Path | None], folder: Path) -> list[Path]
 def measure(settings: ReadmeSettings, work: Path, results: dict) -> dict:
     """All numbers; what isn't there stays as it is in `results`."""
     found = {name: find(name, settings) for name in AUTOENCODERS | PRIORS}
-    for name, path in found.items():
-        if path is None:
-            print(f"{name} is neither in {PRETRAINED} nor in {settings.runs}: keeping its numbers")
-            continue
-        kind, how = ("autoencoders", scored) if name in AUTOENCODERS else ("priors", judged)
-        results.setdefault(kind, {})[name] = how(path, settings.data, work / name, (AUTOENCODERS | PRIORS)[name].codes)
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        print(f"neither in {PRETRAINED} nor in {settings.runs}, so their numbers stay: {', '.join(missing)}")
+    for name in AUTOENCODERS.keys() - missing:
+        row = score_autoencoder(found[name], settings.data, work / name, AUTOENCODERS[name].codes)
+        results.setdefault("autoencoders", {})[name] = row
+    model, splits = TrainedModel.load(DEFAULT, "none"), dataset.load(settings.data, ("train", "test")).splits
+
+    def first_codes(images: np.ndarray) -> np.ndarray:
+        return model.codec.encode(images, model.codec.box)[0].cpu().numpy()
+
+    judge = Judge(splits["train"], splits["test"], encode=first_codes)  # of all priors: the floors are measured once
+    for name in PRIORS.keys() - missing:
+        row = score_prior(found[name], judge, model, settings, work / name)
+        results.setdefault("priors", {})[name] = row
     painted = work / "painter.json"
     call("benchmarks/painter.py", DEFAULT, "--data", settings.data, "--out", painted)
     results["painter"] = json.loads(painted.read_text())
-    results["volumes"] = volumes_judged(found["transformer"], settings.data, work / "volumes")
+    results["volumes"] = score_volumes(found["transformer"], settings.data, work / "volumes")
     out = work / "codecs"
     checkpoints = named_checkpoints(found, work / "checkpoints")
     call(
@@ -246,41 +270,69 @@ def prior_table(results: dict, space: str) -> str:
 
 
 def copies_table(results: dict) -> str:
-    """How alike samples are to each other, and to training slices."""
-    heads = ["", "mean pairwise MS-SSIM", "nearer to a training slice than 99 % of held-out slices are"]
-    heads += ["to a mirrored one", "nearest five of one person", "epoch chosen"]
-    real = next(iter(results["priors"].values()))
-    near = real["memorisation"]
-    shares = [near["share_held_out"], near["mirrored"]["share_held_out"], near["of_one_person_held_out"]]
-    rows = [["real slices", f"{real['diversity']['ms_ssim_train']:.3f}", *(f"{share:.1%}" for share in shares), ""]]
+    """How near samples are to training slices."""
+    heads = ["", "nearer to a training slice than 99 % of held-out slices are", "to a mirrored one"]
+    heads += [
+        "nearest five of one person",
+        "median share of codes in common",
+        "C_T by SSIM",
+        "by codes",
+        "epoch chosen",
+    ]
+    real = next(iter(results["priors"].values()))["memorisation"]
+
+    def cells(near: dict, suffix: str = "") -> list[str]:
+        shares = [near[f"share{suffix}"], near["mirrored"][f"share{suffix}"], near[f"one_person{suffix}"]]
+        codes = near.get("codes")
+        return [*(f"{share:.1%}" for share in shares), f"{codes[f'median{suffix}']:.1%}" if codes else ""]
+
+    rows = [["real slices", *cells(real, "_held_out"), "", "", ""]]
     for name, one in PRIORS.items():
         if row := results["priors"].get(name):
             near = row["memorisation"]
-            shares = [near["share"], near["mirrored"]["share"], near["of_one_person"]]
-            numbers = [f"{row['diversity']['ms_ssim']:.3f}", *(f"{share:.1%}" for share in shares)]
-            rows.append([one.label, *numbers, f"{row['epoch']} of {one.epochs}"])
+            copying = [near.get("data_copying"), near.get("codes", {}).get("data_copying")]
+            copying = ["" if value is None else f"{value:.2f}" for value in copying]
+            rows.append([one.label, *cells(near), *copying, f"{row['epoch']} of {one.epochs}"])
     return markdown(heads, rows)
 
 
-def told_apart_table(results: dict) -> str:
-    """What a small classifier makes of samples."""
-
-    def cells(test: dict) -> str:
-        return f"{test['mean']:.3f} ({test['min']:.3f} to {test['max']:.3f})"
-
+def two_sample_table(results: dict) -> str:
+    """Areas under the ROC curve of networks that tell samples from real slices."""
     tests = next(iter(results["priors"].values()))["two_sample"]
-    labels = {"real": "real people, from others", "reconstructions": "reconstructions of real slices, all codes"}
-    rows = [[label, *(cells(tests[size][who]) for size in tests)] for who, label in labels.items()]
+    rows = {"real people, from others": [tests[size].get("real") for size in tests]}
+    rows["people never trained on"] = [tests[size].get("held_out") for size in tests]
     for name, one in PRIORS.items():
         if row := results["priors"].get(name):
-            rows.append([one.label, *(cells(row["two_sample"][size]["samples"]) for size in tests)])
-    return markdown(["", *(f"{size} size" for size in tests)], rows)
+            rows[one.label] = [row["two_sample"][size]["samples"] for size in tests]
+    cells = [
+        [label, *(f"{test['mean']:.3f} ({test['min']:.3f} to {test['max']:.3f})" for test in row)]
+        for label, row in rows.items()
+        if all(row)
+    ]
+    return markdown(["", *(f"{size} size" for size in tests)], cells)
+
+
+def tissue_table(results: dict) -> str:
+    """Samples' tissues beside training slices': Cohen's d and ratio of the spreads."""
+    measured = {name: row["tissue"] for name, row in results["priors"].items() if "tissue" in row}
+    real = next(iter(measured.values()), {})
+    rows = {"half of the people, from the others": real.get("floor"), "held-out people": real.get("held_out")}
+    rows |= {one.label: measured[name]["samples"] for name, one in PRIORS.items() if name in measured}
+    cells = [
+        [
+            label,
+            *(f"{row[name]['d']:.2f}, {row[name]['spread']:.2f}" if name in row else "-" for name in tissue.FIGURES),
+        ]
+        for label, row in rows.items()
+        if row
+    ]
+    return markdown(["", *tissue.FIGURES], cells)
 
 
 def painter_table(results: dict) -> str:
     """What is painted of the first codes of people never trained on."""
     kinds = {"own": "their own slices (floor)", "plain": "plain decoder", "painted": "painted"}
-    figures = {"grey": "grey", "ribbon": "ribbon", "boundary": "boundary", "grain": "grain"}
+    figures = ("grey", "ribbon", "boundary", "grain")
     rows = []
     for kind, label in kinds.items():
         one = results["painter"][kind]
@@ -288,7 +340,7 @@ def painter_table(results: dict) -> str:
         distances = [f"{one['frechet'][space]:.3f}" for space in ("pca", "randconv", "folds")]
         tissues = [f"{one['tissue'][name]['d']:.2f}, {one['tissue'][name]['spread']:.2f}" for name in figures]
         rows.append([label, *areas, *distances, *tissues, f"{one['neighbours']:.3f}"])
-    heads = ["", "AUC, half size", "full size", "`pca`", "`randconv`", "`folds`", *figures.values(), "neighbours"]
+    heads = ["", "AUC, half size", "full size", "`pca`", "`randconv`", "`folds`", *figures, "neighbours"]
     return markdown(heads, rows)
 
 
@@ -397,7 +449,8 @@ BLOCKS = {
     "priors, randconv": lambda results: prior_table(results, "randconv"),
     "priors, folds": lambda results: prior_table(results, "folds"),
     "copies": copies_table,
-    "told apart": told_apart_table,
+    "two-sample test": two_sample_table,
+    "tissue": tissue_table,
     "bits": bits_sentence,
     "painter": painter_table,
     "known by heart": known_by_heart,

@@ -1,6 +1,6 @@
-"""What makes slices alike? Four feature spaces, fitted on the training slices alone.
+"""What makes slices alike? Four feature spaces, fitted to the training slices alone.
 
-Three need no download, since features learnt on photographs say little of images unlike them (Naeem et al. 2020,
+Three need no download, since features learnt from photographs say little about images unlike them (Naeem et al. 2020,
 section 4.3):
 `pca`: the slice area-resized to 64x64, its first 64 principal components;
 `randconv`: mean and standard deviation of every channel, after every layer, of a convolutional network with fixed
@@ -12,8 +12,6 @@ The fourth is for figures that are to stand beside published ones:
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -22,17 +20,17 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from sklearn.decomposition import PCA
 from sklearn.feature_selection import VarianceThreshold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from torch import nn
-from torchvision.models import Inception_V3_Weights, inception_v3
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from runtime.errors import InputError
+from scoring.batches import on_all_cores, unit_batch
 from scoring.metrics import FOREGROUND
 
 SPACES = ("pca", "randconv", "folds")  # those that need no download
 COMPONENTS = 64  # principal components kept
+BATCH = 16  # slices: few, so that they stay in the processor's cache
 RANDOM_NET_SEED = 1  # the weights are part of the definition: another seed is another yardstick
 RANDOM_NET_CHANNELS = (1, 8, 16, 32, 64, 128)
 SCALES = (2, 4, 8)  # pixels: the structure tensor's windows, from a fold's width to a gyrus's
@@ -44,15 +42,15 @@ class Pixels(nn.Module):
 
     width = 64 * 64
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, size=(64, 64), mode="area").flatten(1)
 
 
 class RandomNet(nn.Module):
     """Channel means and deviations of a fixed random network: [B, 1, H, W] -> [B, 2 x 248].
 
-    Five 3x3 convolutions of stride 2 without bias, leaky ReLU 0.2, He initialisation. The weights come from a
-    CPU generator of their own and the network runs on the CPU in float32, so it is the same everywhere.
+    Five 3x3 convolutions of stride 2 without bias, leaky ReLU 0.2, He initialisation. The weights come from a generator
+    of their own and the network runs in float32 on the CPU, so it is the same everywhere.
     """
 
     width = 2 * sum(RANDOM_NET_CHANNELS[1:])
@@ -64,33 +62,32 @@ class RandomNet(nn.Module):
             weight = torch.randn(outer, inner, 3, 3, generator=generator) * (2 / (9 * inner)) ** 0.5
             self.register_buffer(f"weight{i}", weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         statistics = []
         for weight in self.buffers():
             x = F.leaky_relu(F.conv2d(x, weight, stride=2, padding=1), 0.2)
             # `torch.var_mean` takes five times as long as the convolution.
             mean = x.mean(dim=(2, 3), keepdim=True)
-            deviation = (x - mean).square_().mean(dim=(2, 3)).sqrt()
-            statistics += [mean[..., 0, 0], deviation]
+            statistics += [mean[..., 0, 0], (x - mean).square_().mean(dim=(2, 3)).sqrt()]
         return torch.cat(statistics, dim=1)
 
 
 class Folds(nn.Module):
-    """How far folds run on: [B, 1, H, W] -> [B, 6], mean and deviation of the coherence for each of `SCALES`.
+    """How far folds run on: [B, 1, H, W] -> [B, 6], mean and deviation of the coherence at each of `SCALES`.
 
     The structure tensor's eigenvalues l1 >= l2, seen through a Gaussian window, give the coherence (l1 - l2) /
-    (l1 + l2) at a pixel (Bigün, Granlund and Wiklund 1991): 1 where grey values change across one direction alone, as
-    along a fold, 0 where no direction stands out. Mean and deviation are those over the tissue.
+    (l1 + l2) of a pixel (Bigün, Granlund and Wiklund 1991): 1 where grey values change in one direction only, as
+    across a fold, 0 where no direction stands out. Mean and deviation are those over the tissue, 0 without tissue.
     """
 
     width = 2 * len(SCALES)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.stack([self.of_slice(image) for image in x[:, 0]])
 
     @staticmethod
-    def of_slice(image: torch.Tensor) -> torch.Tensor:
-        """float32 [H, W] in [0, 1] -> [6]; zeros where there is no tissue."""
+    def of_slice(image: Tensor) -> Tensor:
+        """float32 [H, W] in [0, 1] -> [6]."""
         tissue = image > FOREGROUND / 255
         if not tissue.any():
             return torch.zeros(Folds.width)
@@ -104,10 +101,10 @@ class Folds(nn.Module):
         return torch.stack((mean[:, 0, 0], variance.sqrt()), dim=1).flatten()
 
 
-def structure_tensor(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def structure_tensor(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Its elements (down, down), (down, across) and (across, across) at each of `SCALES`: [h, w] -> 3 of [3, h, w].
 
-    Up to a factor those of scikit-image, Sobel's derivatives and borders repeated, in a third of its time.
+    Up to a factor those of scikit-image, with Sobel's derivatives and repeated borders, in a third of its time.
     """
     h, w = image.shape
     padded = F.pad(image[None], (1, 1, 1, 1), mode="replicate")[0]
@@ -121,7 +118,7 @@ def structure_tensor(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 @lru_cache(maxsize=256)
-def gaussian_filters(length: int) -> torch.Tensor:
+def gaussian_filters(length: int) -> Tensor:
     """The Gaussian filter of each of `SCALES` as a matrix, float32 [3, length, length]: products are fastest."""
     filters = [gaussian_filter1d(np.eye(length), scale, axis=0, mode="nearest") for scale in SCALES]
     return torch.tensor(np.stack(filters), dtype=torch.float32)
@@ -130,114 +127,85 @@ def gaussian_filters(length: int) -> torch.Tensor:
 class Inception(nn.Module):
     """Inception v3's pooled features: [B, 1, H, W] -> [B, 2048].
 
-    The whole slice, resized to 299x299: the weights' own transform would crop the head. torchvision's weights
-    are not those of the original FID, so figures agree with published ones roughly, not to the digit.
+    The whole slice is resized to 299x299: the weights' own transform would crop the head. torchvision's weights are not
+    those of the original FID, so figures agree with published ones roughly, not to the digit.
     """
 
     width = 2048
 
     def __init__(self) -> None:
+        from torchvision.models import Inception_V3_Weights, inception_v3  # slow to import, and seldom asked for
+
         super().__init__()
+        weights = Inception_V3_Weights.IMAGENET1K_V1
         try:
-            self.network = inception_v3(weights=Inception_V3_Weights.IMAGENET1K_V1)
+            self.network = inception_v3(weights=weights)
         except (OSError, RuntimeError) as error:  # no network, no room, or a download cut short
             raise InputError(
-                f"can't get Inception's weights ({error}): leave out --features inception, or copy"
-                f" {Inception_V3_Weights.IMAGENET1K_V1.url} to {torch.hub.get_dir()}/checkpoints"
+                f"can't get Inception's weights ({error}): leave out --features inception, or copy {weights.url} to"
+                f" {torch.hub.get_dir()}/checkpoints"
             ) from error
         self.network.fc = nn.Identity()
-        self.eval()  # else batch normalisation would depend on the batch, and dropout on chance
+        self.eval()  # batch normalisation must not depend on the batch
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, size=(299, 299), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
         mean, std = x.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
         return self.network((x - mean) / std)
 
 
+NETWORKS = {"pca": Pixels, "randconv": RandomNet, "folds": Folds, "inception": Inception}
+
+
 class FeatureSpace:
-    """One of the four spaces, fitted on training slices.
+    """One of the four spaces, fitted to training slices.
 
     Attributes:
         train: float64 [N, D], the training slices' features; distances between neighbours are taken here.
-        scale: [D], divides features before a Frechet distance. Each of the D principal components is whitened
-            and divided by sqrt(D), so that the training slices' total variance is 1: all components count
-            alike, and a mean that is off by one standard deviation in each of them is a distance of 1. Without
-            it one component, brightness, has half the variance of `randconv`, and real data against real data
-            varies fourfold with the people drawn. Inception's features stay as published figures have them.
+        scale: [D], divides features before a Frechet distance. Each of the D principal components is whitened and
+            divided by sqrt(D), so that the training slices' total variance is 1: all components count alike, and a
+            mean that is off by one standard deviation in each of them is a distance of 1. Without it one component,
+            brightness, has half the variance of `randconv`, and real data against real data varies fourfold with the
+            people drawn. Inception's features stay as published figures have them.
     """
 
     def __init__(self, name: str, train: np.ndarray, device: str | torch.device = "cpu") -> None:
-        """`train`: uint8 [N, H, W]. `device` is where Inception runs; the others' place is the CPU."""
-        self.name = name
-        self.device = torch.device(device if name == "inception" else "cpu")
-        self.network = network_of(name).to(self.device)
-        found = self._extract(train)
-        self.projection = projection_of(name, found)
-        self.train = self.projection.fit_transform(found).astype(np.float64)
+        """`train`: uint8 [N, H, W]. `device`: where Inception runs; the others run on the CPU.
+
+        Raises InputError when there is no such space, or Inception's weights can't be had.
+        """
+        if name not in NETWORKS:
+            raise InputError(f"no feature space {name!r}: there are {', '.join(NETWORKS)}")
+        self.name, self.device = name, torch.device(device if name == "inception" else "cpu")
+        self.network = NETWORKS[name]().to(self.device)
+        raw = self._raw_features(train)
+        # All decompositions are exact to rounding: the randomised solver's last components would depend on chance.
+        varying = np.count_nonzero(np.ptp(raw, axis=0))
+        components = min(COMPONENTS, len(raw) - 1, varying - 1)
+        solver = "covariance_eigh" if varying < len(raw) else "arpack"  # the faster one
+        self.projection = {
+            "pca": lambda: make_pipeline(VarianceThreshold(), PCA(components, svd_solver=solver, random_state=0)),
+            "randconv": lambda: make_pipeline(StandardScaler(), PCA(components, svd_solver="covariance_eigh")),
+            "folds": lambda: make_pipeline(StandardScaler(), PCA(svd_solver="full")),
+            "inception": FunctionTransformer,
+        }[name]()
+        self.train = self.projection.fit_transform(raw).astype(np.float64)
         deviation = np.maximum(self.train.std(axis=0), np.finfo(np.float32).eps)
         self.scale = 1.0 if name == "inception" else deviation * np.sqrt(len(deviation))
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W] -> float64 [N, D]."""
-        return self.projection.transform(self._extract(images)).astype(np.float64)
+        return self.projection.transform(self._raw_features(images)).astype(np.float64)
 
-    def _extract(self, images: np.ndarray, batch: int = 16) -> np.ndarray:
-        """The network's features before projection, float32; small batches stay in the processor's cache."""
+    def _raw_features(self, images: np.ndarray) -> np.ndarray:
+        """The network's features before projection, float32."""
         features = np.empty((len(images), self.network.width), np.float32)
 
         @torch.inference_mode()
         def fill(start: int) -> None:
             # Into one array: many small ones, between freed batches, would keep those from the operating system.
-            rows = slice(start, start + batch)
+            rows = slice(start, start + BATCH)
             features[rows] = self.network(unit_batch(images[rows], self.device)).cpu().numpy()
 
-        on_all_cores(fill, range(0, len(images), batch), f"slices in {self.name}")
+        on_all_cores(fill, range(0, len(images), BATCH), f"slices in {self.name}")
         return features
-
-
-def network_of(space: str) -> nn.Module:
-    """What sees the slices in a space. Raises InputError when there is no such space."""
-    networks = {"pca": Pixels, "randconv": RandomNet, "folds": Folds, "inception": Inception}
-    if space not in networks:
-        raise InputError(f"no feature space {space!r}: there are {', '.join(SPACES)} and inception")
-    return networks[space]()
-
-
-def projection_of(space: str, features: np.ndarray) -> Pipeline:
-    """What is made of the network's features [N, D], not yet fitted to them.
-
-    All decompositions are exact to rounding. The randomised solver's last components depend on its draw, and what it
-    gives for the slices that it was fitted on differs from what it gives for the same slices as samples.
-    """
-    varying = np.count_nonzero(np.ptp(features, axis=0))
-    components = min(COMPONENTS, len(features) - 1, varying - 1)
-    match space:
-        case "pca":
-            solver = "covariance_eigh" if varying < len(features) else "arpack"  # the one that is faster
-            # Most pixels are always black.
-            return make_pipeline(VarianceThreshold(), PCA(components, svd_solver=solver, random_state=0))
-        case "randconv":
-            return make_pipeline(StandardScaler(copy=False), PCA(components, svd_solver="covariance_eigh"))
-        case "folds":
-            return make_pipeline(StandardScaler(copy=False), PCA(svd_solver="full"))
-    return make_pipeline(FunctionTransformer())
-
-
-def on_all_cores(function: Callable, items: Sequence, title: str) -> list:
-    """`[function(item) for item in items]`, each item on one core, with a progress bar where there is a terminal.
-
-    PyTorch would split every small operation over the cores instead, and wait for the slowest each time: on a
-    machine that does other work too, that takes many times as long.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            return list(tqdm(pool.map(function, items), title, len(items), leave=False, disable=None))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def unit_batch(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """uint8 [N, H, W] -> float32 [N, 1, H, W] in [0, 1]."""
-    return torch.tensor(images, device=device)[:, None].float() / 255  # a copy: the slices may be read-only

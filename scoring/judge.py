@@ -1,41 +1,34 @@
-"""How good are sampled slices? Fidelity, coverage, diversity and memorisation, beside what real slices get.
+"""How good are sampled slices? Fidelity, coverage, tissue and copies, beside what real slices get.
 
     judge = Judge(data.splits["train"], data.splits["validate"])
-    verdict = judge.score(samples, judge.nearest(samples))      # uint8 [N, H, W] -> plain numbers for metrics.json
+    verdict = judge.score(samples)      # uint8 [N, H, W] -> plain numbers for metrics.json
     print(table(verdict))
 
-Slices are compared in the feature spaces of features.py, which are fitted on the training slices alone, and by a
-network that learns to tell samples from them (two_sample.py).
+Slices are compared in the feature spaces of features.py, which are fitted to the training slices alone, by their
+tissues (tissue.py), and by networks that learn to tell samples from them (two_sample.py).
 """
 
-import contextlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
-from prdc import compute_prdc
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+from scipy.spatial.distance import cdist
 
 from dataset import Slices
 from runtime.errors import InputError
-from scoring.enough import MIN_SAMPLES, check_enough
-from scoring.features import SPACES, FeatureSpace, on_all_cores, unit_batch
-from scoring.metrics import code_counts
-from scoring.nearest import Neighbours, Search
-from scoring.two_sample import LIMIT, SEEDS, SIZES, Kind, two_sample_test
+from scoring import tissue
+from scoring.enough import MIN_SAMPLES, MIN_TWO_SAMPLE, check_enough
+from scoring.features import SPACES, FeatureSpace
+from scoring.nearest import NearestSearch, NearestSlices, data_copying, shared_codes
+from scoring.two_sample import PARTS, POOLING, two_sample_test
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
 STRIDE = 8  # one slice in eight of each person
 HALVINGS = 5  # random splits of the training people whose mean is the floor
-
-PAIRS = 200  # of slices, for the mean MS-SSIM
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from fine to coarse
-MS_SSIM_KERNEL = 11  # pixels; the coarsest scale has to hold it
-
+MAX_TWO_SAMPLE = 1000  # slices of a kind: more make the test sharper and slower
+TISSUE_SLICES = 1000  # training slices whose tissues are measured
 CLOSEST = 6  # samples that the verdict names, for the figure
-PERCENTILES = range(0, 101, 5)
 
 
 # -------------------------------------------------------------------------------------------- single numbers
@@ -44,10 +37,9 @@ PERCENTILES = range(0, 101, 5)
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Frechet distance of two Gaussians fitted to features [N, D] and [M, D] (Heusel et al. 2017).
 
-    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)); the root's trace is the sum of the root eigenvalues of
-    the symmetric C_a^(1/2) C_b C_a^(1/2), which exists where C_a C_b is singular and `sqrtm` fails, as it is
-    for one slice repeated. With few samples it is biased upwards: 1,000 from the very same Gaussian get 0.02
-    at D = 64, and 100 get 0.2.
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)); the root's trace is the sum of the root eigenvalues of the
+    symmetric C_a^(1/2) C_b C_a^(1/2), which exists where C_a C_b is singular and `sqrtm` fails, as it is for one slice
+    repeated. With few samples it is biased upwards: 1,000 from the very same Gaussian get 0.02 at D = 64, 100 get 0.2.
     """
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(cov_a)
@@ -60,8 +52,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 def precision_to_coverage(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Precision, recall (Kynkaanniemi et al. 2019), density, coverage (Naeem et al. 2020), k = 5.
 
-    Recall and coverage depend on the number of points, so the larger side is cut to the number of the smaller
-    by a draw from `seed`. A perfect sampler's coverage is 1 - 2^-5 = 0.97.
+    A point's ball reaches to its fifth neighbour on its own side. Recall and coverage depend on the number of points,
+    so the larger side is cut to the number of the smaller by a draw from `seed`. A perfect sampler's coverage is
+    1 - 2^-5 = 0.97.
 
     Args:
         real, fake: [N, D] and [M, D], each without near repeats of one person (see `staggered`).
@@ -70,20 +63,26 @@ def precision_to_coverage(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> 
     """
     n = min(len(real), len(fake))
     if n <= NEIGHBOURS + 1:
-        raise InputError(f"the judge needs more than {NEIGHBOURS + 1} slices a side, not {n}: give it more people")
-    rng = np.random.default_rng(seed)
-    real, fake = (side[rng.permutation(len(side))[:n]] for side in (real, fake))
-    with contextlib.redirect_stdout(io.StringIO()):  # prdc prints its counts
-        figures = compute_prdc(real, fake, NEIGHBOURS)
-    return {name: float(value) for name, value in figures.items()}
+        raise InputError(f"the judge needs more than {NEIGHBOURS + 1} slices a side, not {n}: add people")
+    generator = np.random.default_rng(seed)
+    real, fake = (side[generator.permutation(len(side))[:n]] for side in (real, fake))
+    real_radius, fake_radius = (np.sort(cdist(side, side), axis=1)[:, NEIGHBOURS] for side in (real, fake))
+    distances = cdist(real, fake)
+    in_real_ball = distances < real_radius[:, None]
+    return {
+        "precision": float(in_real_ball.any(axis=0).mean()),
+        "recall": float((distances < fake_radius).any(axis=1).mean()),
+        "density": float(in_real_ball.sum(axis=0).mean() / NEIGHBOURS),
+        "coverage": float(in_real_ball.any(axis=1).mean()),
+    }
 
 
 def staggered(people: Sequence[str], levels: np.ndarray) -> np.ndarray:
-    """One slice in eight of each person, as sorted indices; the first starts at the first slice, the next person
-    at the second, and so on, so that all levels appear.
+    """One slice in eight of each person, as sorted indices; the first person's start at their first slice, the next
+    one's at their second, and so on, so that all levels appear.
 
-    On all slices the nearest neighbours of one are the same person's next ones: the neighbourhoods are then so
-    small that real slices of other people fall outside them.
+    Among all slices the nearest neighbours of one are the same person's next ones: the neighbourhoods are then so small
+    that real slices of other people fall outside them.
     """
     people = np.asarray(people)
     chosen = []
@@ -94,57 +93,30 @@ def staggered(people: Sequence[str], levels: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def mean_pairwise_ms_ssim(images: np.ndarray, seed: int = 0) -> float:
-    """Mean MS-SSIM (Wang et al. 2003) of up to 200 random pairs that share no slice; 1 if all slices are one.
+def likeness(samples: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    """Compares how like samples [N] and held-out slices [M] are to what is nearest to each in training.
 
-    Args:
-        images: uint8 [N, H, W]. The five scales need sides of 176 pixels; smaller slices get as many scales as
-            hold the 11-pixel window, with the weights of those made to sum to 1.
-    """
-    side = min(images.shape[1:])  # torchmetrics divides it by the square of the scale, where that is more
-    weights = [w for i, w in enumerate(MS_SSIM_WEIGHTS) if side // max(2**i, i**2) >= MS_SSIM_KERNEL]
-    betas = tuple(w / sum(weights) for w in weights)
-    order = np.random.default_rng(seed).permutation(len(images))[: 2 * PAIRS]
-
-    def of_pair(i: int, j: int) -> float:
-        return ms_ssim(unit_batch(images[[i]]), unit_batch(images[[j]]), data_range=1.0, betas=betas).item()
-
-    values = on_all_cores(lambda pair: of_pair(*pair), order[: len(order) // 2 * 2].reshape(-1, 2), "pairs")
-    return float(np.mean(values))
-
-
-def likeness(samples: np.ndarray, held_out: np.ndarray) -> dict:
-    """SSIMs [N] and [M] of samples and of held-out slices with what is nearest to each in training, compared.
-
-    Returns `share`, that of the samples above `threshold`, which 1 % of the held-out slices exceed, hence
-    `share_held_out`, about 0.01; `percentiles`, and at each of them `ssim` and `ssim_held_out`.
+    Returns `median` and `median_held_out`; `share`, that of the samples above `threshold`, which 1 % of the held-out
+    slices exceed, hence `share_held_out`, about 0.01.
     """
     threshold = float(np.quantile(held_out, 0.99))
     return {
         "share": float(np.mean(samples > threshold)),
         "share_held_out": float(np.mean(held_out > threshold)),
         "threshold": threshold,
-        "percentiles": list(PERCENTILES),
-        "ssim": np.percentile(samples, PERCENTILES).tolist(),
-        "ssim_held_out": np.percentile(held_out, PERCENTILES).tolist(),
+        "median": float(np.median(samples)),
+        "median_held_out": float(np.median(held_out)),
     }
-
-
-def code_histogram_distance(codes_a: torch.Tensor, codes_b: torch.Tensor, codebook_size: int) -> float:
-    """Total variation of two code histograms: 0 (the same) to 1 (no code in common).
-
-    Args:
-        codes_a, codes_b: integers in [0, K), any shapes.
-    """
-    p, q = (code_counts(codes, codebook_size).double() / codes.numel() for codes in (codes_a, codes_b))
-    return (p - q.to(p.device)).abs().sum().item() / 2
 
 
 # ---------------------------------------------------------------------------------------------- judge
 
 
 class Judge:
-    """Measures samples against training people's slices, and against people held out from training."""
+    """Measures samples against training people's slices, and against people held out from training.
+
+    What needs no samples is measured once, so one judge for several priors is fastest.
+    """
 
     def __init__(
         self,
@@ -153,67 +125,63 @@ class Judge:
         seed: int = 0,
         features: Sequence[str] = SPACES,
         device: str | torch.device = "cpu",
-        reconstruct: Callable[[np.ndarray], np.ndarray] | None = None,
+        encode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         """Fits the feature spaces: about 12 s for 4,960 slices on two cores.
 
         Args:
             train, held_out: slices of different people and one size.
-            seed: of the halves, cuts and pairs that are drawn; not of the feature spaces.
+            seed: of the halves, cuts and rows that are drawn; not of the feature spaces.
             features: any of `SPACES` and "inception"; nearest neighbours are looked for in the first.
             device: where Inception runs.
-            reconstruct: gives the autoencoder's reconstructions, uint8 [n, H, W], of the training slices at n rows;
-                a network tells them from real slices as well as samples of a perfect prior.
+            encode: uint8 [N, H, W] -> their first codes, integers [N, h, w]; without it codes are not compared.
         Raises:
-            InputError: fewer than four people or 64 slices to train on, nobody held out, sizes that differ,
-                an unknown feature space, Inception's weights can't be had.
+            InputError: fewer than four people or 64 slices to train on, fewer than two slices held out, sizes that
+                differ, an unknown feature space, Inception's weights can't be had.
         """
         check_enough(train, held_out)
-        self.train, self.held_out, self.seed, self.reconstruct = train, held_out, seed, reconstruct
+        self.train, self.held_out, self.seed, self.encode = train, held_out, seed, encode
         self.people = np.asarray(train.people)
         self.sparse = staggered(train.people, train.levels)
         self._check_size(held_out.images)
         self.spaces = {name: FeatureSpace(name, train.images, device) for name in features}
-        self.search = Search(train, next(iter(self.spaces.values())))
-        self._two_sample_floors: dict[int, dict] = {}
+        self.search = NearestSearch(train, next(iter(self.spaces.values())))
         self._held_out_features = {name: s.features(held_out.images) for name, s in self.spaces.items()}
 
-    def score(self, samples: np.ndarray, nearest: Neighbours) -> dict:
-        """Everything about samples, uint8 [N, H, W], N at least 100, as plain numbers for `metrics.json`.
+    def score(self, samples: np.ndarray, nearest: NearestSlices | None = None) -> dict:
+        """All figures of samples, uint8 [N, H, W], N at least 100, as plain numbers for `metrics.json`.
 
-        `nearest`: what `self.nearest` finds for the samples.
+        `nearest`: what `self.nearest` finds for the samples, if it is known already.
 
         Returns:
             `samples`, `train`, `held_out`: numbers of slices;
-            `fidelity`: for each space `frechet` (against all training slices), `precision`, `recall`, `density`,
-                `coverage` (against `staggered` training slices), `frechet_held_out` (against held-out people);
-            `floor`: the same for real slices, see `floor`;
-            `diversity`: `ms_ssim`, mean over pairs of samples, and `ms_ssim_train`, over training slices;
-            `memorisation`: `share` of the samples that are nearer to a training slice than the nearest 1 % of
-                held-out slices are, by SSIM, hence `share_held_out`, about 0.01; `threshold`, that SSIM;
-                `percentiles` and at each of them `ssim` and `ssim_held_out`, the distributions of the nearest
-                slice's SSIM; under `mirrored` the same of the training slices' mirror images; `of_one_person`, the
-                share of the samples whose five nearest slices, mirrored or not, are of one person, and
-                `of_one_person_held_out`; `closest`, the six nearest samples with `sample`, `train_index`,
-                `train_name`, `mirrored` (whether the slice's mirror image is meant), `ssim`;
-            `two_sample`: see there.
+            `fidelity`: see there; `floor`: the same for real slices, see there;
+            `tissue`: see there; `memorisation`: see there;
+            `two_sample`: see there; missing where `missing` says so.
         Raises:
             InputError: fewer than 100 samples, or not of the training slices' size.
         """
         self._check(samples)
-        return {
+        verdict = {
             "samples": len(samples),
-            "train": len(self.train.images),
-            "held_out": len(self.held_out.images),
+            "train": len(self.train),
+            "held_out": len(self.held_out),
             "fidelity": self.fidelity(samples),
             "floor": self.floor,
-            "diversity": {
-                "ms_ssim": mean_pairwise_ms_ssim(samples, self.seed),
-                "ms_ssim_train": self._train_ms_ssim,
-            },
-            "memorisation": self.memorisation(nearest),
-            "two_sample": self.two_sample(samples),
+            "tissue": self.tissue(samples),
+            "memorisation": self.memorisation(samples, nearest or self.nearest(samples)),
         }
+        return verdict if self.missing(len(samples)) else verdict | {"two_sample": self.two_sample(samples)}
+
+    def missing(self, samples: int) -> str | None:
+        """Why so many samples get no two-sample test; None where they get one."""
+        n, people = min(samples, len(self.train)), len(np.unique(self.people))
+        if n >= MIN_TWO_SAMPLE and people >= PARTS:
+            return None
+        needed = f"{MIN_TWO_SAMPLE} samples, {MIN_TWO_SAMPLE} training slices and {PARTS} training people"
+        return f"no network was tried on the samples: fewer than {needed} flatter them"
+
+    # ------------------------------------------------------------------------------------ features
 
     def frechet(self, samples: np.ndarray) -> dict[str, float]:
         """Frechet distance of samples and held-out people's slices in each space: to choose a checkpoint by."""
@@ -224,7 +192,8 @@ class Judge:
         }
 
     def fidelity(self, samples: np.ndarray) -> dict[str, dict[str, float]]:
-        """Frechet distances, precision, recall, density and coverage of samples in each space."""
+        """For each space `frechet` (from all training slices), `precision`, `recall`, `density` and `coverage` (beside
+        `staggered` training slices), and `frechet_held_out` (from held-out people)."""
         self._check(samples)
         figures = {}
         for name, space, fake in self._each_space(samples):
@@ -238,97 +207,142 @@ class Judge:
 
     @cached_property
     def floor(self) -> dict[str, dict[str, float]]:
-        """What real slices get: `fidelity` of one half of the training people against the other half, the mean
-        over five random halvings; under `frechet_held_out`, all training slices against held-out people."""
+        """The `fidelity` of real slices: one half of the training people against the other half, the mean over five
+        random halvings; under `frechet_held_out`, all training slices against held-out people."""
         figures = {}
         for name, space in self.spaces.items():
-            rounds = [self._half_against_half(space, self.seed + i) for i in range(HALVINGS)]
+            rounds = []
+            for seed in range(self.seed, self.seed + HALVINGS):
+                halves = self._halves(seed)
+                sparse = (space.train[np.intersect1d(rows, self.sparse)] for rows in halves)
+                frechet = frechet_distance(*(space.train[rows] / space.scale for rows in halves))
+                rounds.append({"frechet": frechet, **precision_to_coverage(*sparse, seed)})
             figures[name] = {key: float(np.mean([r[key] for r in rounds])) for key in rounds[0]}
             scaled = space.train / space.scale, self._held_out_features[name] / space.scale
             figures[name]["frechet_held_out"] = frechet_distance(*scaled)
         return figures
 
-    def nearest(self, images: np.ndarray) -> Neighbours:
-        """The training slices nearest to each image, and to its mirror image, see `Search`."""
+    # ------------------------------------------------------------------------------------ tissue
+
+    def tissue(self, samples: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
+        """How the tissues of `samples`, of `held_out` slices, and of one half of the training people (`floor`, beside
+        the other half) differ from training slices', see `tissue.compare`."""
+        people, train, held_out = self._tissues
+        half = np.isin(people, self.people[self._halves(self.seed)[0]])
+        return {
+            "samples": tissue.compare(tissue.measure(samples), train),
+            "held_out": tissue.compare(held_out, train),
+            "floor": tissue.compare(train[half], train[~half]),
+        }
+
+    @cached_property
+    def _tissues(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The people, and what is measured, of training slices; and what is measured of held-out ones."""
+        rows = self._rows_of_all_levels(TISSUE_SLICES, self.seed)
+        return self.people[rows], tissue.measure(self.train.images[rows]), tissue.measure(self.held_out.images)
+
+    # ------------------------------------------------------------------------------------ copies
+
+    def nearest(self, images: np.ndarray) -> NearestSlices:
+        """The training slices nearest to each image, and to its mirror image."""
         return self.search(images)
 
     @cached_property
-    def held_out_nearest(self) -> Neighbours:
+    def held_out_nearest(self) -> NearestSlices:
         """The training slices nearest to the held-out people's slices."""
         return self.nearest(self.held_out.images)
 
-    def memorisation(self, neighbours: Neighbours) -> dict:
-        """The `memorisation` part of `score`, from samples' `nearest`."""
-        held_out = self.held_out_nearest
-        either = np.maximum(neighbours.ssim, neighbours.mirrored_ssim)
-        return {
-            **likeness(neighbours.ssim, held_out.ssim),
-            "mirrored": likeness(neighbours.mirrored_ssim, held_out.mirrored_ssim),
-            "of_one_person": float(np.mean(neighbours.of_one)),
-            "of_one_person_held_out": float(np.mean(held_out.of_one)),
-            "closest": [self._pair(neighbours, int(i)) for i in np.argsort(-either, kind="stable")[:CLOSEST]],
-        }
-
-    def two_sample(self, samples: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
-        """How well a network tells the samples, 1,000 at most, from as many training slices of the same mix of levels.
+    def memorisation(self, samples: np.ndarray, nearest: NearestSlices) -> dict:
+        """Are samples nearer to training slices than held-out people's slices are?
 
         Returns:
-            For "full" and "half" size, `samples`, and what they are to be seen beside: `real`, one half of the
-            training people from the other, and where the judge can reconstruct `reconstructions`, of training
-            slices from others; each the area under the ROC curve, `mean`, `min` and `max` over three seeds.
+            `likeness` by the nearest slice's SSIM, and under `mirrored` by its mirror image's; `one_person`, the share
+            of the samples whose five nearest slices, mirrored or not, are of one person, and `one_person_held_out`;
+            `data_copying`, see there, by SSIM; where the judge can encode, under `codes` the `likeness` and
+            `data_copying` by the codes shared with the slice that shares most, mirrored or not; `closest`, the six
+            nearest samples with `sample`, `train_index`, `train_name`, `mirrored` (whether its mirror image is meant)
+            and `ssim`.
         """
-        n = min(len(samples), LIMIT, len(self.train))
-        drawn = Kind(samples[:n], [f"sample {i}" for i in range(n)])
-        tests = {"samples": two_sample_test(lambda seed: (self._real(n, seed), drawn), self.seed)}
-        tests |= self._two_sample_floor(n)
-        return {size: {who: test[size] for who, test in tests.items()} for size in SIZES}
+        held_out = self.held_out_nearest
+        index, ssims = nearest.nearest
+        levels = self.train.levels[index], self.train.levels[held_out.nearest[0]]
+        figures = {
+            **likeness(nearest.ssim, held_out.ssim),
+            "mirrored": likeness(nearest.mirrored_ssim, held_out.mirrored_ssim),
+            "one_person": float(np.mean(nearest.one_person)),
+            "one_person_held_out": float(np.mean(held_out.one_person)),
+            "data_copying": data_copying(1 - ssims, 1 - held_out.nearest[1], *levels),
+        }
+        if self.encode:
+            shares = self._shared_codes(samples), self._held_out_shared_codes
+            figures["codes"] = likeness(*shares) | {"data_copying": data_copying(*(1 - s for s in shares), *levels)}
+        closest = [
+            {
+                "sample": i,
+                "train_index": int(index[i]),
+                "train_name": self.train.names[index[i]],
+                "mirrored": bool(nearest.mirrored[i]),
+                "ssim": float(ssims[i]),
+            }
+            for i in np.argsort(-ssims, kind="stable")[:CLOSEST].tolist()
+        ]
+        return figures | {"closest": closest}
 
-    def _two_sample_floor(self, n: int) -> dict[str, dict[str, dict[str, float]]]:
-        """The tests that samples have no part in, done once for each number of slices."""
-        if n not in self._two_sample_floors:
-            tests = {"real": lambda seed: [self._real(n, seed, rows) for rows in self._halves(seed)]}
-            if self.reconstruct:
-                rows = self._spread(n, self.seed + SEEDS)  # of the same people, but mostly other slices
-                decoded = Kind(self.reconstruct(rows), self.people[rows].tolist())
-                tests["reconstructions"] = lambda seed: (self._real(n, seed), decoded)
-            self._two_sample_floors[n] = {who: two_sample_test(draw, self.seed) for who, draw in tests.items()}
-        return self._two_sample_floors[n]
+    @cached_property
+    def train_codes(self) -> np.ndarray:
+        """The training slices' first codes, [N, h, w]."""
+        return self.encode(self.train.images)
 
-    def _real(self, n: int, seed: int, rows: np.ndarray | None = None) -> Kind:
-        chosen = self._spread(n, seed, rows)
-        return Kind(self.train.images[chosen], self.people[chosen].tolist())
+    @cached_property
+    def _held_out_shared_codes(self) -> np.ndarray:
+        return self._shared_codes(self.held_out.images)
 
-    def _spread(self, n: int, seed: int, rows: np.ndarray | None = None) -> np.ndarray:
+    def _shared_codes(self, images: np.ndarray) -> np.ndarray:
+        views = images, self.search.mirror(images)
+        return np.maximum(*(shared_codes(self.encode(view), self.train_codes) for view in views))
+
+    def as_nearest(self, rows: Sequence[int], mirrored: Sequence[bool]) -> np.ndarray:
+        """The training slices at `rows`, as mirror images where `mirrored`, uint8 [N, H, W]."""
+        slices = self.train.images[list(rows)]
+        return np.where(np.array(mirrored)[:, None, None], self.search.mirror(slices), slices)
+
+    # ------------------------------------------------------------------------------------ two-sample test
+
+    def two_sample(self, samples: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
+        """How well networks tell the samples, 1,000 at most, from as many training slices of the same mix of levels.
+
+        Returns:
+            For "full" and "half" size the area under the ROC curve, `mean`, `min` and `max` over three networks, of
+            `samples`; of `real` slices, 500 of one half of the training people beside 500 of the other half; and of
+            `held_out` slices, if they show six people or more, beside as many training slices. Few people scatter.
+        """
+        names = [f"sample {i}" for i in range(len(samples))]
+        tests = {"samples": self.distinguish(samples[:MAX_TWO_SAMPLE], names[:MAX_TWO_SAMPLE])}
+        tests |= self._two_sample_floors
+        return {size: {kind: test[size] for kind, test in tests.items()} for size in POOLING}
+
+    @cached_property
+    def _two_sample_floors(self) -> dict[str, dict[str, dict[str, float]]]:
+        halves = (self._rows_of_all_levels(MIN_TWO_SAMPLE, self.seed, rows) for rows in self._halves(self.seed))
+        one, other = ((self.train.images[rows], self.people[rows].tolist()) for rows in halves)
+        floors = {"real": two_sample_test(*one, *other, self.seed)}
+        if len(set(self.held_out.people)) >= PARTS:
+            floors["held_out"] = self.distinguish(self.held_out.images, self.held_out.people)
+        return floors
+
+    def distinguish(self, images: np.ndarray, people: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The `two_sample_test` of images, uint8 [N, H, W], which show N `people`, beside as many training slices."""
+        rows = self._rows_of_all_levels(len(images), self.seed)
+        return two_sample_test(self.train.images[rows], self.people[rows].tolist(), images, people, self.seed)
+
+    # ------------------------------------------------------------------------------------ rows and checks
+
+    def _rows_of_all_levels(self, n: int, seed: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Rows of `n` training slices, or of all at `rows` if those are fewer, drawn evenly from all levels."""
         rows = np.arange(len(self.train)) if rows is None else rows
         chance = np.random.default_rng(seed).random(len(rows))
         rows = rows[np.lexsort((chance, self.train.levels[rows]))]
         return np.sort(rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)])
-
-    def _pair(self, neighbours: Neighbours, sample: int) -> dict:
-        """A sample and the training slice that it, or the slice's mirror image, is nearest to."""
-        mirrored = bool(neighbours.mirrored_ssim[sample] > neighbours.ssim[sample])
-        index = int((neighbours.mirrored_index if mirrored else neighbours.index)[sample])
-        return {
-            "sample": sample,
-            "train_index": index,
-            "train_name": self.train.names[index],
-            "mirrored": mirrored,
-            "ssim": float((neighbours.mirrored_ssim if mirrored else neighbours.ssim)[sample]),
-        }
-
-    def as_seen(self, rows: Sequence[int], mirrored: Sequence[bool]) -> np.ndarray:
-        """The training slices at `rows`, as mirror images where `mirrored` says so, uint8 [N, H, W]."""
-        slices = self.train.images[list(rows)]
-        return np.where(np.array(mirrored)[:, None, None], self.search.mirrored(slices), slices)
-
-    def _half_against_half(self, space: FeatureSpace, seed: int) -> dict[str, float]:
-        half, other = self._halves(seed)
-        sparse = (space.train[np.intersect1d(rows, self.sparse)] for rows in (half, other))
-        return {
-            "frechet": frechet_distance(space.train[half] / space.scale, space.train[other] / space.scale),
-            **precision_to_coverage(*sparse, seed),
-        }
 
     def _halves(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of one half of the training people and of the other, as `seed` draws them."""
@@ -338,10 +352,6 @@ class Judge:
 
     def _each_space(self, samples: np.ndarray) -> Iterator[tuple[str, FeatureSpace, np.ndarray]]:
         return ((name, space, space.features(samples)) for name, space in self.spaces.items())
-
-    @cached_property
-    def _train_ms_ssim(self) -> float:
-        return mean_pairwise_ms_ssim(self.train.images, self.seed)
 
     def _check(self, samples: np.ndarray) -> None:
         self._check_size(samples)
@@ -358,29 +368,44 @@ class Judge:
 def table(verdict: dict) -> str:
     """A verdict of `Judge.score` for the terminal: each figure beside what real slices get.
 
-    Where the verdict has a "ceiling", the `fidelity` of another prior to compare with, that stands below them.
+    Where the verdict has a "ceiling", the `fidelity` of another prior, that stands below the floor.
     """
     heads = ("frechet", "frechet_held_out", "precision", "recall", "density", "coverage")
     lines = [f"{'':24}" + "".join(f"{head.replace('_', ' '):>18}" for head in heads)]
     for space, figures in verdict["fidelity"].items():
-        rows = [("samples", figures), ("real (floor)", verdict["floor"][space])]
+        rows = {"samples": figures, "real (floor)": verdict["floor"][space]}
         if "ceiling" in verdict:
-            rows.append(("ceiling", verdict["ceiling"][space]))
-        for who, row in rows:
-            lines.append(f"{f'{space}, {who}':24}" + "".join(f"{row[head]:18.3f}" for head in heads))
-    diversity, memorisation = verdict["diversity"], verdict["memorisation"]
-    lines.append(f"mean pairwise MS-SSIM {diversity['ms_ssim']:.3f}, training slices {diversity['ms_ssim_train']:.3f}")
-    for what, row in (("training slice", memorisation), ("mirrored training slice", memorisation["mirrored"])):
+            rows["ceiling"] = verdict["ceiling"][space]
+        for kind, row in rows.items():
+            lines.append(f"{f'{space}, {kind}':24}" + "".join(f"{row[head]:18.3f}" for head in heads))
+    kinds = {"samples": "samples", "held_out": "held-out people", "floor": "half of the people"}
+    lines.append("tissue beside training slices, Cohen's d and ratio of spreads:")
+    lines.append(f"{'':24}" + "".join(f"{name:>18}" for name in tissue.FIGURES))
+    for kind, label in kinds.items():
+        row = verdict["tissue"][kind]
+        cells = (f"{row[name]['d']:.2f}, {row[name]['spread']:.2f}" if name in row else "-" for name in tissue.FIGURES)
+        lines.append(f"{label:24}" + "".join(f"{cell:>18}" for cell in cells))
+    copies = verdict["memorisation"]
+    alike = {"a training slice": copies, "a mirrored training slice": copies["mirrored"]}
+    for kind, row in alike.items():
         lines.append(
-            f"nearer to a {what} than SSIM {row['threshold']:.3f}: samples {row['share']:.1%},"
-            f" held-out slices {row['share_held_out']:.1%}"
+            f"nearer to {kind} than SSIM {row['threshold']:.3f}: samples {row['share']:.1%}, held-out slices"
+            f" {row['share_held_out']:.1%}"
         )
     lines.append(
-        f"nearest five slices are of one person: samples {memorisation['of_one_person']:.1%},"
-        f" held-out slices {memorisation['of_one_person_held_out']:.1%}"
+        f"five nearest slices are of one person: samples {copies['one_person']:.1%}, held-out slices"
+        f" {copies['one_person_held_out']:.1%}"
     )
-    for size, tests in verdict["two_sample"].items():
-        areas = (f"{who} {test['mean']:.3f} ({test['min']:.3f} to {test['max']:.3f})" for who, test in tests.items())
-        lines.append(f"told from real slices at {size} size, area under the ROC curve: {', '.join(areas)}")
+    if codes := copies.get("codes"):
+        lines.append(
+            f"codes shared with the nearest training slice, median: samples {codes['median']:.1%}, held-out slices"
+            f" {codes['median_held_out']:.1%}; more than {codes['threshold']:.1%}: {codes['share']:.1%} and"
+            f" {codes['share_held_out']:.1%}"
+        )
+    by_codes = f", by codes {codes['data_copying']:.2f}" if codes else ""
+    lines.append(f"data copying (C_T; copies are below 0): by SSIM {copies['data_copying']:.2f}{by_codes}")
+    for size, tests in verdict.get("two_sample", {}).items():
+        areas = (f"{kind} {test['mean']:.3f} ({test['min']:.3f} to {test['max']:.3f})" for kind, test in tests.items())
+        lines.append(f"two-sample test at {size} size, area under the ROC curve: {', '.join(areas)}")
     counts = f"{verdict['samples']} samples, {verdict['train']} training and {verdict['held_out']} held-out slices"
-    return "\n".join([*lines, counts])
+    return "\n".join([*lines, f"{counts}; other numbers of samples give other figures"])

@@ -1,7 +1,7 @@
 """How good is a reconstruction? SSIM as a loss and as a score, PSNR, and the use of the codebook.
 
-All images lie in [0, 1] and SSIM's `data_range` is 1.0, always: taken from the image at hand it would be a
-different yardstick for every image.
+All images lie in [0, 1] and SSIM's `data_range` is always 1.0: taken from the image at hand it would be a different
+yardstick for every image.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
 
+from runtime.errors import InputError
 from scoring.scores import SCORES, SSIM_PASS
 
-WINDOW = 7  # pixels; the side of SSIM's uniform window
+WINDOW = 7  # pixels; side of SSIM's uniform window
+MIN_SIDE = 11  # pixels; side of the window of Wang's Gaussian SSIM, so that slices need as much to be scored
 SAMPLE_COVARIANCE = WINDOW**2 / (WINDOW**2 - 1)  # 49/48: scikit-image's default divides by n - 1
 C1, C2 = 0.01**2, 0.03**2  # (K1 L)^2 and (K2 L)^2 of Wang et al. 2004, with L = data_range = 1
 FOREGROUND = 10  # a slice's pixel is foreground when its 8-bit value exceeds this
@@ -24,7 +27,7 @@ PSNR_CEILING = 100.0  # dB; an exact copy's PSNR is infinite, which has no mean 
 # ------------------------------------------------------------------------------------------------- SSIM
 
 
-def _sliding_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
+def _sliding_sum(x: Tensor, dim: int) -> Tensor:
     """Sums of 7 neighbours along `dim` (n -> n - 6) in three additions: by twos, by fours, 4 + 2 + 1."""
     n = x.shape[dim]
     twos = x.narrow(dim, 0, n - 1) + x.narrow(dim, 1, n - 1)
@@ -32,49 +35,39 @@ def _sliding_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
     return fours.narrow(dim, 0, n - 6) + twos.narrow(dim, 4, n - 6) + x.narrow(dim, 6, n - 6)
 
 
-def _window_mean(x: torch.Tensor) -> torch.Tensor:
-    return _sliding_sum(_sliding_sum(x, -2), -1) / WINDOW**2
-
-
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (of the population) of every 7x7 window."""
-    mean = _window_mean(x)
-    return mean, _window_mean(x * x) - mean * mean
-
-
 class _WindowMean(torch.autograd.Function):
     """Means over 7x7 windows, [..., H, W] -> [..., H-6, W-6]; on CPU five times as fast as `avg_pool2d`."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        return _window_mean(x)
+    def forward(ctx, x: Tensor) -> Tensor:
+        return _sliding_sum(_sliding_sum(x, -2), -1) / WINDOW**2
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        # Each pixel is in the windows that start up to 6 before it: the adjoint is the same sum, padded.
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # A pixel lies in the windows that start up to 6 pixels before it: the adjoint is the same sum, padded.
         margin = WINDOW - 1
         return _WindowMean.apply(F.pad(gradient, (margin, margin, margin, margin)))
 
 
-def ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def ssim_map(x: Tensor, y: Tensor) -> Tensor:
     """SSIM (Wang et al. 2004, equation 13) of every 7x7 window that lies inside the image.
 
-    Its mean is scikit-image's `structural_similarity(x, y, data_range=1.0)`, which crops the same 3 pixels
-    from each side. Differentiable; computed in float32 even under autocast (float64 stays float64), because
-    a variance is a small difference of large numbers.
+    Its mean is scikit-image's `structural_similarity(x, y, data_range=1.0)`, which crops the same 3 pixels from each
+    side. Differentiable; computed in float32 even under autocast (float64 stays float64), because a variance is a small
+    difference of large numbers.
 
-    With s = x + y and d = x - y, equation 13 needs the means and variances of s and d alone: four means
-    over windows instead of five, and no cancellation where x and y nearly agree.
+    With s = x + y and d = x - y, equation 13 needs only the means and variances of s and d: four means over windows
+    instead of five, and no cancellation where x and y nearly agree.
 
     Args:
-        x, y: [B, 1, H, W] in [0, 1], H and W at least 7.
+        x, y: [B, 1, H, W] in [0, 1], or one of them [1, 1, H, W]; H and W at least 7.
     Returns:
         [B, 1, H-6, W-6] in [-1, 1].
     Raises:
-        ValueError: the shapes differ or a side is below 7.
+        ValueError: the sizes differ, or a side is shorter than 7 pixels.
     """
-    if x.shape != y.shape or min(x.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM needs two images of one shape, sides >= {WINDOW}: {x.shape}, {y.shape}")
+    if x.shape[-2:] != y.shape[-2:] or min(x.shape[-2:]) < WINDOW:
+        raise ValueError(f"SSIM needs two images of one size, sides >= {WINDOW}: {x.shape}, {y.shape}")
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, y = x.to(dtype), y.to(dtype)
     s, d = x + y, x - y
@@ -87,40 +80,19 @@ def ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return luminance * structure
 
 
-def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Mean SSIM of each pair of images, [B, 1, H, W] in [0, 1] -> [B]; see `ssim_map`."""
     return ssim_map(x, y).mean(dim=(1, 2, 3))
 
 
-def ssim_in_black(x: torch.Tensor, y: torch.Tensor, windows: int) -> torch.Tensor:
-    """Mean SSIM over `windows` windows of pairs of which only parts are here, [B, 1, h, w] -> [B].
+def ssim_in_black(x: Tensor, y: Tensor, windows: int) -> Tensor:
+    """Mean SSIM over `windows` windows of pairs of which only a crop is given, [B, 1, h, w] -> [B].
 
-    Both pictures must be black from 6 pixels inside the parts' borders on, or end there: every window that isn't
-    here then has an SSIM of 1.
+    Both pictures are black outside the crop and in its outermost 6 pixels, unless the crop ends where the picture
+    does: every window outside the crop has an SSIM of 1.
     """
-    here = ssim_map(x, y)
-    return (here.sum(dim=(1, 2, 3)) + (windows - here[0].numel())) / windows
-
-
-class SSIMToEach:
-    """`ssim_in_black` of one picture with each of many, in a third of the time: its own moments are taken once.
-
-    float32 [1, 1, h, w] in [0, 1]; without gradients.
-    """
-
-    def __init__(self, x: torch.Tensor, windows: int) -> None:
-        self.x, self.windows = x, windows
-        self.mean, self.variance = _moments(x)
-
-    def __call__(self, y: torch.Tensor) -> float:
-        """SSIM of the picture and `y`, of its shape: equation 13 as it stands."""
-        mean, variance = _moments(y)
-        means = self.mean * mean
-        covariance = _window_mean(self.x * y) - means
-        above = (2 * means + C1).mul_(covariance.mul_(2 * SAMPLE_COVARIANCE).add_(C2))
-        powers = (self.mean.square() + mean.square()).add_(C1)
-        here = above.div_(powers.mul_(variance.add_(self.variance).mul_(SAMPLE_COVARIANCE).add_(C2)))
-        return ((here.sum() + (self.windows - here.numel())) / self.windows).item()
+    inside = ssim_map(x, y)
+    return (inside.sum(dim=(1, 2, 3)) + (windows - inside[0].numel())) / windows
 
 
 # ------------------------------------------------------------------------------------ scores for reports
@@ -130,9 +102,8 @@ def _scores_of_one(original: np.ndarray, reconstruction: np.ndarray) -> tuple[fl
     """The four of `SCORES`, in that order, for one slice, uint8 [H, W] and float [H, W]."""
     x, y = original / 255.0, reconstruction.astype(np.float64)
     mean, whole_map = structural_similarity(x, y, data_range=1.0, full=True)
-    gaussian = structural_similarity(
-        x, y, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-    )
+    wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    gaussian = structural_similarity(x, y, data_range=1.0, **wang)
     foreground = original > FOREGROUND
     inside = whole_map[foreground].mean() if foreground.any() else np.nan
     with np.errstate(divide="ignore"):
@@ -141,7 +112,7 @@ def _scores_of_one(original: np.ndarray, reconstruction: np.ndarray) -> tuple[fl
 
 
 def reconstruction_scores(originals: np.ndarray, reconstructions: np.ndarray) -> dict[str, np.ndarray]:
-    """Four yardsticks for every slice, computed by scikit-image in float64.
+    """Four scores of every slice, computed by scikit-image in float64.
 
     Args:
         originals: uint8 [N, H, W].
@@ -149,44 +120,49 @@ def reconstruction_scores(originals: np.ndarray, reconstructions: np.ndarray) ->
     Returns:
         float64 [N] for each of `SCORES`:
         `ssim`: `structural_similarity(x, y, data_range=1.0)`, uniform 7x7 window, over the full image;
-        `foreground_ssim`: mean of that one's map over the pixels where the slice exceeds 10/255
-            (NaN for a slice that has none: there is nothing to score);
+        `foreground_ssim`: mean of that one's map over the pixels where the slice exceeds 10/255; NaN for an empty
+            slice, which has no such pixel;
         `gaussian_ssim`: Wang's own, `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`;
         `psnr`: in dB, at most 100, which is what an exact copy gets.
     Raises:
+        InputError: a side is shorter than 11 pixels.
         ValueError: the shapes or the types are not as above.
     """
     if originals.shape != reconstructions.shape or originals.ndim != 3:
         raise ValueError(f"need two arrays [N, H, W]: {originals.shape}, {reconstructions.shape}")
     if originals.dtype != np.uint8 or not np.issubdtype(reconstructions.dtype, np.floating):
         raise ValueError(f"need uint8 and float: {originals.dtype}, {reconstructions.dtype}")
+    if min(originals.shape[1:]) < MIN_SIDE:
+        size = "x".join(map(str, originals.shape[1:]))
+        raise InputError(f"slices of {size} pixels are too small to score: SSIM needs {MIN_SIDE} pixels a side")
     with ThreadPoolExecutor() as pool:  # SciPy's filters let go of the interpreter lock
         rows = list(pool.map(_scores_of_one, originals, reconstructions))
     return dict(zip(SCORES, np.array(rows, dtype=np.float64).reshape(-1, len(SCORES)).T.copy(), strict=True))
 
 
 def summarise(scores: dict[str, np.ndarray]) -> dict:
-    """What `metrics.json` says of the scores of `reconstruction_scores`: plain numbers, no NaN.
+    """The part of `metrics.json` that is made of `reconstruction_scores`: plain numbers, no NaN.
 
     Returns:
-        `images`, the number of slices; for each score `mean`, `std` (of the population), `min` and `max` over
-        the slices that have it (a slice without foreground has no foreground SSIM; `None` if none has one);
-        under `ssim` also `passed` and `passed_share`, the number and share of slices at or above 0.6.
+        `images`, the number of slices; `empty`, how many of them are empty and left out of all that follows: black on
+        black is always perfect. For each score `mean`, `std` (of the population), `min` and `max`, each None if no
+        slice has the score; under `ssim` also `passed` and `passed_share`, number and share of slices at or above 0.6.
     """
-    summary: dict = {"images": len(scores["ssim"])}
+    empty = np.isnan(scores["foreground_ssim"])
+    summary: dict = {"images": len(empty), "empty": int(empty.sum())}
     for name, values in scores.items():
-        known = values[~np.isnan(values)]
+        known = values[~empty & ~np.isnan(values)]
         figures = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
         summary[name] = {key: float(f(known)) if known.size else None for key, f in figures.items()}
-    passed = int((scores["ssim"] >= SSIM_PASS).sum())
-    summary["ssim"] |= {"passed": passed, "passed_share": passed / max(len(scores["ssim"]), 1)}
+    passed = int((scores["ssim"][~empty] >= SSIM_PASS).sum())
+    summary["ssim"] |= {"passed": passed, "passed_share": passed / max(int((~empty).sum()), 1)}
     return summary
 
 
 # --------------------------------------------------------------------------------------------- codebook
 
 
-def code_counts(codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
+def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
     """How often each code occurs: integers in [0, K) of any shape -> int64 [K]. Counts of batches add up."""
     counts = torch.bincount(codes.flatten(), minlength=codebook_size)
     if len(counts) != codebook_size:
@@ -194,17 +170,27 @@ def code_counts(codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
     return counts
 
 
-def perplexity(counts: torch.Tensor) -> float:
+def code_histogram_distance(codes_a: Tensor, codes_b: Tensor, codebook_size: int) -> float:
+    """Total variation of two code histograms: 0 (the same) to 1 (no code in common).
+
+    Args:
+        codes_a, codes_b: integers in [0, K), any shapes.
+    """
+    p, q = (code_counts(codes, codebook_size).double() / codes.numel() for codes in (codes_a, codes_b))
+    return (p - q.to(p.device)).abs().sum().item() / 2
+
+
+def perplexity(counts: Tensor) -> float:
     """exp(entropy) of the codes' distribution: int64 [K] -> 1 (one code for all) to K (all alike)."""
     p = counts.double() / counts.sum().clamp_min(1)
     return torch.special.entr(p).sum().exp().item()
 
 
-def code_usage(code_grids: Sequence[torch.Tensor], codebook_sizes: Sequence[int]) -> list[dict]:
-    """Use of the codebook by a whole split or epoch; over one batch, 512 codes may look idle that are not.
+def code_usage(code_grids: Sequence[Tensor], codebook_sizes: Sequence[int]) -> list[dict]:
+    """Use of the codebook by a whole split or epoch; over one batch, many codes would look idle that are not.
 
     Args:
-        code_grids: one int64 [N, h, w] for each level of the autoencoder, all N images of the split.
+        code_grids: int64 [N, h, w] for each level of the autoencoder, all N images of the split.
         codebook_sizes: K of each level.
     Returns:
         For each level `codebook_size`, `codes_used` (how many occur at all) and `perplexity`.
@@ -212,6 +198,5 @@ def code_usage(code_grids: Sequence[torch.Tensor], codebook_sizes: Sequence[int]
     usage = []
     for codes, size in zip(code_grids, codebook_sizes, strict=True):
         counts = code_counts(codes, size)
-        used = int((counts > 0).sum())
-        usage.append({"codebook_size": size, "codes_used": used, "perplexity": perplexity(counts)})
+        usage.append({"codebook_size": size, "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)})
     return usage

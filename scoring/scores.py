@@ -11,7 +11,7 @@ SSIM_PASS = 0.6  # the bar for a "reasonably clear" image, which a reconstructio
 
 @dataclass(frozen=True)
 class Score:
-    """How one score is called and written."""
+    """How one score is named and written."""
 
     name: str
     decimals: int
@@ -36,13 +36,15 @@ SCORES = {  # key in metrics.json and ssim_scores.csv -> the score; `metrics.rec
 
 
 def score_table(metrics: Mapping) -> str:
-    """What metrics.json says of reconstructions, for the terminal."""
+    """The scores in metrics.json, for the terminal."""
     columns = ("mean", "std", "min", "max")
     lines = [counted(metrics["images"], "slice").ljust(17) + "".join(f"{column:>9}" for column in columns)]
     for key, score in SCORES.items():
         cells = (score.text(metrics[key][column]) for column in columns)
         lines.append(f"{score.heading:17}" + "".join(f"{cell:>9}" for cell in cells))
     ssim = metrics["ssim"]
+    if metrics["empty"]:
+        lines.append(f"left out of these figures: {counted(metrics['empty'], 'empty slice')}")
     lines.append(f"SSIM of {SSIM_PASS} or more: {counted(ssim['passed'], 'slice')}, {ssim['passed_share']:.1%}")
     coded = f", {metrics['entropy_coded_bytes']:,.0f} entropy-coded" if "entropy_coded_bytes" in metrics else ""
     used = (f"{one['grid']} codes, {one['codes_used']} of {one['codebook_size']} used" for one in metrics["codes"])

@@ -1,70 +1,78 @@
-"""How much of each tissue does a slice show, and how grainy is it? Figures of anatomy, of real and drawn slices."""
+"""How much of each tissue does a slice show, and how grainy is it? Anatomical figures of real and of sampled slices."""
 
 import numpy as np
 from scipy import ndimage
 from skimage import filters, morphology
 
-BACKGROUND = 10  # grey values up to this are none of the brain's
-GREY, WHITE = 1, 2  # classes of tissue; 0 is fluid
-SEEN = 100  # pixels of a tissue, at least, for a figure of it
-DEEP = 2  # pixels from its edge, at least, that white matter's grain is measured at
+from scoring.batches import on_all_cores
+from scoring.metrics import FOREGROUND
+
+FLUID, GREY, WHITE = range(3)  # classes of tissue
+MIN_PIXELS = 100  # of a tissue, for a figure of it
+DEPTH = 2  # pixels from its edge from which on white matter's grain is measured
+FIGURES = ("fluid", "grey", "white", "ribbon", "boundary", "grain")
 
 
 def classes(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] -> int [H, W]: 0 fluid, 1 grey matter, 2 white matter, -1 background (Otsu's method, three classes).
+    """uint8 [H, W] -> int [H, W]: FLUID, GREY or WHITE by Otsu's method with three classes, -1 for the background.
 
     All -1 where there are too few grey values to tell three tissues apart.
     """
-    brain = image > BACKGROUND
+    brain = image > FOREGROUND
     if len(np.unique(image[brain])) < 3:
         return np.full(image.shape, -1)
     return np.where(brain, np.digitize(image, filters.threshold_multiotsu(image[brain], 3), right=True), -1)
 
 
 def deep_white(image: np.ndarray) -> np.ndarray:
-    """Which pixels of uint8 [H, W] lie deep in white matter, bool [H, W]."""
-    return ndimage.binary_erosion(classes(image) == WHITE, iterations=DEEP)
+    """The pixels of uint8 [H, W] that lie deep in white matter, bool [H, W]."""
+    return ndimage.binary_erosion(classes(image) == WHITE, iterations=DEPTH)
 
 
 def grain(image: np.ndarray, where: np.ndarray) -> float:
-    """Mean |x - Gaussian x| of uint8 [H, W] over these pixels, bool [H, W], in grey values; NaN where they are few."""
+    """Mean |x - Gaussian x| of uint8 [H, W] over pixels `where`, bool [H, W], in grey values; NaN if they are few."""
     image = image.astype(np.float32)
     detail = np.abs(image - ndimage.gaussian_filter(image, 1))
-    return float(detail[where].mean()) if where.sum() >= SEEN else float("nan")
+    return float(detail[where].mean()) if where.sum() >= MIN_PIXELS else float("nan")
 
 
-def figures(image: np.ndarray) -> dict[str, float]:
-    """Figures of a slice, uint8 [H, W]; NaN for those of a tissue that it doesn't show.
+def figures(image: np.ndarray) -> list[float]:
+    """The `FIGURES` of a slice, uint8 [H, W]; NaN for those of a tissue that it doesn't show.
 
-    `fluid`, `grey`, `white`: shares of the brain's pixels. `ribbon`: median thickness of grey matter in pixels, twice
-    the distance to its edge along its skeleton. `boundary`: length of white matter's edge per pixel of it. `grain`: of
-    deep white matter.
+    `fluid`, `grey`, `white`: shares of the brain's pixels; `ribbon`: median thickness of grey matter in pixels, twice
+    the distance to its edge along its skeleton; `boundary`: length of white matter's edge per pixel of white matter;
+    `grain`: see `grain`, of deep white matter.
     """
     tissue = classes(image)
     brain = (tissue >= 0).sum()
-    if brain < SEEN:
-        return dict.fromkeys(("fluid", "grey", "white", "ribbon", "boundary", "grain"), float("nan"))
+    if brain < MIN_PIXELS:
+        return [float("nan")] * len(FIGURES)
     grey, white = tissue == GREY, tissue == WHITE
-    inside = ndimage.distance_transform_edt(grey)[morphology.skeletonize(grey)]
+    distances = ndimage.distance_transform_edt(grey)[morphology.skeletonize(grey)]
     edge = white & ~ndimage.binary_erosion(white)
-    return {
-        **{name: float((tissue == i).sum() / brain) for i, name in enumerate(("fluid", "grey", "white"))},
-        "ribbon": 2 * float(np.median(inside)) if inside.size else float("nan"),
-        "boundary": float(edge.sum() / white.sum()) if white.sum() >= SEEN else float("nan"),
-        "grain": grain(image, ndimage.binary_erosion(white, iterations=DEEP)),
-    }
+    return [
+        *(float((tissue == kind).sum() / brain) for kind in (FLUID, GREY, WHITE)),
+        2 * float(np.median(distances)) if distances.size else float("nan"),
+        float(edge.sum() / white.sum()) if white.sum() >= MIN_PIXELS else float("nan"),
+        grain(image, ndimage.binary_erosion(white, iterations=DEPTH)),
+    ]
 
 
-def compare(images: np.ndarray, others: np.ndarray) -> dict[str, dict[str, float]]:
-    """For each figure, how images uint8 [N, H, W] differ from others [M, H, W].
+def measure(images: np.ndarray) -> np.ndarray:
+    """The `FIGURES` of slices, uint8 [N, H, W] -> float64 [N, 6]."""
+    return np.array(on_all_cores(figures, images, "tissue"))
+
+
+def compare(some: np.ndarray, others: np.ndarray) -> dict[str, dict[str, float]]:
+    """For each of the `FIGURES`, how what was measured of some slices, [N, 6], differs from that of others, [M, 6].
 
     `d`: difference of the means over the pooled standard deviation (Cohen's d); `spread`: ratio of the deviations.
+    Figures that none of the slices have are left out.
     """
-    rows, beside = ([figures(image) for image in stack] for stack in (images, others))
     found = {}
-    for name in rows[0]:
-        a, b = (np.array([row[name] for row in each]) for each in (rows, beside))
+    for name, a, b in zip(FIGURES, some.T, others.T, strict=True):
         a, b = a[np.isfinite(a)], b[np.isfinite(b)]
-        pooled = np.sqrt((a.var() + b.var()) / 2)
-        found[name] = {"d": float((a.mean() - b.mean()) / pooled), "spread": float(a.std() / b.std())}
+        pooled = np.sqrt((a.var() + b.var()) / 2) if a.size and b.size else 0
+        if pooled and b.std():
+            found[name] = {"d": float((a.mean() - b.mean()) / pooled), "spread": float(a.std() / b.std())}
     return found

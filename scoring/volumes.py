@@ -4,16 +4,15 @@
     verdict = judge.score(volumes, baseline)    # uint8 [V, L, H, W], a slice for each of `judge.levels`
     print(table(verdict))
 
-A volume is a stack of axial slices of one person, in order of level. The slices alone are judge.py's to score: here
-it is what runs from slice to slice, which slices drawn each on its own lack however good they are. Volumes are seen
-within the content box of the training slices.
+A volume is a stack of axial slices of one person, in order of level. The slices alone are for judge.py to score; here
+it is what runs from slice to slice, which slices that were each drawn alone lack however good they are. Volumes are
+compared within the content box of the training slices.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 from scipy.stats import wasserstein_distance
@@ -23,26 +22,27 @@ from dataset import Box, Slices
 from reading.names import volume_of
 from runtime.errors import InputError
 from runtime.wording import counted
-from scoring.enough import MIN_PEOPLE
-from scoring.features import FeatureSpace, Pixels, on_all_cores, unit_batch
+from scoring.batches import on_all_cores, unit_batch
+from scoring.enough import MIN_PEOPLE, MIN_VOLUMES
+from scoring.features import FeatureSpace, Pixels
 from scoring.judge import CLOSEST, frechet_distance, likeness
-from scoring.metrics import C2, FOREGROUND, WINDOW, SSIMToEach, ssim
+from scoring.metrics import C2, FOREGROUND, ssim
 
 MIN_LEVELS = 2  # a slice has a neighbour
-MIN_VOLUMES = 2  # sampled or held out: fewer have no covariance and no pairs
 DRAWS = 10  # of real people, against the others: their mean is the floor
 
 SPACES = ("pca", "randconv")  # in which reslices are compared
-DIRECTIONS = {"sagittal": -2, "coronal": -1}  # slices lie on their side: a row is left or right, a column front or back
+DIRECTIONS = {"sagittal": -2, "coronal": -1}  # slices lie on their side: rows go from left to right
 PLANE_STEP = 8  # pixels from one reslice to the next
 
 DARK = 0.5  # of the upper quartile of a slice's foreground, which is white matter: fluid has less, cortex more
 CORE = 1 / 3  # of the greatest depth: sulci lie outside, ventricles and cisterns inside
 
-PAIRS = 500  # of volumes, for the mean SSIM of their middle slices
+MAX_PAIRS = 500  # of volumes, for the mean SSIM of their middle slices
 CANDIDATES = 4  # nearest people by structure, among whom SSIM decides
-
 BAND = (10, 90)  # percentiles over people
+
+Measures = dict[str, np.ndarray]  # of V volumes, each [V, ...]: see `VolumeJudge.measure`
 
 
 # -------------------------------------------------------------------------------------------- real volumes
@@ -50,7 +50,7 @@ BAND = (10, 90)  # percentiles over people
 
 @dataclass(frozen=True)
 class Volumes:
-    """Whole stacks of real slices, one a scan."""
+    """Whole stacks of real slices, one for each scan."""
 
     images: np.ndarray  # uint8 [P, L, H, W]
     people: list[str]  # P; a person with two scans is there twice
@@ -63,7 +63,7 @@ def volumes_of(slices: Slices, levels: Sequence[int] | None = None, box: Box | N
     `box` crops the slices before they are copied.
 
     Raises:
-        InputError: fewer than four people have a range of two levels or more in common, or nobody has `levels`.
+        InputError: fewer than four people have two consecutive levels in common, or nobody has `levels`.
     """
     scans: dict[str, dict[int, int]] = {}
     people: dict[str, str] = {}
@@ -89,20 +89,18 @@ def common_levels(scans: Sequence[tuple[str, Sequence[int]]]) -> range:
     Raises:
         InputError: there is no such range of two levels or more.
     """
-    runs: list[dict[int, int]] = []  # for each scan, how many consecutive levels it has from each of its levels on
-    for _, levels in scans:
-        run: dict[int, int] = {}
-        for level in sorted(levels, reverse=True):
-            run[level] = 1 + run.get(level + 1, 0)
-        runs.append(run)
+    sets = [(person, set(levels)) for person, levels in scans]
+    every = sorted(set().union(*(levels for _, levels in sets)))
     best, most = range(0), 0
-    for first in sorted(set().union(*runs)):
-        lengths = sorted(((run.get(first, 0), person) for run, (person, _) in zip(runs, scans, strict=True)))[::-1]
-        people: set[str] = set()
-        for number, (length, person) in enumerate(lengths, start=1):
-            people.add(person)
-            if length >= MIN_LEVELS and len(people) >= MIN_PEOPLE and length * number > most:
-                best, most = range(first, first + length), length * number
+    for first in every:
+        having = sets
+        for last in range(first, every[-1] + 1):
+            having = [(person, levels) for person, levels in having if last in levels]
+            if len({person for person, _ in having}) < MIN_PEOPLE:
+                break
+            levels = range(first, last + 1)
+            if len(levels) >= MIN_LEVELS and len(levels) * len(having) > most:
+                best, most = levels, len(levels) * len(having)
     if not best:
         raise InputError(f"whole volumes need {MIN_PEOPLE} people with the same consecutive levels: add people")
     return best
@@ -112,13 +110,7 @@ def common_levels(scans: Sequence[tuple[str, Sequence[int]]]) -> range:
 
 
 def neighbour_likeness(volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """SSIM (data_range 1.0, over the whole picture) and mean absolute difference, in [0, 1], of slices l and l + 1.
-
-    Args:
-        volumes: uint8 [V, L, H, W].
-    Returns:
-        Two arrays [V, L - 1].
-    """
+    """SSIM and mean absolute difference, in [0, 1], of slices l and l + 1: uint8 [V, L, H, W] -> two of [V, L - 1]."""
 
     def of_volume(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = unit_batch(volume)
@@ -126,8 +118,8 @@ def neighbour_likeness(volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ssims = [ssim(x[[level]], x[[level + 1]]).item() for level in range(len(x) - 1)]
         return np.array(ssims), (x[1:] - x[:-1]).abs().mean(dim=(1, 2, 3)).numpy()
 
-    likenesses, differences = zip(*on_all_cores(of_volume, volumes, "neighbouring slices"), strict=True)
-    return np.stack(likenesses), np.stack(differences)
+    ssims, differences = zip(*on_all_cores(of_volume, volumes, "neighbouring slices"), strict=True)
+    return np.stack(ssims), np.stack(differences)
 
 
 def core_of(mean: np.ndarray) -> np.ndarray:
@@ -143,10 +135,10 @@ def core_of(mean: np.ndarray) -> np.ndarray:
 def areas(volumes: np.ndarray, core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of tissue and of ventricles in every slice, two int arrays [V, L].
 
-    Half the upper quartile of the slice's own foreground parts tissue from fluid, since slices differ in brightness.
-    Tissue is the foreground from there on; all of the foreground would tell nothing where brains were cut out with one
-    mask. Ventricles, with cisterns and the inner ends of fissures, are what is darker, background too, in the core,
-    which is the same for all: outside of it, sulci would outweigh them.
+    The threshold between tissue and fluid is half the upper quartile of the slice's own foreground, since slices differ
+    in brightness. Tissue is the foreground above it; all of the foreground would say nothing where brains were cut out
+    with one mask. Ventricles, with cisterns and the inner ends of fissures, are what is darker, background too, in the
+    core, which is the same for all: outside of it, sulci would outweigh them.
 
     Args:
         volumes: uint8 [V, L, H, W]. core: see `core_of`.
@@ -154,8 +146,8 @@ def areas(volumes: np.ndarray, core: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
     def of_slice(picture: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
         foreground = picture[picture > FOREGROUND]
-        parting = DARK * np.percentile(foreground, 75) if foreground.size else 0
-        return np.count_nonzero(foreground >= parting), np.count_nonzero(picture[inside] < parting)
+        threshold = DARK * np.percentile(foreground, 75) if foreground.size else 0
+        return np.count_nonzero(foreground >= threshold), np.count_nonzero(picture[inside] < threshold)
 
     def of_volume(volume: np.ndarray) -> list[tuple[int, int]]:
         return [of_slice(*level) for level in zip(volume, core, strict=True)]
@@ -175,8 +167,8 @@ def reslices(volumes: np.ndarray, axis: int, planes: np.ndarray) -> np.ndarray:
     """Planes across the slices: uint8 [V, L, H, W] -> [V x planes, k L, W] (axis -2) or [V x planes, k L, H] (-1).
 
     Each level is repeated k times, a whole number that makes the reslice nearly as high as a slice is wide: where
-    slices don't fit together, the steps of the comb stay sharp, and are wide enough not to be averaged away by `pca`'s
-    64x64 pixels, or by the strides of `randconv`.
+    slices don't fit together, the steps stay sharp, and are wide enough not to be averaged away by `pca`'s 64x64
+    pixels, or by the strides of `randconv`.
     """
     zoom = max(1, min(volumes.shape[2:]) // volumes.shape[1])
     stacks = np.moveaxis(np.take(volumes, planes, axis=axis), axis, 1)  # [V, planes, L, side]
@@ -186,9 +178,43 @@ def reslices(volumes: np.ndarray, axis: int, planes: np.ndarray) -> np.ndarray:
 def middle_likeness(volumes: np.ndarray, seed: int = 0) -> float:
     """Mean SSIM of the middle slices of up to 500 random pairs of volumes; 1 if all volumes are one."""
     pairs = np.stack(np.triu_indices(len(volumes), 1), axis=1)
-    pairs = pairs[np.random.default_rng(seed).permutation(len(pairs))[:PAIRS]]
+    pairs = pairs[np.random.default_rng(seed).permutation(len(pairs))[:MAX_PAIRS]]
     middle = unit_batch(volumes[:, volumes.shape[1] // 2])
     return float(np.mean(on_all_cores(lambda pair: ssim(middle[pair[:1]], middle[pair[1:]]).item(), pairs, "pairs")))
+
+
+def distances(some: Measures, others: Measures) -> dict[str, float]:
+    """How far the measures of some volumes are from those of others.
+
+    Returns:
+        `neighbour_ssim`, `neighbour_difference`: Wasserstein distance over all volumes and levels;
+        `tissue_jump`, `ventricle_jump`: the same of the area's absolute change from level to level, in pixels;
+        `tissue_mean`, `ventricle_mean`: Wasserstein distance over volumes of the mean area over levels. A person's
+            ventricles are large or small at all levels; slices that are each drawn on their own average that out;
+        `sagittal_pca` and so on: Frechet distance of the reslices.
+    """
+    figures = {}
+    for name, a in some.items():
+        b = others[name]
+        if name in ("tissue", "ventricle"):
+            figures[f"{name}_jump"] = wasserstein_distance(*(np.abs(np.diff(side)).ravel() for side in (a, b)))
+            figures[f"{name}_mean"] = wasserstein_distance(a.mean(axis=1), b.mean(axis=1))
+        elif name.startswith("neighbour"):
+            figures[name] = wasserstein_distance(a.ravel(), b.ravel())
+        else:
+            figures[name] = frechet_distance(*(side.reshape(-1, side.shape[-1]) for side in (a, b)))
+    return {name: float(figure) for name, figure in figures.items()}
+
+
+def curves(measures: Measures) -> dict[str, dict[str, list[float]]]:
+    """For what is measured at each level its `mean`, and the 10th and 90th percentile (`low`, `high`), over volumes."""
+    by_level = {name: values for name, values in measures.items() if values.ndim == 2}
+    by_level["ventricle_jump"] = np.abs(np.diff(measures["ventricle"]))
+    found = {}
+    for name, values in by_level.items():
+        low, high = np.percentile(values, BAND, axis=0)
+        found[name] = {"mean": values.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
+    return found
 
 
 # ------------------------------------------------------------------------------------------- copies
@@ -204,25 +230,21 @@ class PersonSearch:
         self.candidates = NearestNeighbors(n_neighbors=candidates, metric="cosine").fit(self._structure(train))
 
     def __call__(self, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each volume's nearest person: of the four nearest by `_structure`, and of the four nearest to its
-        mirror image, the one of highest SSIM. Index [V], whether the mirror image is meant, and that SSIM."""
-        views = volumes, volumes[:, :, ::-1].copy()  # axial slices lie on their side: that is left for right
+        """Each volume's nearest person: of the four nearest by `_structure`, and of the four nearest to its mirror
+        image, the one of highest SSIM. Index [V], whether the mirror image is meant, and that SSIM."""
+        views = volumes, volumes[:, :, ::-1].copy()  # axial slices lie on their side: that swaps left and right
         near = [self.candidates.kneighbors(self._structure(view), return_distance=False) for view in views]
 
-        def of_volume(row: int) -> tuple[int, bool, float]:
-            found = []
-            for mirrored, view in enumerate(views):
-                levels = [SSIMToEach(picture, windows(picture)) for picture in unit_batch(view[row]).split(1)]
-                for person in near[mirrored][row]:
-                    others = unit_batch(self.train[person]).split(1)
-                    likeness = np.mean([level(other) for level, other in zip(levels, others, strict=True)])
-                    found.append((float(likeness), int(person), bool(mirrored)))
-            best = max(found)
-            return best[1], best[2], best[0]
+        def of_volume(row: int) -> tuple[float, int, bool]:
+            pairs = [(mirrored, int(person)) for mirrored in (False, True) for person in near[mirrored][row]]
+            return max((self._ssim(views[mirrored][row], person), person, mirrored) for mirrored, person in pairs)
 
-        columns = zip(*on_all_cores(of_volume, range(len(volumes)), "nearest people"), strict=True)
-        index, mirrored, ssims = map(np.array, columns)
-        return index, mirrored, ssims
+        ssims, index, mirrored = zip(*on_all_cores(of_volume, range(len(volumes)), "nearest people"), strict=True)
+        return np.array(index), np.array(mirrored), np.array(ssims)
+
+    def _ssim(self, volume: np.ndarray, person: int) -> float:
+        levels = zip(unit_batch(volume).split(1), unit_batch(self.train[person]).split(1), strict=True)
+        return float(np.mean([ssim(*level).item() for level in levels]))
 
     @staticmethod
     def _structure(volumes: np.ndarray) -> np.ndarray:
@@ -238,74 +260,11 @@ class PersonSearch:
         return np.stack([of_volume(volume) for volume in volumes])
 
 
-def windows(picture: torch.Tensor) -> int:
-    """SSIM's windows in a picture [..., H, W]."""
-    return (picture.shape[-2] - WINDOW + 1) * (picture.shape[-1] - WINDOW + 1)
-
-
 # -------------------------------------------------------------------------------------------- judge
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What is measured of V volumes, each by itself."""
-
-    neighbours: dict[str, np.ndarray]  # [V, L - 1], of slices l and l + 1: "neighbour_ssim", "neighbour_difference"
-    areas: dict[str, np.ndarray]  # [V, L] in pixels: "tissue", "ventricle"
-    reslices: dict[str, np.ndarray]  # [V, planes, D], by direction and space, divided by the space's scale
-
-    def of(self, rows: np.ndarray) -> "Measured":
-        """Of the volumes at `rows` alone."""
-        return Measured(*({name: values[rows] for name, values in part.items()} for part in vars(self).values()))
-
-    def curves(self) -> dict[str, dict[str, list[float]]]:
-        """Mean, and the 10th and 90th percentile, over volumes at each level (of neighbours, at the lower one's)."""
-        jumps = {f"{name}_jump": np.abs(np.diff(values)) for name, values in self.areas.items()}
-        return {name: curve(values) for name, values in (self.areas | jumps | self.neighbours).items()}
-
-
-def curve(values: np.ndarray) -> dict[str, list[float]]:
-    """[V, L] -> `mean`, `low` and `high`, a number a level."""
-    low, high = np.percentile(values, BAND, axis=0)
-    return {"mean": values.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
-
-
-def distances(some: Measured, others: Measured) -> dict[str, float]:
-    """How far what is measured of some volumes is from what is measured of others.
-
-    Returns:
-        `neighbour_ssim`, `neighbour_difference`: Wasserstein distance over all volumes and levels;
-        `tissue`, `ventricle`: Wasserstein distance over volumes of the area in pixels, mean over levels; it says
-            nothing of how slices fit together;
-        `tissue_jump`, `ventricle_jump`: of the area's absolute change from level to level, over volumes and levels;
-        `tissue_mean`, `ventricle_mean`: of the mean area over levels, over volumes. A person's ventricles are large or
-            small at all levels; slices drawn each on its own average that out;
-        `tissue_drift`, `ventricle_drift`: of the absolute change over half the stack of the area less the others' mean
-            at its level, over volumes and levels: slices can all be like their neighbours and end in someone else;
-        `sagittal_pca` and so on: Frechet distance of the reslices.
-    """
-    far = wasserstein_distance
-    pairs = [(name, values, others.neighbours[name]) for name, values in some.neighbours.items()]
-    figures = {name: far(a.ravel(), b.ravel()) for name, a, b in pairs}
-    for name, a in some.areas.items():
-        b = others.areas[name]
-        figures[name] = np.mean([far(*level) for level in zip(a.T, b.T, strict=True)])
-        figures[f"{name}_jump"] = far(*(np.abs(np.diff(side)).ravel() for side in (a, b)))
-        figures[f"{name}_mean"] = far(a.mean(axis=1), b.mean(axis=1))
-        figures[f"{name}_drift"] = far(*(drift(side - b.mean(axis=0)).ravel() for side in (a, b)))
-    for name, a in some.reslices.items():
-        figures[name] = frechet_distance(*(np.concatenate(side) for side in (a, others.reslices[name])))
-    return {name: float(figure) for name, figure in figures.items()}
-
-
-def drift(values: np.ndarray) -> np.ndarray:
-    """Absolute change over half the stack: [V, L] -> [V, L - L // 2]."""
-    half = values.shape[1] // 2
-    return np.abs(values[:, half:] - values[:, :-half])
-
-
 class VolumeJudge:
-    """Measures sampled volumes against training people's, and against people held out from training."""
+    """Compares sampled volumes with training people's, and with those of people held out from training."""
 
     def __init__(self, train: Slices, held_out: Slices, seed: int = 0) -> None:
         """Fits the reslices' feature spaces, and measures the real volumes.
@@ -328,31 +287,38 @@ class VolumeJudge:
         self.core = core_of(mean)
         self.planes = {direction: planes_of(mean, axis) for direction, axis in DIRECTIONS.items()}
         self.spaces = {
-            (direction, name): FeatureSpace(name, self._reslices(self.real.images, direction))
+            f"{direction}_{name}": FeatureSpace(name, self._reslices(self.real.images, direction))
             for direction in DIRECTIONS
             for name in SPACES
         }
-        fitted = {key: space.train for key, space in self.spaces.items()}
-        self.train, self.held_out = self._measured(self.real.images, fitted), self._measure(unseen)
+        self.train, self.held_out = self.measure(self.real.images), self.measure(unseen)
         self.search = PersonSearch(self.real.images)
-        self.held_out_nearest = self.search(unseen)
-        self.likeness = {
-            "train": middle_likeness(self.real.images, seed),
-            "held_out": middle_likeness(unseen, seed),
-        }
+        self.held_out_ssims = self.search(unseen)[2]
+        real = {"train": self.real.images, "held_out": unseen}
+        self.likeness = {kind: middle_likeness(images, seed) for kind, images in real.items()}
+
+    def measure(self, images: np.ndarray) -> Measures:
+        """`neighbour_ssim`, `neighbour_difference` [V, L - 1]; `tissue`, `ventricle` [V, L], in pixels; and features of
+        the reslices, scaled, [V, planes, D], `sagittal_pca` and so on."""
+        found = dict(zip(("neighbour_ssim", "neighbour_difference"), neighbour_likeness(images), strict=True))
+        found |= dict(zip(("tissue", "ventricle"), areas(images, self.core), strict=True))
+        for name, space in self.spaces.items():
+            features = space.features(self._reslices(images, name.split("_")[0])) / space.scale
+            found[name] = features.reshape(len(images), -1, features.shape[1])
+        return found
 
     def score(self, volumes: np.ndarray, baseline: np.ndarray | None = None) -> dict:
-        """Everything about sampled volumes, as plain numbers for `metrics.json`.
+        """All figures of sampled volumes, as plain numbers for `metrics.json`.
 
         Args:
             volumes: uint8 [V, L, H, W], a slice for each of `levels`.
-            baseline: others to see them beside, as a rule of slices that were each drawn on its own.
+            baseline: others to stand beside them, usually of slices that were each drawn on their own.
         Returns:
             `levels`; `sampled`, `train`, `held_out` and, if there is one, `baseline`: numbers of volumes;
-            `distances`: for `sampled`, `baseline` and `held_out`, see `distances`, from training people; and for
-                `floor` and `floor_highest`, mean and highest over ten draws of as many training people as there are
-                samples, half of them at most, from the others. Few held-out people are as far as few draws are;
-            `curves`: for each kind, see `Measured.curves`;
+            `distances`: from training people of `sampled`, `baseline` and `held_out`, see `distances`; `floor` and
+                `floor_highest`, mean and highest over ten draws of as many training people as there are samples, half
+                of them at most, from the others. Few held-out people are as far away as few draws are;
+            `curves`: for each kind, see `curves`;
             `diversity`: for each kind, see `middle_likeness`;
             `copies`: `likeness` of the volumes, and of held-out ones, to the person each is most like, mirrored or not
                 (with M held-out volumes about 1 new person in M + 1 lies above the threshold, too); with a baseline,
@@ -364,14 +330,14 @@ class VolumeJudge:
         for kind, images in kinds.items():
             self._check(images, kind)
         kinds = {kind: np.ascontiguousarray(self.box.crop(images)) for kind, images in kinds.items()}
-        measured = {kind: self._measure(images) for kind, images in kinds.items()} | {"held_out": self.held_out}
+        measured = {kind: self.measure(images) for kind, images in kinds.items()} | {"held_out": self.held_out}
         beside_train = {kind: distances(own, self.train) for kind, own in measured.items()}
         return {
             "levels": self.levels.tolist(),
             "train": len(self.real.images),
-            **{kind: len(own.areas["tissue"]) for kind, own in measured.items()},
+            **{kind: len(own["tissue"]) for kind, own in measured.items()},
             "distances": beside_train | self.floor(len(volumes)),
-            "curves": {kind: own.curves() for kind, own in (measured | {"train": self.train}).items()},
+            "curves": {kind: curves(own) for kind, own in (measured | {"train": self.train}).items()},
             "diversity": {kind: middle_likeness(images, self.seed) for kind, images in kinds.items()} | self.likeness,
             "copies": self.copies(**kinds),
         }
@@ -384,36 +350,22 @@ class VolumeJudge:
         for i in range(DRAWS):
             order = np.random.default_rng(self.seed + i).permutation(names)
             drawn = np.isin(people, order[: min(number, len(names) // 2)])
-            rounds.append(distances(self.train.of(drawn), self.train.of(~drawn)))
+            sides = ({name: values[rows] for name, values in self.train.items()} for rows in (drawn, ~drawn))
+            rounds.append(distances(*sides))
         summary = {"floor": np.mean, "floor_highest": np.max}
         return {kind: {key: float(f([r[key] for r in rounds])) for key in rounds[0]} for kind, f in summary.items()}
 
     def copies(self, sampled: np.ndarray, baseline: np.ndarray | None = None) -> dict:
         """The `copies` part of `score`, of cropped volumes."""
         index, mirrored, ssims = self.search(sampled)
-        figures = likeness(ssims, self.held_out_nearest[2])
+        figures = likeness(ssims, self.held_out_ssims)
         if baseline is not None:
             figures["share_baseline"] = float(np.mean(self.search(baseline)[2] > figures["threshold"]))
-        rows = np.argsort(-ssims, kind="stable")[:CLOSEST].tolist()
         closest = [
             {"volume": i, "person": self.real.people[index[i]], "mirrored": bool(mirrored[i]), "ssim": float(ssims[i])}
-            for i in rows
+            for i in np.argsort(-ssims, kind="stable")[:CLOSEST].tolist()
         ]
         return figures | {"closest": closest}
-
-    def _measure(self, images: np.ndarray) -> Measured:
-        return self._measured(
-            images, {key: s.features(self._reslices(images, key[0])) for key, s in self.spaces.items()}
-        )
-
-    def _measured(self, images: np.ndarray, features: dict[tuple[str, str], np.ndarray]) -> Measured:
-        """`features`: of the reslices [V x planes, D], for each direction and space."""
-        scaled = {key: found / self.spaces[key].scale for key, found in features.items()}
-        return Measured(
-            dict(zip(("neighbour_ssim", "neighbour_difference"), neighbour_likeness(images), strict=True)),
-            dict(zip(("tissue", "ventricle"), areas(images, self.core), strict=True)),
-            {"_".join(key): found.reshape(len(images), -1, found.shape[1]) for key, found in scaled.items()},
-        )
 
     def _reslices(self, images: np.ndarray, direction: str) -> np.ndarray:
         return reslices(images, DIRECTIONS[direction], self.planes[direction])

@@ -63,7 +63,7 @@ def test_no_file_is_too_long():
     [
         ("reading", {"torch"}),
         ("report", {"torch", "modules", "networks"}),
-        ("train", {"sklearn", "torchvision", "torchmetrics", "nilearn"}),  # each takes seconds to import
+        ("train", {"sklearn", "torchvision", "nilearn"}),  # each takes seconds to import
     ],
 )
 def test_no_needless_imports_even_indirectly(package, unwanted):

@@ -10,8 +10,19 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from scoring.metrics import code_counts, code_usage, perplexity, reconstruction_scores, ssim, ssim_map, summarise
-from scoring.scores import SCORES
+from runtime.errors import InputError
+from scoring.metrics import (
+    code_counts,
+    code_histogram_distance,
+    code_usage,
+    perplexity,
+    reconstruction_scores,
+    ssim,
+    ssim_in_black,
+    ssim_map,
+    summarise,
+)
+from scoring.scores import SCORES, score_table
 
 
 def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:
@@ -71,20 +82,6 @@ def test_data_range_is_one_whatever_the_image_holds():
     assert abs(got - structural_similarity(x[0], y[0], data_range=np.ptp(y[0]))) > 0.02
 
 
-def test_one_for_equal_images_symmetric_and_bounded():
-    x, y = (tensor(image) for image in pair())
-    assert torch.equal(ssim_map(x, x), torch.ones(4, 1, 42, 34))
-    torch.testing.assert_close(ssim_map(x, y), ssim_map(y, x))
-    assert ssim_map(x, y).abs().max() <= 1 + 1e-6
-    assert ssim(x, 1 - x).mean() < 0.1
-
-
-def test_constant_images_in_closed_form():
-    x, y = torch.full((1, 1, 9, 9), 0.5), torch.full((1, 1, 9, 9), 0.25)
-    expected = (2 * 0.5 * 0.25 + 1e-4) / (0.5**2 + 0.25**2 + 1e-4)
-    assert ssim(x, y).item() == pytest.approx(expected, abs=1e-6)
-
-
 def test_autocast_and_half_precision_do_not_touch_it():
     x, y = (tensor(image) for image in pair())
     with torch.autocast("cpu", torch.bfloat16):
@@ -106,25 +103,6 @@ def test_gradient_is_that_of_the_plain_formula():
     torch.testing.assert_close(*gradients, atol=1e-10, rtol=1e-8)
 
 
-def test_gradients_of_both_arguments_numerically():
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.rand(1, 1, 8, 9, generator=generator, dtype=torch.float64) for _ in "xy")
-    assert torch.autograd.gradcheck(ssim_map, (x.requires_grad_(), y.requires_grad_()))
-
-
-def test_descent_on_the_loss_restores_an_image():
-    x = tensor(blobs(1, 24, 24, seed=3))
-    y = torch.full_like(x, 0.5).requires_grad_()
-    optimiser = torch.optim.Adam([y], 0.05)
-    before = ssim(x, y).item()
-    for _ in range(60):
-        optimiser.zero_grad()
-        (1 - ssim(x, y).mean()).backward()
-        optimiser.step()
-    assert before < 0.5
-    assert ssim(x, y).item() > 0.95
-
-
 @pytest.mark.parametrize("shapes", [((1, 1, 6, 9), (1, 1, 6, 9)), ((1, 1, 9, 9), (1, 1, 9, 8))])
 def test_shapes_that_have_no_ssim(shapes):
     with pytest.raises(ValueError, match="SSIM needs"):
@@ -138,6 +116,7 @@ def test_scores_are_the_stated_definitions():
     x, y = pair(3)
     original = np.round(x * 255).astype(np.uint8)
     scores = reconstruction_scores(original, y.astype(np.float32))
+    np.testing.assert_allclose(ssim(tensor(original / 255), tensor(y)).numpy(), scores["ssim"], atol=1e-6)  # the loss
     for i in range(3):
         a, b = original[i] / 255, y[i].astype(np.float32).astype(np.float64)
         mean, whole = structural_similarity(a, b, data_range=1.0, full=True)
@@ -148,13 +127,6 @@ def test_scores_are_the_stated_definitions():
         assert scores["gaussian_ssim"][i] == pytest.approx(wang, abs=1e-12)
         assert scores["foreground_ssim"][i] == pytest.approx(whole[original[i] > 10].mean(), abs=1e-12)
         assert scores["psnr"][i] == pytest.approx(-10 * math.log10(np.mean((a - b) ** 2)), abs=1e-9)
-
-
-def test_loss_and_report_are_one_yardstick():
-    x, y = pair(3)
-    original = np.round(x * 255).astype(np.uint8)
-    scores = reconstruction_scores(original, y.astype(np.float32))["ssim"]
-    np.testing.assert_allclose(ssim(tensor(original / 255), tensor(y)).numpy(), scores, atol=1e-6)
 
 
 def test_background_noise_costs_the_headline_and_not_the_foreground():
@@ -178,26 +150,45 @@ def test_exact_copy_and_empty_slice():
     assert np.isnan(scores["foreground_ssim"][1])
 
 
+def test_a_crop_on_black_has_the_ssim_of_the_whole_picture():
+    x, y = (np.pad(image, ((0, 0), (6, 6), (6, 6))) for image in pair(2, 20, 24))
+    whole = [tensor(np.pad(image, ((0, 0), (9, 5), (0, 7)))) for image in (x, y)]
+    got = ssim_in_black(tensor(x), tensor(y), (20 + 12 + 14 - 6) * (24 + 12 + 7 - 6))
+    torch.testing.assert_close(got, ssim(*whole))
+
+
 def test_wrong_arrays_are_refused():
+    with pytest.raises(InputError, match="slices of 10x40 pixels are too small to score: SSIM needs 11 pixels a side"):
+        reconstruction_scores(np.zeros((1, 10, 40), np.uint8), np.zeros((1, 10, 40)))
     with pytest.raises(ValueError, match="need two arrays"):
         reconstruction_scores(np.zeros((1, 9, 9), np.uint8), np.zeros((2, 9, 9)))
     with pytest.raises(ValueError, match="need uint8 and float"):
         reconstruction_scores(np.zeros((1, 9, 9)), np.zeros((1, 9, 9)))
 
 
-def test_summary():
+def test_summary_leaves_out_empty_slices():
     nan = float("nan")
-    scores = {"ssim": np.array([0.5, 0.6, 0.7]), "foreground_ssim": np.array([nan, 0.2, 0.4])}
+    scores = {"ssim": np.array([0.5, 1, 0.6, 0.7]), "foreground_ssim": np.array([0.1, nan, 0.2, 0.4])}
     summary = summarise(scores)
-    assert summary["images"] == 3
+    assert (summary["images"], summary["empty"]) == (4, 1)
     assert summary["ssim"]["passed"] == 2  # the bar itself passes
     assert summary["ssim"]["passed_share"] == pytest.approx(2 / 3)
     assert summary["ssim"]["mean"] == pytest.approx(0.6)
     assert summary["ssim"]["std"] == pytest.approx(np.std([0.5, 0.6, 0.7]))
-    assert summary["foreground_ssim"] == pytest.approx({"mean": 0.3, "std": 0.1, "min": 0.2, "max": 0.4})
+    assert summary["ssim"]["max"] == 0.7
     nothing = summarise({"ssim": np.array([1.0]), "foreground_ssim": np.array([nan])})
-    assert nothing["foreground_ssim"]["mean"] is None
+    assert nothing["ssim"] == {"mean": None, "std": None, "min": None, "max": None, "passed": 0, "passed_share": 0}
     json.dumps([summary, nothing], allow_nan=False)
+
+
+def test_empty_slices_change_no_figure_and_the_table_counts_them():
+    x, y = pair(3, 16, 16)
+    original, black = np.round(x * 255).astype(np.uint8), np.zeros((6, 16, 16))
+    without = summarise(reconstruction_scores(original, y))
+    scores = reconstruction_scores(np.concatenate([original, black.astype(np.uint8)]), np.concatenate([y, black]))
+    assert summarise(scores) == without | {"images": 9, "empty": 6}
+    table = score_table(summarise(scores) | {"bytes_per_image": 9, "codes": []})
+    assert "left out of these figures: 6 empty slices" in table
 
 
 # -------------------------------------------------------------------------------------------- codebook
@@ -223,6 +214,13 @@ def test_counts_of_batches_add_up():
     assert torch.equal(code_counts(codes[:4], 9) + code_counts(codes[4:], 9), code_counts(codes, 9))
     with pytest.raises(ValueError, match="outside a codebook of 4"):
         code_counts(codes, 4)
+
+
+def test_code_histogram_distance_in_closed_form():
+    a, b = torch.tensor([[0, 0, 1, 1]]), torch.tensor([0, 1, 1, 1, 2, 2, 2, 2])
+    assert code_histogram_distance(a, b, 4) == code_histogram_distance(b, a, 4) == pytest.approx(1 / 2)
+    assert code_histogram_distance(a, a.repeat(3, 1), 4) == 0
+    assert code_histogram_distance(a, a + 2, 4) == 1
 
 
 # ------------------------------------------------------------------------------------------- the table of scores

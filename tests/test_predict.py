@@ -179,7 +179,7 @@ def test_the_verdict_has_the_floor_beside_it(judged):
     judge = read_metrics(folder)["judge"]
     assert judge["samples"] == 100
     assert set(judge["fidelity"]) == set(judge["floor"]) == {"pca", "randconv", "folds"}
-    assert 0 <= judge["code_histogram_distance"][0] <= 1
+    assert 0 <= judge["memorisation"]["codes"]["median"] <= 1
     assert "real (floor)" in out
 
 

@@ -17,7 +17,7 @@ DIVERGENCE = 10  # times the best distance from validation people: a GAN doesn't
 
 def score_samples(samples: Codes, encoded: EncodedSplit, codec: Codec, judge: "Judge") -> dict[str, float]:
     """Frechet distances from validation people, and the mean distance of the code histograms from training's."""
-    from scoring.judge import code_histogram_distance
+    from scoring.metrics import code_histogram_distance
 
     distances = judge.frechet(to_uint8(codec.paint(samples, range(len(samples[0])))))
     histograms = [
