@@ -118,7 +118,7 @@ def scan(root: Path, person: str | None = None) -> Listing:
     return Listing(root, folders, files, people, kinds[True] > 0, digest.hexdigest(), sorted(broken))
 
 
-def people_of(names: list[str], pattern: str | None, split: str) -> dict[str, str]:
+def people_of(names: list[str], pattern: str | None, split: str = "") -> dict[str, str]:
     """The person of each file. A bare number is nobody's name, so that it stands for somebody else in each split.
 
     Raises InputError when the pattern is no regular expression, or isn't found in some name.
@@ -129,7 +129,7 @@ def people_of(names: list[str], pattern: str | None, split: str) -> dict[str, st
     try:
         found = {name: re.search(pattern, name) for name in names}
     except re.error as error:
-        raise InputError(f"--person {pattern}: is no regular expression ({error})") from error
+        raise InputError(f"--person {pattern} is no regular expression ({error})") from error
     people = {
         name: match and next(filter(None, [*match.groups(), match.group()]), None) for name, match in found.items()
     }

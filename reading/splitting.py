@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reading.listing import SPLITS
+from reading.listing import SPLITS, people_of
 from reading.names import COUNTER, is_data, is_volume, known_person, natural, person_of, suffix_of
 from reading.nifti import partner
 from runtime.errors import InputError
@@ -38,7 +38,12 @@ def split(source: Path, out: Path, pattern: str | None = None) -> list[str]:
     if out.resolve().is_relative_to(source.resolve()):
         files = [path for path in files if not path.is_relative_to(out)]
     chosen, lines = _choose(files)
-    people = {path: _person(path.relative_to(source), pattern) for path in chosen}
+    inside = {path: path.relative_to(source) for path in chosen}
+    if pattern is None:
+        people = {path: _person(place) for path, place in inside.items()}
+    else:
+        found = people_of([place.as_posix() for place in inside.values()], pattern)
+        people = {path: found[place.as_posix()] for path, place in inside.items()}
     everyone = sorted(set(people.values()), key=natural)
     if len(everyone) < 3:
         raise InputError(f"{source} holds files of {counted(len(everyone), 'person', 'people')}, and splits need three")
@@ -100,16 +105,8 @@ def _choose(files: list[Path]) -> tuple[list[Path], list[str]]:
     return files, [f"left out: {number:,} {kind}" for kind, number in left.items()]
 
 
-def _person(path: Path, pattern: str | None) -> str:
+def _person(path: Path) -> str:
     """The person of a file in the source folder, by its name, or else by that of a folder which it lies in."""
-    if pattern is not None:
-        try:
-            found = re.search(pattern, path.as_posix())
-        except re.error as error:
-            raise InputError(f"--person {pattern}: is no regular expression ({error})") from error
-        if not found:
-            raise InputError(f"--person {pattern} is not found in {path}")
-        return next(filter(None, [*found.groups(), found.group()]))
     known = [person for part in (path.name, *path.parts[:-1]) if (person := known_person(part))]
     own = person_of(path.name)
     if known or not COUNTER.fullmatch(own):
