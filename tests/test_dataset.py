@@ -98,12 +98,6 @@ def test_slices_stay_uint8_and_memory_mapped(tmp_path):
         ("OAS1_0061_MR2_slice_100.png", "OAS1_0061", 100),
         ("sub-07_ses-1_T1w.nii.gz", "sub-07", -1),
         ("brain.png", "brain", -1),
-        ("case_1_slice_2.png", "case_001", 2),
-        ("case_0001.nii", "case_001", -1),
-        ("case_1234_slice_2.png", "case_1234", 2),
-        ("OAS1_61_slice_2.png", "OAS1_0061", 2),
-        ("sub-7_T1w.nii", "sub-07", -1),
-        ("sub-007.nii", "sub-07", -1),
         ("sub-07a.nii", "sub-07a", -1),  # a label of its own
     ],
 )
@@ -172,15 +166,6 @@ def test_a_person_in_two_splits_is_an_error_that_names_the_person(tmp_path):
         with pytest.raises(InputError, match="case_002 is in train and test"):
             dataset.load(str(root), splits)
     assert len(dataset.load(str(root), allow_overlap=True).splits["test"]) == 4
-
-
-@pytest.mark.parametrize(("one", "two"), [("case_004", "case_4"), ("OAS1_0061", "OAS1_61"), ("sub-07", "sub-007")])
-def test_zeros_before_a_number_make_no_other_person(tmp_path, one, two):
-    root = write_set(tmp_path / "set")
-    Image.fromarray(picture(0)).save(root / f"keras_png_slices_train/{one}_slice_1.png")
-    Image.fromarray(picture(0)).save(root / f"keras_png_slices_test/{two}_slice_2.png")
-    with pytest.raises(InputError, match=f"{one} is in train and test"):
-        dataset.load(str(root))
 
 
 def test_links_to_nothing_are_named(tmp_path, monkeypatch, capsys):
@@ -371,14 +356,6 @@ def test_fingerprint_is_of_names_and_pixels_not_of_place_or_time(tmp_path):
     assert dataset.load(str(two)).fingerprint != prints[0]
 
 
-def of_index(folder: Path, change: Callable[[dict], object]) -> None:
-    """Change what a cache's index holds."""
-    path = folder / "index.json"
-    index = json.loads(path.read_text())
-    change(index)
-    path.write_text(json.dumps(index))
-
-
 def zeroed(folder: Path) -> None:
     """The array as a crash of the machine can leave it: of its size, but black."""
     array = np.load(folder / "train.npy", mmap_mode="r+")
@@ -386,32 +363,21 @@ def zeroed(folder: Path) -> None:
     array.flush()
 
 
-def bracket_lost(folder: Path) -> None:
-    """One byte of the array's header changed, over which NumPy's parser fails as over no other."""
-    path = folder / "train.npy"
-    path.write_bytes(path.read_bytes().replace(b"}", b" ", 1))
+def renamed(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    index["splits"]["train"]["names"].reverse()
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated array": lambda folder: os.truncate(folder / "train.npy", 1000),
-    "empty array": lambda folder: os.truncate(folder / "train.npy", 0),
     "no array": lambda folder: (folder / "test.npy").unlink(),
-    "another type": lambda folder: np.save(folder / "train.npy", np.load(folder / "train.npy").astype(np.int8)),
-    "turned": lambda folder: np.save(folder / "train.npy", np.load(folder / "train.npy").T.copy().T),
     "zeroed pixels": zeroed,
-    "no bracket in the header": bracket_lost,
-    "pickled": lambda folder: np.save(folder / "train.npy", np.array([{}])),
-    "no index": lambda folder: (folder / "index.json").unlink(),
+    "another name": renamed,
     "half an index": lambda folder: os.truncate(folder / "index.json", 100),
     "a list for an index": lambda folder: (folder / "index.json").write_text("[1]"),
     "a nested index": lambda folder: (folder / "index.json").write_text("[" * 10**5),
-    "no levels": lambda folder: of_index(folder, lambda index: index["splits"]["train"].pop("levels")),
-    "fewer levels": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["levels"].pop()),
-    "text for a level": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["levels"].append("x")),
-    "another canvas": lambda folder: of_index(folder, lambda index: index.update(canvas=[256, 10**9])),
-    "another name": lambda folder: of_index(folder, lambda index: index["splits"]["train"]["names"].reverse()),
-    "another sum": lambda folder: of_index(folder, lambda index: index["splits"]["train"].update(sha256="0" * 64)),
-    "another fingerprint": lambda folder: of_index(folder, lambda index: index.update(fingerprint="0" * 64)),
+    "no index": lambda folder: (folder / "index.json").unlink(),
 }
 
 
