@@ -42,6 +42,7 @@ from training.telling import Pace, StepTable, describe_epoch, short
 UNSAVED_SECONDS = 10.0  # of training that may be lost to a signal outside of the steps, where nothing can be saved
 AGREE_STEPS = 16  # between two agreements of all processes on whether to save or to stop
 FINITE_STEPS = 50  # between two checks that the losses are finite: each waits for the GPU
+NEVER = torch.iinfo(torch.int64).max  # the number of a step that doesn't come
 BEFORE_PRIOR = ("autoencoder", "painter", "student")  # stages, in their order; the prior's has the prior's name
 
 
@@ -213,8 +214,8 @@ class Stage:
         self.score: float | None = None  # of the epoch under way, once it is judged
         self.epoch, self.step = 0, 0  # epochs done; steps done in the one under way
         self.best: float | None = None
-        self.sums: dict[str, torch.Tensor] = {}
-        self.first_bad: torch.Tensor | None = None  # first step of this epoch whose loss was not finite
+        self.names: list[str] = []  # of the values that `add` gets
+        self.sums = self.first_bad = torch.zeros(())  # of this epoch: their sums; the first step with one not finite
         self.resumed = bool(run.state and run.state["stage"] == name)
         if self.resumed:
             self._load(run.state)
@@ -240,7 +241,9 @@ class Stage:
             for name, part in self.parts.items():
                 restore(part, state["parts"][name])
             self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-            self.sums = {name: sums.to(compute.communication_device()) for name, sums in state["sums"].items()}
+            if state["sums"]:
+                self.names, sums = list(state["sums"]), torch.stack(list(state["sums"].values()))
+                self.sums, self.first_bad = sums.to(compute.communication_device()), torch.full((), NEVER)
             torch.set_rng_state(state["rng"])
         except checkpoint.MISFITS as error:
             raise InputError(f"last.pth in {self.run.folder} doesn't fit its config.json: {error}") from error
@@ -256,7 +259,7 @@ class Stage:
         All processes call it together: the sums of the epoch under way are saved as the mean of theirs.
         """
         self.check_finite()
-        sums = {name: compute.mean(total) for name, total in self.sums.items()}
+        sums = dict(zip(self.names, compute.mean(self.sums).unbind(), strict=True)) if self.names else {}
         self.run.saved_at = time.monotonic()
         if not self.run.main:
             return
@@ -347,21 +350,27 @@ class Stage:
             for v in values.values()
         ]
         row = torch.stack(row)
+        if not self.names:
+            self.names, self.sums = list(values), torch.zeros_like(row)
+            self.first_bad = torch.full((), NEVER, device=device)
+        elif self.sums.device != device:  # just loaded
+            self.sums, self.first_bad = self.sums.to(device), self.first_bad.to(device)
         if self.table:
-            self.table.add(self.epoch + 1, self.step, list(values), row)
-        bad = torch.where(row.isfinite().all(), torch.iinfo(torch.int64).max, self.step)
-        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
-        for name, value in zip(values, row, strict=True):
-            self.sums[name] = self.sums[name].to(device) + value if name in self.sums else value
+            self.table.add(self.epoch + 1, self.step, self.names, row)
+        self.sums = self.sums + row
+        self.first_bad = torch.where(row.sum().isfinite(), NEVER, self.step).minimum(self.first_bad)
 
     def check_finite(self) -> None:
         """Raise InputError with the step, counted from 0, when a value given to `add` was not a finite number."""
-        if self.first_bad is not None and (step := int(self.first_bad)) <= self.step:
+        if self.names and (step := int(self.first_bad)) <= self.step:
             raise NotFiniteError(self.name, self.epoch + 1, step)
 
     def means(self) -> dict[str, float]:
         """Mean over the steps of this epoch so far, and over all processes, of the values given to `add`."""
-        return {name: float(compute.mean(total)) / max(self.step, 1) for name, total in self.sums.items()}
+        if not self.names:
+            return {}
+        means = compute.mean(self.sums) / max(self.step, 1)
+        return dict(zip(self.names, means.tolist(), strict=True))
 
     def is_best(self, score: float) -> bool:
         """Whether `score` (larger is better) beats all before it; it is then the one to beat."""
@@ -374,9 +383,9 @@ class Stage:
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Close the epoch: a row in metrics.csv and on the board, a line in the log, then last.pth."""
         self.check_finite()
-        means = list(self.sums)
+        means = self.names
         with self.run.signals.postponed():
-            self.epoch, self.step, self.sums, self.first_bad = self.epoch + 1, 0, {}, None
+            self.epoch, self.step, self.names = self.epoch + 1, 0, []
             self.run.rows.append({"stage": self.name, "epoch": self.epoch, **row})
             if self.run.main:
                 self.run.write_metrics()
