@@ -258,13 +258,16 @@ def gan_step(
 
     with torch.no_grad(), on.autocast():
         fake = generator(noise[0], *conditioning).float()
-    real, fake = real.detach().requires_grad_(), fake.requires_grad_()
+    both, penalties = torch.cat([real.detach(), fake]).requires_grad_(), {}
     with on.autocast():
-        real_score, fake_score = discriminator(real, *conditioning), discriminator(fake, *conditioning)
+        if relativistic:  # its discriminator has no batch statistics: one pass for both halves
+            real_score, fake_score = discriminator(both, *(each.repeat(2) for each in conditioning)).chunk(2)
+        else:
+            real_score, fake_score = (discriminator(each, *conditioning) for each in (real, fake))
     _, discriminator_loss = gan_losses(real_score, fake_score)
-    penalties = {}
     if relativistic:
-        penalties = {"r1": gradient_penalty(real_score, real).mean(), "r2": gradient_penalty(fake_score, fake).mean()}
+        r1, r2 = gradient_penalty(torch.cat([real_score, fake_score]), both).chunk(2)
+        penalties = {"r1": r1.mean(), "r2": r2.mean()}
     update(discriminator_loss + gamma / 2 * sum(penalties.values()), discriminator, optimizers[0])
     boundary = (real_score.mean() + fake_score.mean()) / 2 if relativistic else 0  # relativistic logits have no zero
     values = {

@@ -105,7 +105,7 @@ def update(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, c
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Matrices [..., M, N] with their singular values brought into 0.68 to 1.21, float32.
+    """Matrices [B, M, N] with their singular values brought into 0.68 to 1.21, float32.
 
     Those below 1/500 of the matrix's norm grow by a factor of 485 at most. A quintic
     Newton-Schulz iteration, with the coefficients of Jordan et al. 2024.
@@ -117,7 +117,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
