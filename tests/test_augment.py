@@ -1,89 +1,86 @@
+"""Augmented slices: windows, grey values, how many are changed; and that still transforms are the identity."""
+
 import pytest
 import torch
 
 from dataset import Box
-from training import augment as module
-from training.augment import Draws, augment
+from training.augment import Variation, augment
 
-BOX = Box(16, 24, 96, 64)
+BOX, CPU = Box(16, 24, 96, 64), torch.device("cpu")
 
 
 def slices(n: int = 6) -> torch.Tensor:
-    """A bright bar that says where it is: 1 at its upper end, 0.5 at its lower."""
+    """A bar that shows which end is up: 1 at its upper end, 0.5 at its lower."""
     pictures = torch.zeros(n, 1, 128, 128)
     pictures[:, :, 30:90, 50:60] = torch.linspace(1, 0.5, 60)[:, None]
     return (pictures * 255).round() / 255
 
 
-def draws(seed: int = 0, n: int = 6, rank: int = 0, world_size: int = 1) -> Draws:
-    return Draws(n, torch.Generator().manual_seed(seed), torch.device("cpu"), rank, world_size)
-
-
-def test_the_same_state_gives_the_same_pictures():
-    first, second = (augment(slices(), BOX, draws(3)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, augment(slices(), BOX, draws(5)))
-
-
-def test_processes_share_the_pictures_that_one_would_make():
-    pictures = slices() * torch.linspace(0.5, 1, 6)[:, None, None, None]
-    for seed in range(6):
-        alone = augment(pictures, BOX, draws(seed))
-        shares = [augment(pictures[3 * i : 3 * i + 3], BOX, draws(seed, 3, i, 2)) for i in range(2)]
-        assert torch.equal(alone, torch.cat(shares))
-
-
-def test_pictures_are_grey_values_in_windows_of_about_the_boxs_area():
-    shapes = set()
-    for seed in range(40):
-        made = augment(slices(), BOX, draws(seed))
-        shapes.add(tuple(made.shape[2:]))
-        assert made.min() >= 0
-        assert made.max() <= 1
+def test_half_of_the_batches_are_at_most_mirrored_and_the_others_fill_windows_of_about_the_boxs_area():
+    torch.manual_seed(0)
+    upright, shapes, plain, mirrored = BOX.crop(slices()), set(), 0, 0
+    for _ in range(200):
+        made = augment(slices(), BOX)
+        assert 0 <= made.min() <= made.max() <= 1
         torch.testing.assert_close(made * 255, (made * 255).round(), atol=1e-4, rtol=0)
+        shapes.add(tuple(made.shape[2:]))
+        flips = []
+        if made.shape == upright.shape:
+            flips = [torch.equal(x, y.flip(1)) for x, y in zip(made, upright, strict=True)]
+            same = [torch.equal(x, y) for x, y in zip(made, upright, strict=True)]
+            if all(a or b for a, b in zip(flips, same, strict=True)):
+                plain += 1
+                mirrored += sum(flips)
+    assert 75 <= plain <= 125  # 3.5 standard deviations
+    assert 0.4 < mirrored / (6 * plain) < 0.6
     assert len(shapes) > 3
     for height, width in shapes:
         assert height % 16 == width % 16 == 0
         assert 0.7 < height * width / (BOX.height * BOX.width) < 1.3
 
 
-def test_half_of_the_batches_are_mirrored_at_most():
-    upright = BOX.crop(slices())
-    unchanged = mirrored = 0
-    for seed in range(200):
-        made = augment(slices(), BOX, draws(seed))
-        if made.shape != upright.shape or not all(
-            torch.equal(x, y) or torch.equal(x, y.flip(1)) for x, y in zip(made, upright, strict=True)
-        ):
-            continue
-        unchanged += 1
-        mirrored += sum(torch.equal(x, y.flip(1)) for x, y in zip(made, upright, strict=True))
-    assert 75 <= unchanged <= 125  # 4 standard deviations and more
-    assert 0.4 < mirrored / (6 * unchanged) < 0.6
+def test_the_default_generator_alone_decides():
+    """It is saved in last.pth, so that a resumed run draws the same pictures."""
+    state = torch.get_rng_state()
+    first = augment(slices(), BOX, share=1.0)
+    assert not torch.equal(first.mean(), augment(slices(), BOX, share=1.0).mean())
+    torch.set_rng_state(state)
+    assert torch.equal(first, augment(slices(), BOX, share=1.0))
 
 
-@pytest.fixture
-def still(monkeypatch):
-    """Every draw is the middle of its range, every chance is not taken."""
-    monkeypatch.setattr(Draws, "uniform", lambda self, low, high: torch.full((self.n, 1, 1, 1), (low + high) / 2))
-    monkeypatch.setattr(Draws, "chance", lambda self, share: torch.zeros(self.n, 1, 1, 1, dtype=torch.bool))
+# ----------------------------------------------------------------------------------------------------
+# Varied brains, for the priors
 
 
-def test_a_window_that_does_not_move_is_the_box(still):
-    moved = module._moved(slices(), BOX, (96, 64), draws())
-    torch.testing.assert_close(moved, BOX.crop(slices()), atol=1e-5, rtol=0)
+def variation(n: int, **changes: float) -> Variation:
+    """Augmented, but by nothing except `changes`."""
+    still = {"augmented": True, "mirrored": 1, "down": 0, "across": 0, "zoom": 1, "stretch": 1, "brightness": 1}
+    return Variation(*(torch.full((n, 1, 1, 1), value) for value in (still | changes).values()))
 
 
-def test_a_quarter_turn_turns_the_box(still, monkeypatch):
-    monkeypatch.setattr(Draws, "uniform", lambda self, low, high: torch.full((self.n, 1, 1, 1), 0.5 * (low == -1)))
-    square = Box(30, 20, 64, 64)
-    draw = draws()
-    moved = module._moved(slices(), square, (64, 64), draw)
-    torch.testing.assert_close(moved, square.crop(slices()).rot90(1, (2, 3)), atol=1e-4, rtol=0)
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, lambda s: BOX.crop(s)),
+        ({"augmented": False, "down": 3}, lambda s: BOX.crop(s)),
+        ({"mirrored": -1}, lambda s: BOX.crop(s).flip(2)),
+        ({"down": 3, "across": -2}, lambda s: BOX.crop(s.roll((-3, 2), (2, 3)))),
+        ({"brightness": 0.5}, lambda s: BOX.crop((0.5 * s * 255).round() / 255)),
+    ],
+    ids=str,
+)
+def test_a_varied_slice_in_closed_form(changes, expected):
+    varied = variation(6, **changes).apply(slices(), BOX)
+    torch.testing.assert_close(varied, expected(slices()), atol=1.01 / 255, rtol=0)
 
 
-def test_nothing_is_made_of_nothing():
-    black = torch.zeros(4, 1, 128, 128)
-    draw = draws(n=4)
-    assert not module._moved(black, BOX, (96, 64), draw).any()
-    assert not module._crowded(black, draw).any()
+def test_drawn_variations_are_small_and_of_whole_brains():
+    drawn = Variation.draw(4000, 0.6, CPU, torch.Generator().manual_seed(0))
+    assert drawn.augmented.float().mean().item() == pytest.approx(0.6, abs=0.03)
+    assert (drawn.mirrored == -1).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(drawn.down, drawn.down.round())
+    assert max(drawn.down.abs().max(), drawn.across.abs().max()) <= 4
+    assert 0.94 < drawn.zoom.min() < drawn.zoom.max() < 1.07
+    assert (drawn.zoom == 1).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    same = drawn.of(torch.tensor([7, 7, 9]))
+    assert all(torch.equal(part[0], part[1]) and torch.equal(part[2], whole[9]) for part, whole in zip(same, drawn))
