@@ -83,4 +83,7 @@ def test_drawn_variations_are_small_and_of_whole_brains():
     assert 0.94 < drawn.zoom.min() < drawn.zoom.max() < 1.07
     assert (drawn.zoom == 1).float().mean().item() == pytest.approx(0.5, abs=0.03)
     same = drawn.of(torch.tensor([7, 7, 9]))
-    assert all(torch.equal(part[0], part[1]) and torch.equal(part[2], whole[9]) for part, whole in zip(same, drawn))
+    assert all(
+        torch.equal(part[0], part[1]) and torch.equal(part[2], whole[9])
+        for part, whole in zip(same, drawn, strict=True)
+    )

@@ -1,24 +1,25 @@
-"""The transformer prior: nothing looks ahead, drawing is the inverse of the likelihood, and bits are bits."""
+"""The transformer prior: nothing looks ahead, sampling is the inverse of the likelihood, and bits are bits."""
 
 import math
 
 import pytest
 import torch
 
-from networks.prior import draw_code, seeded_rows
-from networks.transformer import FARTHEST, Neighbourhood, Neighbours, Transformer
+import networks.transformer as module
+from modules import seeded_rows
+from networks.autoregressive import draw_code
+from networks.transformer import MAX_OFFSET, CausalConv, Neighbours, Transformer
 
 GRID, SIZES, LEVELS = (4, 5), (7, 6), 3
 KINDS = {"one code": SIZES[:1], "two codes": SIZES}
 
 
-def prior(kind: str, **options) -> Transformer:
+def prior(kind: str) -> Transformer:
     torch.manual_seed(0)
-    sizes = KINDS[kind]
-    model = Transformer(GRID, sizes, 3, LEVELS, **({"width": 24, "layers": 2, "heads": 3, "inner": 8} | options)).eval()
+    model = Transformer(GRID, KINDS[kind], 3, LEVELS, width=24, layers=2, heads=3, inner=8).eval()
     for parameter in model.parameters():  # large weights, so that nothing that leaks is too small to see
         torch.nn.init.normal_(parameter, std=0.4)
-    model.fit([torch.randn(k, 3) for k in sizes], torch.tensor([0, 1, 2, 3, 3]))
+    model.fit([torch.randn(k, 3) for k in KINDS[kind]], torch.tensor([0, 1, 2, 3, 3]))
     return model
 
 
@@ -37,100 +38,88 @@ def some_neighbours(kind: str, offsets: list[list[int]]) -> Neighbours:
 def logits_of(
     model: Transformer, codes: list[torch.Tensor], levels: torch.Tensor, neighbours: Neighbours | None = None
 ) -> list[torch.Tensor]:
-    """Logits [B, N, K] of each code, by the pass that training takes."""
-    seen: list[torch.Tensor] = []
-    original = model._logits
-    model._logits = lambda said, i: seen.append(original(said, i)) or seen[-1]
-    model(codes, levels, neighbours=neighbours)
-    del model._logits
-    return seen
+    """Logits [B, N, K] of each code, by the forward pass that training takes."""
+    logits, original = [], module._logits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_logits", lambda *args: logits.append(original(*args)) or logits[-1])
+        model(codes, levels, neighbours=neighbours)
+    return logits
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_causality(kind):
-    """Changing a code changes no logit at or before it in the order of drawing, and changes the next of its row."""
+    """Changing a code changes no logit at or before it in the order of sampling, and changes the next of its row."""
     model, levels, codes = prior(kind), torch.tensor([1]), some_codes(kind, 1)
     depth, n = len(codes), math.prod(GRID)
     before = logits_of(model, codes, levels)
-    for place in range(n):
+    for position in range(n):
         for k in range(depth):
             changed = [grid.clone() for grid in codes]
-            changed[k].view(-1)[place] = (changed[k].view(-1)[place] + 1) % KINDS[kind][k]
-            moved = [(a - b).abs().amax((0, 2)) for a, b in zip(logits_of(model, changed, levels), before, strict=True)]
+            changed[k].view(-1)[position] = (changed[k].view(-1)[position] + 1) % KINDS[kind][k]
+            after = logits_of(model, changed, levels)
+            moved = [(a - b).abs().amax((0, 2)) for a, b in zip(after, before, strict=True)]
             in_order = torch.stack(moved, dim=1).flatten()
-            at = place * depth + k
+            at = position * depth + k
             assert (in_order[: at + 1] == 0).all()
-            if k + 1 < depth or (place + 1) % GRID[1]:
+            if k + 1 < depth or (position + 1) % GRID[1]:
                 assert in_order[at + 1] > 0
 
 
-def test_the_first_layer_sees_the_neighbours_that_come_before():
-    first = Neighbourhood(1, 1, (4, 6))
+def test_receptive_field_of_the_first_layer():
+    first = CausalConv(1, 1, (4, 6))
     torch.nn.init.ones_(first.mix.weight)
     torch.nn.init.zeros_(first.mix.bias)
     for row, column in ((0, 0), (1, 3), (3, 5)):
         impulse = torch.zeros(1, 24, 1)
         impulse[0, row * 6 + column] = 1
-        seen = first(impulse)[0, :, 0].view(4, 6).bool()
+        response = first(impulse)[0, :, 0].view(4, 6).bool()
         for i in range(4):
             for j in range(6):
                 above, beside = 1 <= i - row <= 2 and abs(j - column) <= 2, i == row and 1 <= j - column <= 2
-                assert seen[i, j] == (above or beside)
+                assert response[i, j] == (above or beside)
 
 
-@pytest.mark.parametrize(("temperature", "nucleus"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8)])
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+@pytest.mark.parametrize(("temperature", "nucleus"), [(1.0, 1.0), (0.7, 0.8)])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "with neighbours"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_cached_sampling_equals_the_slow_way(kind, beside, temperature, nucleus):
-    """Each drawn code is the inversion of the same uniform number under the full pass over what was drawn before."""
+def test_cached_sampling_equals_slow_sampling(kind, beside, temperature, nucleus):
+    """Each code is the inversion of the same uniform number under the full forward pass over the codes before it."""
     model, seeds, levels = prior(kind), [3, 5, 8], torch.tensor([0, 2, 3])
     depth, n = len(KINDS[kind]), math.prod(GRID)
-    neighbours = some_neighbours(kind, [[1, -1], [4, 0], [0, -FARTHEST]]) if beside else None
+    neighbours = some_neighbours(kind, [[1, -1], [4, 0], [0, -MAX_OFFSET]]) if beside else None
     uniform = seeded_rows(seeds, n * depth, torch.rand).view(3, n, depth)
     slow = [torch.zeros(3, *GRID, dtype=torch.long) for _ in range(depth)]
     with torch.no_grad():
-        for place in range(n):
+        for position in range(n):
             for k in range(depth):
-                logits = logits_of(model, slow, levels, neighbours)[k][:, place]
-                slow[k].view(3, -1)[:, place] = draw_code(logits, uniform[:, place, k], temperature, nucleus)
+                logits = logits_of(model, slow, levels, neighbours)[k][:, position]
+                slow[k].view(3, -1)[:, position] = draw_code(logits, uniform[:, position, k], temperature, nucleus)
     for a, b in zip(model.sample(seeds, levels, temperature, nucleus, neighbours), slow, strict=True):
         assert torch.equal(a, b)
     assert len(slow[0].unique()) > 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neighbours_tell_by_their_codes_and_distance(kind):
+def test_neighbours_condition_by_their_codes_and_offsets(kind):
     model, codes, levels = prior(kind), some_codes(kind, 4), torch.tensor([0, 1, 2, 3])
     alone = model(codes, levels)
     given = some_neighbours(kind, [[0, 0], [1, -1], [-1, 1], [2, 0]])
-    told = model(codes, levels, neighbours=given)
-    assert told[0] == alone[0]  # an offset of 0: there is none
-    assert (told[1:] != alone[1:]).all()
+    bits = model(codes, levels, neighbours=given)
+    assert bits[0] == alone[0]  # an offset of 0: there is none
+    assert (bits[1:] != alone[1:]).all()
     swapped = Neighbours([grid.flip(1) for grid in given.codes], given.offsets.flip(1))
-    torch.testing.assert_close(model(codes, levels, neighbours=swapped), told)  # a set, in no order
+    torch.testing.assert_close(model(codes, levels, neighbours=swapped), bits)  # a set, in no order
     farther = model(codes, levels, neighbours=given._replace(offsets=2 * given.offsets))
-    assert farther[0] == told[0]
-    assert (farther[1:] != told[1:]).all()
+    assert farther[0] == bits[0]
+    assert (farther[1:] != bits[1:]).all()
 
 
-def test_a_neighbour_is_seen_around_its_own_place_only():
-    model = prior("one code")
-    given = some_neighbours("one code", [[1, 0]])
-    view = model.neighbours(model._see(given.codes), given.offsets)
-    given.codes[0][0, 0, 1, 4] = (given.codes[0][0, 0, 1, 4] + 1) % SIZES[0]
-    moved = (model.neighbours(model._see(given.codes), given.offsets) - view).abs().sum(2).view(GRID) > 0
-    expected = torch.zeros(GRID, dtype=torch.bool)
-    expected[:4, 2:] = True  # two positions around row 1, column 4
-    assert torch.equal(moved, expected)
-
-
-def test_before_training_neighbours_say_nothing():
+def test_before_training_neighbours_change_nothing():
     torch.manual_seed(0)
     model = Transformer(GRID, [7], 3, LEVELS, width=24, layers=1, heads=3, inner=8).eval()
     codes, levels = some_codes("one code", 2), torch.tensor([0, 1])
-    assert torch.equal(
-        model(codes, levels, neighbours=some_neighbours("one code", [[1, 2], [3, 4]])), model(codes, levels)
-    )
+    neighbours = some_neighbours("one code", [[1, 2], [3, 4]])
+    assert torch.equal(model(codes, levels, neighbours=neighbours), model(codes, levels))
 
 
 def test_a_sample_depends_on_its_own_seed_only():
@@ -139,16 +128,16 @@ def test_a_sample_depends_on_its_own_seed_only():
     torch.manual_seed(99)
     alone = model.sample([2], torch.tensor([3]))
     model.level_share.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0]))
-    unconditional = model.sample([2])
-    for whole, one, free in zip(together, alone, unconditional, strict=True):
-        assert torch.equal(whole[1], one[0])
-        assert torch.equal(one, free)  # no level given: drawn, and here there is but one
+    drawn = model.sample([2])
+    for batch, one, free in zip(together, alone, drawn, strict=True):
+        assert torch.equal(batch[1], one[0])
+        assert torch.equal(one, free)  # no level given: drawn, and here only one is possible
 
 
 def test_bits_in_closed_form():
-    """A prior that holds all codes alike needs log2 K bits a code; and the probabilities of all grids sum to 1."""
+    """log2 K bits per code where all are equally likely; and the probabilities of all grids sum to 1."""
     model = prior("two codes")
-    for table in model.said:
+    for table in model.output_embeddings:
         torch.nn.init.zeros_(table.shared.weight)
         torch.nn.init.zeros_(table.own)
     bits = model(some_codes("two codes", 4), torch.tensor([0, 1, 2, 3]))
@@ -163,27 +152,25 @@ def test_bits_in_closed_form():
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_what_was_changed_for_training_is_told_apart():
+def test_augmented_slices_are_conditioned_on():
     model, codes, levels = prior("one code"), some_codes("one code", 2), torch.tensor([1, 1])
-    plain = model(codes, levels)
-    told = model(codes, levels, torch.tensor([False, True]))
-    assert told[0] == plain[0]
-    assert told[1] != plain[1]
+    plain, augmented = model(codes, levels), model(codes, levels, torch.tensor([False, True]))
+    assert augmented[0] == plain[0]
+    assert augmented[1] != plain[1]
 
 
-def test_codes_of_alike_vectors_start_alike():
-    """Before anything is learnt of a single code, its row of each table depends on its code vector alone."""
+def test_codes_with_equal_vectors_start_with_equal_embeddings():
     torch.manual_seed(0)
     model = Transformer(GRID, [4], 3, LEVELS, width=24, layers=1, heads=3, inner=8)
     codebook = torch.randn(4, 3)
     codebook[2] = codebook[0]
     model.fit([codebook], torch.tensor([0]))
-    for table in (model.seen[0](), model.said[0]()):
+    for table in (model.input_embeddings[0](), model.output_embeddings[0]()):
         assert torch.equal(table[0], table[2])
         assert not torch.equal(table[0], table[1])
 
 
-def test_a_nucleus_draws_from_the_likeliest_codes_alone():
+def test_a_nucleus_draws_from_the_likeliest_codes_only():
     probabilities = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).expand(1000, 4)
     uniform = torch.linspace(0, 1 - 1e-6, 1000)
     for nucleus, expected in ((0.5, {1: 1.0}), (0.7, {1: 2 / 3, 3: 1 / 3}), (0.75, {1: 2 / 3, 3: 1 / 3})):
