@@ -1,6 +1,8 @@
-"""How do the priors learn? Losses and steps in closed form, and the batches of codes that they learn from."""
+"""How do the priors learn? Losses and steps in closed form, and the codes that they learn from."""
 
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,27 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dataset import shuffled_shares
 from inference.codec import Codec
 from modules import VQVAE
-from networks.gan import LatentCritic
 from networks.pixelcnn import PixelCNN
+from networks.transformer import Transformer
 from runtime.compute import Compute
-from runtime.errors import InputError
+from train import GAN_RECIPES, gan_step, latents_of, make_gan
 from training import likelihood
-from training.codes import CodeBatches, EmbeddedCodes, Latents, VariedLatents
-from training.dcgan import (
-    RECIPES,
-    DCGANLearner,
-    bce_losses,
-    descend,
-    diverged,
-    gan_step,
-)
-from training.likelihood import LikelihoodLearner, held_out_bits
-from training.losses import gradient_penalty, r3gan_losses
+from training.codes import AugmentedCodes, CodeBatch, EncodedSplit, neighbour_rows
+from training.likelihood import RECIPES, held_out_bits, likelihood_step
+from training.losses import bce_losses, gradient_penalty, r3gan_losses
+from training.sample_scores import diverged
 
 CPU = Compute(torch.device("cpu"), bf16=False)
+LEVELS = 16  # of tiny.data_set
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +40,16 @@ def codec(data):
     return Codec(model, {"box": [0, 0, 32, 32], "size": [32, 32]}, CPU)
 
 
-# ------------------------------------------------------------------------------------------- losses
+@pytest.fixture(scope="module")
+def encoded(codec, data):
+    return EncodedSplit(codec, data.splits["train"], LEVELS)
 
 
-def test_bce_is_the_course_reports_loss():
+# ----------------------------------------------------------------------------------------------------
+# Losses
+
+
+def test_bce_is_the_course_baselines_loss():
     """Sigmoid and binary cross-entropy as one: the same numbers, and no overflow."""
     real, fake = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
     generator, discriminator = bce_losses(real, fake)
@@ -66,33 +67,26 @@ def test_relativistic_losses_in_closed_form():
     assert generator.item() == pytest.approx((math.log1p(math.exp(1.5)) + math.log1p(math.exp(-2.5))) / 2)
     shifted = r3gan_losses(real + 7, fake + 7)  # only differences count
     torch.testing.assert_close(torch.stack(shifted), torch.stack([generator, discriminator]))
-    equal = r3gan_losses(real, real)
-    torch.testing.assert_close(torch.stack(equal), torch.full((2,), math.log(2)))
 
 
 def test_gradient_penalty_in_closed_form():
-    """Of a linear score it is the squared norm of the weights; of a quadratic one, 4 |x|^2."""
+    """The squared norm of the weights for a linear score; 4 |x|^2 for a quadratic one."""
     x = torch.randn(5, 2, 3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     w = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1), requires_grad=True)
     linear = gradient_penalty((x * w).sum((1, 2, 3)), x)
-    torch.testing.assert_close(linear, w.square().sum())
-    linear.backward()
+    torch.testing.assert_close(linear, w.square().sum().expand(5))
+    linear.mean().backward()
     torch.testing.assert_close(w.grad, 2 * w)  # it trains the discriminator
     quadratic = gradient_penalty(x.square().sum((1, 2, 3)), x)
-    torch.testing.assert_close(quadratic, 4 * x.square().sum((1, 2, 3)).mean())
-    scores = x.sum(1)  # a map: each of 9 scores has 2 of its image's 18 pixels, with a weight of 1
-    torch.testing.assert_close(gradient_penalty(scores, x), torch.tensor(2.0))
+    torch.testing.assert_close(quadratic, 4 * x.square().sum((1, 2, 3)))
 
 
-# ------------------------------------------------------------------------------------------- a step of the GAN
-
-
-def latents(values):
-    return Latents(values, torch.zeros(len(values), dtype=torch.long), torch.zeros(len(values), dtype=torch.bool))
+# ----------------------------------------------------------------------------------------------------
+# The GAN
 
 
 class Scale(nn.Module):
-    """A generator of one number, and a discriminator of one."""
+    """A generator with one weight, and a discriminator with one."""
 
     z_dim = 4
 
@@ -100,7 +94,7 @@ class Scale(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, x, levels, changed):
+    def forward(self, x, levels, augmented):
         return self.weight * (x[:, :, None, None] if x.dim() == 2 else x.mean((1, 2, 3)))
 
 
@@ -108,10 +102,11 @@ class Scale(nn.Module):
 def test_gan_step_in_closed_form(loss, gamma):
     """Both networks' steps by hand, with plain gradient descent: each moves alone, on its own loss."""
     generator, discriminator = Scale(), Scale()
-    learners = [torch.optim.SGD(net.parameters(), 0.1) for net in (discriminator, generator)]
+    optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (discriminator, generator)]
     real = 2 + torch.randn(6, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+    conditioning = torch.zeros(6, dtype=torch.long), torch.zeros(6, dtype=torch.bool)
     torch.manual_seed(5)
-    logged = gan_step(generator, discriminator, learners, latents(real), CPU, loss, gamma=3.0)
+    logged = gan_step(generator, discriminator, optimizers, real, conditioning, loss, 3.0, CPU)
     torch.manual_seed(5)
     noise = torch.randn(2, 6, 4)
     real_mean, fake_mean = real.mean((1, 2, 3)), 0.5 * noise[0].mean(1)
@@ -127,222 +122,130 @@ def test_gan_step_in_closed_form(loss, gamma):
     expected = torch.tensor(0.25 / 4)
     penalties = {key: logged[key].detach() for key in ("r1", "r2") if key in logged}
     torch.testing.assert_close(penalties, {"r1": expected, "r2": expected} if loss == "r3gan" else {})
-    border = 0 if loss == "bce" else 0.5 * torch.cat([real_mean, fake_mean]).mean()
-    assert logged["accuracy_real"].item() == pytest.approx((0.5 * real_mean > border).float().mean())
-    assert logged["accuracy_fake"].item() == pytest.approx((0.5 * fake_mean < border).float().mean())
+    boundary = 0 if loss == "bce" else 0.5 * torch.cat([real_mean, fake_mean]).mean()
+    assert logged["accuracy_real"].item() == pytest.approx((0.5 * real_mean > boundary).float().mean())
+    assert logged["accuracy_fake"].item() == pytest.approx((0.5 * fake_mean < boundary).float().mean())
 
     g = torch.tensor(0.5, requires_grad=True)
     losses(stepped * real_mean, stepped * g * noise[1].mean(1))[0].backward()
     torch.testing.assert_close(generator.weight.data, 0.5 - 0.1 * g.grad)
 
 
-def test_processes_draw_noise_of_their_own():
-    """Each takes its share of one draw: two see what one would, and never the same noise."""
-    seen = []
-
-    class Look(Scale):
-        def forward(self, x, levels, changed):
-            if x.dim() == 2:
-                seen.append(x)
-            return super().forward(x, levels, changed)
-
-    for rank in (0, 1):
-        torch.manual_seed(5)
-        nets = Look(), Scale()
-        learners = [torch.optim.SGD(net.parameters(), 0.1) for net in nets]
-        on = Compute(torch.device("cpu"), False, rank, 2)
-        gan_step(*nets, learners, latents(torch.ones(3, 4, 1, 1)), on, "bce", gamma=0.0)
-    torch.manual_seed(5)
-    whole = torch.randn(2, 6, 4)
-    assert torch.equal(torch.cat([seen[0], seen[2]]), whole[0])
-    assert torch.equal(torch.cat([seen[1], seen[3]]), whole[1])
+@pytest.mark.parametrize("network", GAN_RECIPES)
+def test_a_new_gan_knows_the_training_latents(network, codec, data, encoded):
+    """Its normalisation and its level shares; the baseline's latents are code vectors, the default's are not."""
+    recipe, images = GAN_RECIPES[network], torch.from_numpy(np.array(data.splits["train"].images))[:, None] / 255
+    latents = latents_of(recipe, codec, images)
+    quantised = codec.autoencoder.embed(codec.autoencoder.quantise(latents))
+    assert torch.allclose(latents, quantised, atol=1e-5) == (network == "baseline")
+    prior = make_gan(recipe, SimpleNamespace(seed=0, gan=network), codec, data, encoded)
+    torch.testing.assert_close(prior.mean.flatten(), latents.mean((0, 2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(prior.level_share, torch.tensor([4 / 64] * LEVELS + [0.0]))
+    assert [grid.shape for grid in prior.eval().sample([1, 2])] == [(2, 8, 8)]
 
 
-# ------------------------------------------------------------------------------------------- batches of codes
-
-
-def test_every_slice_once_an_epoch_with_its_own_codes(codec, data):
-    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    everything = codec.encode(data.splits["train"].images)
-    assert batches.steps == 4
-    seen = torch.cat([codes[0] for codes, _ in batches.shuffled(0, 1, 0)])
-    key = [tuple(grid.flatten().tolist()) for grid in seen]
-    assert sorted(key) == sorted(tuple(grid.flatten().tolist()) for grid in everything[0])
-    assert seen.dtype == torch.int64
-
-
-def test_order_depends_on_seed_and_epoch_alone_and_starts_anywhere(codec, data):
-    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    whole = [levels for _, levels in batches.shuffled(3, 2, 0)]
-    torch.manual_seed(99)
-    late = [levels for _, levels in batches.shuffled(3, 2, 2)]
-    assert all(torch.equal(a, b) for a, b in zip(whole[2:], late, strict=True))
-    assert not torch.equal(whole[0], next(batches.shuffled(3, 3, 0))[1])
-    assert not torch.equal(whole[0], next(batches.shuffled(4, 2, 0))[1])
-
-
-def test_codes_and_levels_of_the_slices_asked_for(codec, data):
-    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    codes, levels = batches.at(torch.tensor([5, 20]))
-    assert levels.tolist() == [5, 4]
-    assert torch.equal(codes[0], codec.encode(data.splits["train"].images[[5, 20]])[0].long())
-    latents = batches.latents(codec.autoencoder)
-    assert torch.equal(latents[[5, 20]], codec.autoencoder.embed(codes))
-
-
-def test_unknown_levels_have_a_number_of_their_own(codec, data):
-    part = data.splits["validate"]
-    part.levels[:3] = [-1, 99, 7]
-    batches = CodeBatches(codec, data.splits["validate"], 16, 16, CPU)
-    assert batches.levels[:3].tolist() == [16, 16, 7]
-
-
-def test_two_processes_share_a_batch(codec, data):
-    parts = [CodeBatches(codec, data.splits["train"], 16, 16, Compute(CPU.device, False, rank, 2)) for rank in (0, 1)]
-    whole = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    assert [part.steps for part in parts] == [4, 4]
-    shared = zip(*[part.shuffled(0, 1, 0) for part in parts], whole.shuffled(0, 1, 0), strict=True)
-    for (a, levels_a), (b, levels_b), (both, levels) in shared:
-        assert torch.equal(torch.cat([a[0], b[0]]), both[0])
-        assert torch.equal(torch.cat([levels_a, levels_b]), levels)
-    with pytest.raises(InputError, match="can't be shared equally"):
-        CodeBatches(codec, data.splits["train"], 16, 16, Compute(CPU.device, False, 0, 3))
-
-
-def test_held_out_bits_count_every_slice_once(codec, data):
-    torch.manual_seed(0)
-    prior = PixelCNN([(8, 8)], [16], 16, width=8, layers=2).eval()
-    one = CodeBatches(codec, data.splits["validate"], 16, 16, CPU)
-    uneven = CodeBatches(codec, data.splits["validate"], 16, 5, CPU)
-    codes, levels = one.at(torch.arange(one.size))
-    expected = prior(codes, levels).mean().item() / 64  # codes of a slice
-    assert held_out_bits(prior, one) == pytest.approx(expected, rel=1e-5)
-    assert held_out_bits(prior, uneven) == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_fused_step_is_the_plain_step():
-    """Fused optimisers read gradients in the weights' memory layout: a gradient in another would be scrambled."""
-    latents, levels = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(4)
-    latents = latents.to(memory_format=torch.channels_last)
-    stepped = []
-    for fused in (False, True):
-        torch.manual_seed(0)
-        network = LatentCritic((16, 16), channels=8, levels=4, width=8)
-        optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=fused)
-        descend(optimizer, network, network(latents, levels, levels > 1).square().mean())
-        assert all(p.grad.stride() == p.stride() for p in network.parameters())
-        stepped.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
-    torch.testing.assert_close(*stepped)
-
-
-def test_rate_and_gamma_fall(codec, data):
-    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    for network, ends in {"residual": (2.0, 1e-3 * 0.02), "baseline": (4.0, 1e-3)}.items():
-        source = RECIPES[network].learns_from(codec, data.splits["train"], batches, 0)
-        learner = DCGANLearner(source, codec.autoencoder, network, 1e-3, 4.0)
-        learner.anneal(600, 1200)
-        assert [group["lr"] for optimizer in learner.optimizers for group in optimizer.param_groups] == [1e-3] * 2
-        learner.anneal(1200, 1200)
-        rate = learner.optimizers[0].param_groups[0]["lr"]
-        assert (learner.gamma, rate) == pytest.approx(ends)
-
-
-def test_a_gan_that_runs_away_is_noticed():
+def test_a_gan_that_diverged_is_noticed():
     near = {"epoch": 1, "frechet_pca": 0.4, "frechet_randconv": 0.1, "frechet_folds": 2.0}
     far = {"epoch": 2, "frechet_pca": 4.1, "frechet_randconv": 1.0, "frechet_folds": 20.0}
-    assert not diverged([])
-    assert not diverged([near])
-    assert diverged([near, far])
-    assert not diverged([near, far, near])
+    for rows, expected in (([], False), ([near], False), ([near, far], True), ([near, far, near], False)):
+        log = []
+        assert diverged(SimpleNamespace(rows_of=lambda _, rows=rows: rows, log=log.append)) == expected
+        assert len(log) == expected
 
 
-# ------------------------------------------------------------------------------------------- batches of latents
+# ----------------------------------------------------------------------------------------------------
+# Codes to learn from
 
 
-def test_latents_of_codes_are_what_the_decoder_sees(codec, data):
-    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    source = EmbeddedCodes(codec, data.splits["train"], batches, 3)
-    for drawn, (codes, levels) in zip(source.shuffled(2), batches.shuffled(3, 2), strict=True):
-        assert torch.equal(drawn.values, codec.autoencoder.embed(codes))
-        assert torch.equal(drawn.levels, levels)
-        assert not drawn.changed.any()
-    examples, levels = source.examples()
-    assert torch.equal(examples, batches.latents(codec.autoencoder))
-    assert torch.equal(levels, batches.levels)
+def test_codes_and_levels_of_a_split(codec, data, encoded):
+    codes, levels = encoded.at(torch.tensor([5, 20]))
+    assert (codes[0].dtype, levels.tolist(), encoded.codes_per_image) == (torch.int64, [5, 4], 64)
+    assert torch.equal(codes[0], codec.encode(data.splits["train"].images[[5, 20]])[0].long())
 
 
-def test_varied_latents_are_those_of_the_slices_unless_changed(codec, data):
-    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    source = VariedLatents(codec, data.splits["train"], batches, 3)
-    images = torch.from_numpy(np.array(data.splits["train"].images))[:, None] / 255
-    with torch.no_grad():
-        plain = codec.autoencoder.latents(images)
-    examples, levels = source.examples()
-    torch.testing.assert_close(examples, plain)
-    assert torch.equal(levels, batches.levels)
-    seen, changed = [], []
-    rows = shuffled_shares(64, 16, 3, 2, 0, 1)
-    for drawn, indices in zip(source.shuffled(2), rows, strict=True):
-        assert torch.equal(drawn.levels, batches.levels[indices])
-        same = (drawn.values - plain[indices]).abs().amax((1, 2, 3)) < 1e-4
-        assert same[~drawn.changed].all()
-        seen.append(drawn.values)
-        changed += same[drawn.changed].tolist()
-    assert sum(changed) < len(changed) / 10  # of about 40
-    late = list(source.shuffled(2, start=2))
-    assert torch.equal(late[0].values, seen[2])
-    assert not torch.equal(next(source.shuffled(3)).values, seen[0])
+def test_unknown_levels_have_a_number_of_their_own(codec):
+    slices = tiny.data_set().splits["validate"]
+    slices.levels[:3] = [-1, 99, 7]
+    assert EncodedSplit(codec, slices, LEVELS).levels[:3].tolist() == [LEVELS, LEVELS, 7]
 
 
-def test_two_processes_vary_what_one_would(codec, data):
-    ons = [Compute(CPU.device, False, rank, 2) for rank in (0, 1)]
-    parts = [
-        VariedLatents(codec, data.splits["train"], CodeBatches(codec, data.splits["train"], 16, 16, on), 3)
-        for on in ons
+def test_an_epoch_has_every_slice_once_and_starts_anywhere(codec, data, encoded):
+    """Slices that aren't augmented have their own codes; order and variation depend on seed and epoch alone."""
+    batches = AugmentedCodes(codec, data.splits["train"], encoded, 16)
+    epoch = list(batches.shuffled(3, 2))
+    assert (batches.steps, len(epoch)) == (4, 4)
+    originals = {tuple(grid.flatten().tolist()) for grid in encoded.codes[0]}
+    codes = torch.cat([batch.codes[0] for batch in epoch])
+    levels, augmented = (torch.cat([getattr(batch, name) for batch in epoch]) for name in ("levels", "augmented"))
+    assert torch.equal(levels.bincount(), torch.full((LEVELS,), 4))
+    own = torch.tensor([tuple(grid.flatten().tolist()) in originals for grid in codes])
+    assert own[~augmented].all()
+    assert not own[augmented].all()
+    torch.manual_seed(99)
+    for late, whole in zip(batches.shuffled(3, 2, start=2), epoch[2:], strict=True):
+        tiny.assert_same([late.codes, late.levels, late.augmented], [whole.codes, whole.levels, whole.augmented])
+        tiny.assert_same(late.neighbours._asdict(), whole.neighbours._asdict())
+    assert not torch.equal(epoch[0].levels, next(batches.shuffled(3, 3)).levels)
+    assert not torch.equal(epoch[0].levels, next(batches.shuffled(4, 2)).levels)
+
+
+def test_neighbours_are_slices_of_the_same_brain_at_their_offsets(codec, data, encoded, monkeypatch):
+    monkeypatch.setattr("training.codes.AUGMENTED", 0.0)
+    found = {tuple(grid.flatten().tolist()): i for i, grid in enumerate(encoded.codes[0])}
+    people, numbers = data.splits["train"].people, []
+    for batch in AugmentedCodes(codec, data.splits["train"], encoded, 16).shuffled(0, 0):
+        parts = batch.codes[0], batch.levels, batch.neighbours.codes[0], batch.neighbours.offsets
+        for own, level, codes, offsets in zip(*parts, strict=True):
+            row = found[tuple(own.flatten().tolist())]
+            for grid, offset in zip(codes, offsets.tolist(), strict=True):
+                if offset:
+                    neighbour = found[tuple(grid.flatten().tolist())]
+                    assert people[neighbour] == people[row]
+                    assert encoded.levels[neighbour] == level + offset
+            numbers.append(int((offsets != 0).sum()))
+    assert set(numbers) == {0, 1, 2}
+
+
+def test_two_processes_share_a_batch(codec, data, encoded):
+    codecs = [
+        Codec(codec.autoencoder, {"box": codec.box, "size": codec.size}, Compute(CPU.device, False, rank, 2))
+        for rank in (0, 1)
     ]
-    whole = VariedLatents(codec, data.splits["train"], CodeBatches(codec, data.splits["train"], 16, 16, CPU), 3)
-    for a, b, both in zip(*(part.shuffled(1) for part in parts), whole.shuffled(1), strict=True):
-        torch.testing.assert_close(torch.cat([a.values, b.values]), both.values)
-        assert torch.equal(torch.cat([a.changed, b.changed]), both.changed)
+    parts = [AugmentedCodes(own, data.splits["train"], encoded, 16) for own in codecs]
+    whole = AugmentedCodes(codec, data.splits["train"], encoded, 16)
+    for a, b, both in zip(*(batches.shuffled(0, 1) for batches in (*parts, whole)), strict=True):
+        assert torch.equal(torch.cat([a.codes[0], b.codes[0]]), both.codes[0])
+        assert torch.equal(torch.cat([a.augmented, b.augmented]), both.augmented)
 
 
-# ------------------------------------------------------------------------------------------- what learns
+# ----------------------------------------------------------------------------------------------------
+# Likelihood
 
 
-@pytest.mark.parametrize("network", RECIPES)
-def test_the_gan_that_samples_follows_the_one_that_learns(network, codec, data):
-    """After a step its weights are the average's, its statistics those of the network that learns."""
+def test_held_out_bits_count_every_slice_once(codec, data, monkeypatch):
     torch.manual_seed(0)
-    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    source = RECIPES[network].learns_from(codec, data.splits["train"], batches, 0)
-    learner = DCGANLearner(source, codec.autoencoder, network, 2e-4, 1.0)
-    before = [weight.clone() for weight in learner.sampler.parameters()]
-    for drawn in source.shuffled(1):
-        learner.step(drawn)
-    assert learner.sampler is not learner.prior
-    assert not learner.sampler.training
-    for buffer, newest in zip(learner.sampler.buffers(), learner.prior.buffers(), strict=True):
-        assert torch.equal(buffer, newest)
-    triples = list(zip(before, learner.sampler.parameters(), learner.prior.parameters(), strict=True))
-    assert any(not torch.equal(old, new) for old, _, new in triples)
-    if network == "baseline":  # sampled as it is
-        assert all(torch.equal(average, new) for _, average, new in triples)
-    else:
-        assert any(not torch.equal(average, new) for _, average, new in triples)
-    sampled = learner.sampler.sample([1, 2])
-    assert [grid.shape for grid in sampled] == [grid[:2].shape for grid in batches.codes]
+    prior = PixelCNN([(8, 8)], [16], LEVELS, width=8, layers=2).eval()
+    split = EncodedSplit(codec, data.splits["validate"], LEVELS)
+    expected = prior(*split.at(torch.arange(len(split)))).mean().item() / 64
+    for size in (16, 5):
+        monkeypatch.setattr("training.likelihood.HELD_OUT_BATCH", size)
+        assert held_out_bits(prior, split, CPU) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["pixelcnn", "transformer"])
-def test_one_step_lowers_the_bits_of_its_own_batch(codec, data, name):
+@pytest.mark.parametrize("name", RECIPES)
+def test_steps_lower_the_bits_of_their_own_batch(codec, data, encoded, name, monkeypatch):
+    monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=32, layers=3))
+    monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=48, layers=2))
     torch.manual_seed(0)
-    batches = CodeBatches(codec, data.splits["train"], 16, 16, CPU)
-    learner = LikelihoodLearner(likelihood.RECIPES[name], codec.autoencoder, batches, 1e-3)
-    given = batches.alone(torch.arange(16))
-    first = learner.step(given, 1e-3).item()
-    assert first == pytest.approx(math.log2(16), rel=0.2)  # of 16 codes, as likely one as another
-    for _ in range(5):
-        last = learner.step(given, 1e-3).item()
-    assert last < first - 0.1
-    shares = torch.bincount(batches.levels, minlength=17) / 64
-    assert torch.equal(learner.sampler.level_share, shares)
+    recipe, rows = RECIPES[name], torch.arange(16)
+    prior = recipe.make(codec.autoencoder, encoded)
+    optimizer = recipe.optimizer(prior, 3e-3)
+    batch = CodeBatch(*encoded.at(rows), torch.zeros(16, dtype=torch.bool), None)
+    bits = [likelihood_step(prior, optimizer, batch, recipe.neighbours, CPU).item() for _ in range(6)]
+    assert bits[0] == pytest.approx(math.log2(16), rel=0.2)  # all 16 codes about equally likely
+    assert bits[-1] < bits[0] - 0.1
+    assert torch.equal(prior.level_share, encoded.levels.bincount(minlength=LEVELS + 1) / 64)
+    if recipe.neighbours:
+        adjacent = neighbour_rows(data.splits["train"])[:, [15, 17]]
+        nn.init.normal_(prior.neighbour_encoder.conv_out.weight)
+        assert held_out_bits(prior.eval(), encoded, CPU, adjacent) != held_out_bits(prior, encoded, CPU)
