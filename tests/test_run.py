@@ -2,8 +2,7 @@ import csv
 import errno
 import json
 import os
-import signal
-import time
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ import torch
 import train
 from inference.loading import load_autoencoder
 from runtime import checkpoint
-from runtime.errors import InputError
-from training import likelihood, run
+from training import likelihood, run, setup
 from training.settings import Config
 
 STEPS = tiny.STEPS
@@ -61,12 +59,30 @@ def trainer(tmp_path, monkeypatch):
     return tiny.Trainer(tmp_path / "runs", monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was stopped after two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        stopping = tiny.Trainer(tmp_path_factory.mktemp("stopped"), patch)
+        stopping.kill_at_step(2)
+        status, folder = stopping()
+    assert status == 143
+    return folder
+
+
+@pytest.fixture
+def interrupted(stopped, tmp_path):
+    """A copy of that folder."""
+    return Path(shutil.copytree(stopped, tmp_path / "interrupted"))
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
-# ------------------------------------------------------------------------------------------- the same in the end
+# ----------------------------------------------------------------------------------------------------
+# The same in the end
 
 
 @pytest.mark.parametrize("given", MODELS, ids=lambda given: "-".join(given.values()))
@@ -84,7 +100,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(given, whole, trainer, cap
     tiny.assert_same_run(folder, whole(**given))
 
 
-@pytest.mark.parametrize("step", [TRAINED + 1, TRAINED + STEPS, 2 * TRAINED, 2 * TRAINED + 1])
+@pytest.mark.parametrize("step", [TRAINED + STEPS, 2 * TRAINED, 2 * TRAINED + 1])
 def test_interrupted_while_the_painter_learns(step, whole, trainer):
     """In the teacher's epochs, at their end, and where the student begins."""
     given = {"model": "rqvae", "painter_slices": str(2 * 16 * STEPS), "painter_width": "8"}
@@ -95,7 +111,7 @@ def test_interrupted_while_the_painter_learns(step, whole, trainer):
     tiny.assert_same_run(folder, whole(**given))
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, STEPS, STEPS + 1, TRAINED])
+@pytest.mark.parametrize("step", [2, 3, STEPS, TRAINED])
 def test_interrupted_anywhere(step, whole, trainer):
     """Before, at and after the step in which k-means starts the codebooks, and at the ends of epochs."""
     trainer.kill_at_step(step)
@@ -105,7 +121,7 @@ def test_interrupted_anywhere(step, whole, trainer):
     tiny.assert_same_run(folder, whole())
 
 
-@pytest.mark.parametrize("step", [TRAINED, TRAINED + 1, TRAINED + STEPS])
+@pytest.mark.parametrize("step", [TRAINED, TRAINED + STEPS])
 def test_interrupted_between_autoencoder_and_prior(step, whole, trainer):
     trainer.kill_at_step(step)
     status, folder = trainer(prior="pixelcnn")
@@ -155,45 +171,30 @@ def test_killed_without_warning_goes_on_from_the_last_save(whole, trainer, monke
     tiny.assert_same_run(folder, whole())
 
 
-# ------------------------------------------------------------------------------------------- signals and limits
+# ----------------------------------------------------------------------------------------------------
+# Signals and limits
 
 
-def test_interrupt_from_the_keyboard_is_130(trainer):
-    trainer.kill_at_step(2, signal.SIGINT)
-    status, folder = trainer()
-    assert status == 130
-    assert checkpoint.load(folder / "last.pth", "run")["step"] == 2
-
-
-@pytest.mark.parametrize("minutes", [0, 1e-9])
-def test_time_limit_saves_and_stops(minutes, whole, trainer):
-    status, folder = trainer(time_limit=minutes)
+def test_time_limit_saves_and_stops(whole, trainer):
+    status, folder = trainer(time_limit=0)
     assert status == 143
     assert checkpoint.load(folder / "last.pth", "run")["step"] == 1
     assert trainer.resume(folder, time_limit=1e6) == 0
     tiny.assert_same_run(folder, whole())
 
 
-# ------------------------------------------------------------------------------------------- options on resume
+# ----------------------------------------------------------------------------------------------------
+# Options on resume
 
 
-@pytest.mark.parametrize(
-    "given", [{"model": "vqvae2"}, {"batch_size": 8}, {"seed": 5}, {"lr": 0.5}, {"codebook_size": 32}, {"loss": "mse"}]
-)
-def test_contradicting_options_are_an_error(given, trainer, capsys):
-    trainer.kill_at_step(1)
-    _, folder = trainer()
+@pytest.mark.parametrize("given", [{"model": "vqvae2"}, {"batch_size": 8}, {"seed": 5}, {"loss": "mse"}])
+def test_contradicting_options_are_an_error(given, interrupted, trainer, capsys):
+    folder = interrupted
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert trainer.resume(folder, **given) == 2
     flag = "--" + next(iter(given)).replace("_", "-")
     assert flag in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_options_that_say_the_same_are_fine(trainer):
-    trainer.kill_at_step(1)
-    _, folder = trainer()
-    assert trainer.resume(folder, model="vqvae", batch_size=16, out="elsewhere") == 0
 
 
 def test_more_epochs_are_allowed_and_remembered(trainer):
@@ -217,12 +218,11 @@ def test_more_epochs_of_an_autoencoder_whose_prior_has_begun_are_an_error(traine
     assert [row["stage"] for row in rows(folder)] == ["autoencoder"] * 2 + ["pixelcnn"] * 3
 
 
-def test_other_data_is_an_error(trainer, monkeypatch, capsys):
-    trainer.kill_at_step(1)
-    _, folder = trainer()
+def test_other_data_is_an_error(interrupted, trainer, monkeypatch, capsys):
+    folder = interrupted
     other = tiny.data_set()
     object.__setattr__(other, "fingerprint", "0" * 64)
-    monkeypatch.setattr(train, "load_data", lambda settings: other)
+    monkeypatch.setattr(setup, "load_data", lambda settings: other)
     assert trainer.resume(folder) == 2
     assert "not the data" in capsys.readouterr().err
 
@@ -250,7 +250,8 @@ def test_early_stop_holds_after_a_resume(trainer, monkeypatch):
     assert [row["stage"] for row in rows(folder)].count("pixelcnn") == 1
 
 
-# ------------------------------------------------------------------------------------------- damaged files
+# ----------------------------------------------------------------------------------------------------
+# Damaged files
 
 
 def truncate(path: Path) -> None:
@@ -279,7 +280,7 @@ def test_both_states_damaged_is_an_error(trainer, capsys):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("stage", None, "stage must be a valid string, not None"),
         ("epoch", -1, "epoch must be greater than or equal to 0, not -1"),
@@ -296,9 +297,8 @@ def test_both_states_damaged_is_an_error(trainer, capsys):
         ("parts.optimizer.state.0.exp_avg_sq", torch.full((32, 1, 4, 4), torch.inf), "doesn't fit its config.json"),
     ],
 )
-def test_a_state_that_can_not_be_is_refused_with_the_field(field, value, told, trainer, capsys):
-    trainer.kill_at_step(2)
-    _, folder = trainer()
+def test_an_invalid_state_is_refused_with_the_field(field, value, message, interrupted, trainer, capsys):
+    folder = interrupted
     state = torch.load(folder / "last.pth", weights_only=True)
     where, (*path, last) = state, field.split(".", 2) if field.startswith("parts.model") else field.split(".")
     for name in path:
@@ -306,12 +306,11 @@ def test_a_state_that_can_not_be_is_refused_with_the_field(field, value, told, t
     where[last] = value
     checkpoint.save(folder / "last.pth", state)
     assert trainer.resume(folder) == 2
-    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_what_an_optimiser_is_set_to_comes_from_the_settings(trainer, whole):
-    trainer.kill_at_step(2)
-    _, folder = trainer()
+def test_what_an_optimiser_is_set_to_comes_from_the_settings(interrupted, trainer, whole):
+    folder = interrupted
     state = torch.load(folder / "last.pth", weights_only=True)
     state["parts"]["optimizer"]["param_groups"] = [{"lr": "fast"}]
     checkpoint.save(folder / "last.pth", state)
@@ -373,7 +372,8 @@ def test_unusable_config_is_an_error(text, tmp_path, trainer, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-# ------------------------------------------------------------------------------------------- folders
+# ----------------------------------------------------------------------------------------------------
+# Folders
 
 
 def test_two_runs_never_share_a_folder(tmp_path):
@@ -383,9 +383,8 @@ def test_two_runs_never_share_a_folder(tmp_path):
     assert sorted((tmp_path / "runs").iterdir()) == sorted(folders)  # and no half-made one is left
 
 
-def test_a_folder_is_one_runs_at_a_time(trainer, capsys):
-    trainer.kill_at_step(1)
-    _, folder = trainer()
+def test_only_one_run_at_a_time_works_in_a_folder(interrupted, trainer, capsys):
+    folder = interrupted
     here = run.Run(folder, 10, None)
     assert trainer.resume(folder) == 2
     assert "another process holds" in capsys.readouterr().err
@@ -413,7 +412,7 @@ def full(monkeypatch, after: int) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("after", [0, 1, 3])
 def test_full_disk_keeps_what_was_saved(after, trainer, whole, monkeypatch, capsys):
     full(monkeypatch, after)
     status, folder = trainer()
@@ -429,16 +428,8 @@ def test_full_disk_keeps_what_was_saved(after, trainer, whole, monkeypatch, caps
     tiny.assert_same_run(folder, whole())
 
 
-def test_log_on_a_full_disk_is_an_error_of_one_line(trainer, monkeypatch, capsys):
-    def log(self, text):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(run.Run, "log", log)
-    assert trainer()[0] == 2
-    assert "No space left" in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------------------------------- numbers
+# ----------------------------------------------------------------------------------------------------
+# Numbers
 
 
 def test_not_a_number_stops_with_step_rate_and_names(trainer, monkeypatch, capsys):
@@ -498,36 +489,32 @@ def test_metrics_have_a_row_an_epoch_of_each_stage(whole):
     assert float(table[3]["validation_bits"]) > 0
 
 
+class Numbers:
+    """Batches 0, 1, 2, 3."""
+
+    steps, batch_size = 4, 1
+
+    def shuffled(self, seed, epoch, start=0):
+        return iter(range(start, self.steps))
+
+
 def test_mean_over_the_epoch_is_over_all_steps(tmp_path):
     """Of every step, also those before an interruption, and read once an epoch. Mistake 12: `.item()` every step."""
     folder = run.create_run_folder(tmp_path, Config())
-    here = run.Run(folder, 1e6, None)
-    stage = run.Stage(here, "autoencoder", 1, {})
-    for i in stage.steps(iter(range(4))):
-        stage.add(loss=torch.tensor(float(i)))
-    assert stage.means() == {"loss": 1.5}
+    first = run.Run(folder, 1e6, None)
+    stage = run.Stage(first, "autoencoder", 1, Numbers(), {}, "score")
+    steps = stage.steps(seed=0)
+    for _ in range(2):
+        stage.add(loss=torch.tensor(float(next(steps))))
+    next(steps)  # the second step is done, the third one is not
     stage.save()
-    here.lock.close()
-    again = run.Run(folder, 1e6, None)
-    stage = run.Stage(again, "autoencoder", 1, {})
-    for _ in stage.steps(iter(range(2))):
-        stage.add(loss=torch.tensor(0.0))
-    assert stage.means() == {"loss": 1.0}
-    again.lock.close()
-
-
-def test_saves_within_an_epoch_when_it_is_time(tmp_path, monkeypatch):
-    folder = run.create_run_folder(tmp_path, Config())
-    here = run.Run(folder, 10, None)
-    clock = [0.0]  # small numbers, which a minute is added to without rounding
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    here.saved_at = clock[0]
-    stage, saves = run.Stage(here, "autoencoder", 1, {}), []
-    monkeypatch.setattr(checkpoint, "save", lambda path, state: saves.append(state["step"]) or path.write_bytes(b""))
-    for _ in stage.steps(iter(range(30))):
-        clock[0] += 60
-    assert saves == [11, 22, 30]  # what follows the epoch's steps takes its time, and nothing of it can be saved
-    here.lock.close()
+    first.lock.close()
+    second = run.Run(folder, 1e6, None)
+    stage = run.Stage(second, "autoencoder", 1, Numbers(), {}, "score")
+    for number in stage.steps(seed=0):
+        stage.add(loss=torch.tensor(float(number)))
+    assert stage.means() == {"loss": 1.5}
+    second.lock.close()
 
 
 def test_run_state_holds_plain_values_only(whole):
@@ -548,24 +535,3 @@ def test_run_state_holds_plain_values_only(whole):
     for given in ({"prior": "dcgan"}, {"prior": "pixelcnn"}):
         for path in whole(**given).glob("*.pth"):
             walk(torch.load(path, weights_only=True), path.name)
-
-
-def test_is_best_takes_no_nan():
-    stage = run.Stage.__new__(run.Stage)
-    stage.best = None
-    assert [stage.is_best(score) for score in (float("nan"), 0.2, 0.2, float("nan"), 0.3, 0.1)] == [
-        False,
-        True,
-        False,
-        False,
-        True,
-        False,
-    ]
-    assert stage.best == 0.3
-
-
-def test_load_last_is_none_in_a_new_folder(tmp_path):
-    assert run.load_last(tmp_path) is None
-    (tmp_path / "last.pth").write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match="damaged"):
-        run.load_last(tmp_path)
