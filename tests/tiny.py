@@ -64,7 +64,13 @@ class Trainer:
         self.out, self.patch, self.runs = out, monkeypatch, []
         monkeypatch.setattr(setup, "load_data", lambda settings: data_set())
         monkeypatch.setattr(train, "JUDGED_SAMPLES", 100)
-        for name, number in {"TEACHER_EPOCHS": 2, "STUDENT_EPOCHS": 2, "TEACHER_STEPS": 8, "STUDENT_SHARE": 4.0, "LOSS_SLICES": 4}.items():
+        for name, number in {
+            "TEACHER_EPOCHS": 2,
+            "STUDENT_EPOCHS": 2,
+            "TEACHER_STEPS": 8,
+            "STUDENT_SHARE": 4.0,
+            "LOSS_SLICES": 4,
+        }.items():
             monkeypatch.setattr(painter, name, number)
         monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=16, layers=3))
         monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=24, layers=2, inner=8))
