@@ -59,8 +59,8 @@ def make(folder: Path, people: int = PEOPLE, seed: int = SEED) -> None:
     Raises InputError when `people` or `seed` is out of its range, or `folder` exists and isn't empty.
     """
     if not (3 <= people <= MOST_PEOPLE and 0 <= seed <= LARGEST_SEED):
-        told = f"takes 3 to {MOST_PEOPLE:,} people and a seed from 0 to {LARGEST_SEED:,}"
-        raise InputError(f"the demo set {told}, not {people} and {seed}")
+        ranges = f"3 to {MOST_PEOPLE:,} people and a seed from 0 to {LARGEST_SEED:,}"
+        raise InputError(f"the demo set takes {ranges}, not {people} and {seed}")
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and isn't empty: give a new folder for the demo set")

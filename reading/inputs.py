@@ -67,7 +67,7 @@ def expand(paths: list[Path]) -> tuple[list[Path], set[str]]:
         sources += found
         kinds |= set(found.values())
     headers = {path: nifti.partner(path) for path in sources if path.name.lower().endswith((".hdr", ".hdr.gz"))}
-    return list(dict.fromkeys(headers.get(path) or path for path in sources)), kinds
+    return [headers.get(path) or path for path in sources if headers.get(path) not in sources], kinds
 
 
 def _in_folder(folder: Path) -> dict[Path, str]:

@@ -389,9 +389,9 @@ def test_a_cache_that_is_not_as_it_was_written_is_built_again_with_a_note(tmp_pa
     capsys.readouterr()
     DAMAGE[damage](folder)
     after = dataset.load(str(root))
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"the cache in {folder} is not as it was written: ")
-    assert said[1].startswith("decoding")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"the cache in {folder} is not as it was written: ")
+    assert lines[1].startswith("decoding")
     assert after.fingerprint == before.fingerprint
     np.testing.assert_array_equal(after.splits["train"].images[1], picture(101))
     assert cached_folders() == [folder]
