@@ -98,6 +98,11 @@ def ssim_in_black(x: Tensor, y: Tensor, windows: int) -> Tensor:
 # ------------------------------------------------------------------------------------ scores for reports
 
 
+def has_foreground(images: np.ndarray) -> np.ndarray:
+    """Which slices aren't empty, uint8 [N, H, W] -> bool [N]. Means leave empty ones out: black on black is perfect."""
+    return images.max(axis=(1, 2)) > FOREGROUND
+
+
 def _scores_of_one(original: np.ndarray, reconstruction: np.ndarray) -> tuple[float, float, float, float]:
     """The four of `SCORES`, in that order, for one slice, uint8 [H, W] and float [H, W]."""
     x, y = original / 255.0, reconstruction.astype(np.float64)

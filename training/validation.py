@@ -10,30 +10,29 @@ from dataset import Box, DataSet
 from inference.codec import rows_by_box
 from modules import Autoencoder
 from runtime.compute import Compute
-from scoring.metrics import WINDOW, ssim_in_black
+from scoring.metrics import WINDOW, has_foreground, ssim_in_black
 
 BATCH = 16  # few, so that SSIM's intermediate results stay in a processor's cache
 
 
 @torch.no_grad()
 def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute) -> float:
-    """Mean SSIM over the full pictures of the whole validation split, each slice counted once.
+    """Mean SSIM over the full pictures of the validation split, each slice counted once and empty ones not at all.
 
     As predict.py does, it codes each slice in `box`, or in a larger one where its content lies outside. SSIM is
-    computed around that box only: all other windows are black in both pictures.
+    computed around that box only: all other windows are black in both pictures. 0 if all slices are empty.
     """
     model.eval()
     images = data.splits["validate"].images
-    shape = images.shape[1:]
+    counts, shape = has_foreground(images), images.shape[1:]
     windows = math.prod(side - WINDOW + 1 for side in shape)
     total = torch.zeros((), dtype=torch.float64, device=on.device)
-    with tqdm(
-        total=len(images), desc="validation", disable=None if on.rank == 0 else True, delay=2, leave=False
-    ) as bar:
+    silent = None if on.rank == 0 else True  # None: unless it is a terminal
+    with tqdm(total=counts.sum(), desc="validation", disable=silent, delay=2, leave=False) as bar:
         for coded, rows in rows_by_box(images, box).items():
             seen = coded.around(WINDOW - 1, shape)
             inner = coded.inside(seen)
-            own = rows[on.rank :: on.world_size]
+            own = rows[counts[rows]][on.rank :: on.world_size]
             for part in (own[start : start + BATCH] for start in range(0, len(own), BATCH)):
                 original = torch.from_numpy(seen.crop(images)[part])[:, None].to(on.device).float() / 255
                 with on.autocast():
@@ -43,4 +42,4 @@ def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute) ->
                 bar.update(len(part) * on.world_size)
     if dist.is_initialized():
         dist.all_reduce(total)
-    return total.item() / len(images)
+    return total.item() / max(int(counts.sum()), 1)
