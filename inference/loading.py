@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from inference.contents import ARGUMENTS, AutoencoderContent, PainterArguments, PainterContent, PriorContent
+from inference.contents import AutoencoderContent, Content, PainterContent, PriorContent
 from modules import DCGAN, RQVAE, VQVAE, Autoencoder, Prior
 from networks.baseline_gan import BaselineGAN
 from networks.painter import Painter
@@ -35,12 +35,10 @@ def load_autoencoder(path: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
     The description has "model", "arguments", "epoch", "validation_ssim", "identity", and "data" (`contents.Data`).
     Raises InputError when it is another kind of file, or holds impossible values.
     """
-    path = Path(path)
-    content = AutoencoderContent.checked(checkpoint.load(path, "autoencoder"), path)
-    arguments = ARGUMENTS[content.model].checked(content.arguments, f"{path}: arguments").model_dump()
-    model = _filled(partial(AUTOENCODERS[content.model], **arguments), content.state, path)
-    description = content.model_dump(include={"model", "arguments", "epoch", "validation_ssim", "data"})
-    return model.eval(), description | {"identity": identity(model)}
+    content = AutoencoderContent.checked(checkpoint.load(Path(path), "autoencoder"), path)
+    model = _build(AUTOENCODERS[content.model], content, path)
+    description = content.model_dump(include={"model", "epoch", "validation_ssim", "data"})
+    return model, description | {"arguments": model.arguments, "identity": identity(model)}
 
 
 def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[str, Any]]:
@@ -49,18 +47,16 @@ def load_prior(path: str | Path, autoencoder: Autoencoder) -> tuple[Prior, dict[
     Raises InputError when it is another kind of file, holds impossible values, or was trained on another
     autoencoder's codes.
     """
-    path = Path(path)
-    content = PriorContent.checked(checkpoint.load(path, "prior"), path)
+    content = PriorContent.checked(checkpoint.load(Path(path), "prior"), path)
     if content.autoencoder != identity(autoencoder):
         raise InputError(f"{path} was trained with another autoencoder; give the --prior of this one's run")
-    arguments = ARGUMENTS[content.model].checked(content.arguments, f"{path}: arguments").model_dump()
-    _check_codes(arguments, autoencoder, path)
-    gan = partial(GANS[arguments.get("network", "residual")], autoencoder)
-    priors = {"dcgan": gan, "pixelcnn": PixelCNN, "transformer": Transformer}
-    prior = _filled(partial(priors[content.model], **arguments), content.state, path)
+    gan = partial(GANS[content.arguments.network or "residual"], autoencoder)
+    prior = _build({"dcgan": gan, "pixelcnn": PixelCNN, "transformer": Transformer}[content.model], content, path)
+    if not _fits(prior, autoencoder):
+        raise InputError(f"{path}: its arguments are for other codes than this autoencoder's; train it again")
     if (prior.level_share < 0).any() or not prior.level_share.sum() > 0:
         raise InputError(f"{path}: state.level_share holds no shares of slice levels; give another file")
-    return prior.eval(), content.model_dump(exclude={"state"})
+    return prior, content.model_dump(exclude={"state", "arguments"})
 
 
 def load_painter(path: Path, autoencoder: Autoencoder) -> Painter | None:
@@ -73,44 +69,40 @@ def load_painter(path: Path, autoencoder: Autoencoder) -> Painter | None:
     content = PainterContent.checked(checkpoint.load(path, "painter"), path)
     if content.autoencoder != identity(autoencoder):
         raise InputError(f"{path} was trained with another autoencoder; give that one's, or move it away")
-    arguments = PainterArguments.checked(content.arguments, f"{path}: arguments").model_dump()
-    return _filled(partial(Painter, **arguments), content.state, path).eval()
+    return _build(Painter, content, path)
 
 
-def _filled(build: Callable[[], Network], state: dict[str, Tensor], path: Path) -> Network:
-    """The network that `build` makes, with the weights of a file. Raises InputError when these aren't its own."""
+def _build(network: Callable[..., Network], content: Content, path: str | Path) -> Network:
+    """The network of a file, in eval mode. Raises InputError when the file's weights aren't the network's own."""
+    arguments = content.arguments.model_dump(exclude_unset=True)
     try:
         with torch.device("meta"):  # takes no memory: a small file can describe a network of any size
-            build().load_state_dict(state, assign=True)
+            network(**arguments).load_state_dict(content.state, assign=True)
     except MISFITS as error:
         reason = " ".join(str(error).split("\n\t")[:2][-1].split())[:200]  # the first of PyTorch's list
-        raise InputError(
-            f"{path}: state doesn't fit the network of its arguments ({reason}); train it again"
-        ) from error
-    checkpoint.check_numbers(state, f"{path}: state")
-    network = build()
-    network.load_state_dict(state)
-    return network
+        message = f"{path}: state doesn't fit the network of its arguments ({reason}); train it again"
+        raise InputError(message) from error
+    checkpoint.check_numbers(content.state, f"{path}: state")
+    built = network(**arguments)
+    built.load_state_dict(content.state)
+    return built.eval()
 
 
-def _check_codes(arguments: dict[str, Any], autoencoder: Autoencoder, path: Path) -> None:
-    """Raises InputError unless a prior of these arguments samples codes that this autoencoder can decode."""
-    is_gan = "channels" in arguments
-    number = arguments["codes"] if is_gan else len(arguments["sizes"])
-    grids = arguments["grids"] if "grids" in arguments else [arguments["grid"]] * number
+def _fits(prior: Prior, autoencoder: Autoencoder) -> bool:
+    """Whether the prior samples codes that the autoencoder can decode."""
+    arguments = prior.arguments
+    grids, sizes = arguments.get("grids") or [arguments["grid"]], arguments.get("sizes")
+    number = len(sizes) if sizes else arguments["codes"]
     height, width = (side * autoencoder.downsample for side in grids[-1])
     shapes = autoencoder.grid_shapes(height, width)
-    fits = number == len(shapes) or number < autoencoder.depth
-    fits = fits and height % autoencoder.factor == width % autoencoder.factor == 0
-    if is_gan:
-        device = autoencoder.codebooks[0].device
-        codes = [torch.zeros(1, *shape, dtype=torch.long, device=device) for shape in shapes]
-        fits = fits and arguments["channels"] == autoencoder.embed(codes).shape[1]
-    else:
-        fits = fits and [tuple(grid) for grid in grids] == shapes[:number]
-        fits = fits and arguments["sizes"] == autoencoder.codebook_sizes[:number]
-    if not fits:
-        raise InputError(f"{path}: its arguments are for other codes than this autoencoder's; train it again")
+    if height % autoencoder.factor or width % autoencoder.factor:
+        return False
+    if number != len(shapes) and number >= autoencoder.depth:
+        return False
+    if sizes:
+        return [tuple(grid) for grid in grids] == shapes[: len(grids)] and sizes == autoencoder.codebook_sizes[:number]
+    codes = [torch.zeros(1, *shape, dtype=torch.long, device=autoencoder.codebooks[0].device) for shape in shapes]
+    return arguments["channels"] == autoencoder.embed(codes).shape[1]
 
 
 def identity(model: Autoencoder) -> str:

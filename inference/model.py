@@ -72,7 +72,7 @@ class TrainedModel:
     def encode(self, slices: Array) -> list[Array]:
         """Slices [N, H, W] -> codes, int16 [N, h, w] each."""
         codes = self.codec.encode(_as_slices(slices))
-        return codes.with_grids(_like(slices, grid) for grid in codes)
+        return PlacedCodes((_like(slices, grid) for grid in codes), codes.box, codes.size)
 
     def decode(self, codes: Sequence[Array]) -> Array:
         """Codes -> pictures float32 [N, H, W] in [0, 1], black outside of the box that was coded.
@@ -82,8 +82,9 @@ class TrainedModel:
         """
         self._check_codes(codes)
         grids = [_as_numpy(grid, np.int64) for grid in codes]
-        placed = codes.with_grids(grids) if isinstance(codes, PlacedCodes) else grids
-        return _like(codes[0], torch.from_numpy(self.codec.decode(placed)))
+        if isinstance(codes, PlacedCodes):
+            grids = PlacedCodes(grids, codes.box, codes.size)
+        return _like(codes[0], torch.from_numpy(self.codec.decode(grids)))
 
     def sample(self, seeds: Sequence[int], level: int | None = None, **options: float | None) -> np.ndarray:
         """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1].
@@ -133,12 +134,11 @@ class TrainedModel:
         level.
         """
         sampler, seeds = self._ready(seeds, level, **options)
-        volumes = VolumeSampler(sampler)
+        volumes, start = VolumeSampler(sampler), None
         if (around is None) != (level is None):
             raise InputError("a slice to draw a brain around goes with its level: give around and level, or neither")
-        start = None
         if around is not None:
-            if not isinstance(around, np.ndarray | Tensor) or tuple(around.shape) != self.codec.size:
+            if tuple(getattr(around, "shape", ())) != self.codec.size:
                 size = "x".join(map(str, self.codec.size))
                 raise InputError(f"a slice to draw a brain around is {size}, as in training, not {_kind(around)}")
             if level not in volumes.levels:
@@ -167,13 +167,12 @@ class TrainedModel:
     def _check_codes(self, codes: Sequence[Array]) -> None:
         """Raises InputError unless they are code grids that can be decoded."""
         autoencoder = self.codec.autoencoder
-        sizes, most = autoencoder.codebook_sizes, autoencoder.depth
-        numbers = range(1, most + 1) if most > 1 else [len(sizes)]
-        if not isinstance(codes, list | tuple) or len(codes) not in numbers:
-            number = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+        sizes, depth = autoencoder.codebook_sizes, autoencoder.depth
+        number = f"1 to {depth}" if depth > 1 else len(sizes)
+        if not isinstance(codes, list | tuple) or not (1 if depth > 1 else len(sizes)) <= len(codes) <= len(sizes):
             raise InputError(f"codes are a list of {number} integer arrays [N, h, w], as encode gives it")
         for grid in codes:
-            if not isinstance(grid, np.ndarray | Tensor) or "int" not in _dtype(grid) or grid.ndim != 3:
+            if not isinstance(grid, np.ndarray | Tensor) or "int" not in _kind(grid) or grid.ndim != 3:
                 raise InputError(f"codes are integer arrays [N, h, w], not {_kind(grid)}")
         shapes = autoencoder.grid_shapes(*(side * autoencoder.downsample for side in codes[-1].shape[1:]))
         for grid, (h, w), size in zip(codes, shapes, sizes, strict=False):
@@ -183,31 +182,28 @@ class TrainedModel:
                 raise InputError(f"codes are from 0 to {size - 1}, these from {int(grid.min())} to {int(grid.max())}")
 
     def __repr__(self) -> str:
-        """What one who types its name in a notebook wants to know."""
         shapes = [f"{h}x{w}" for h, w in self.codec.grid_shapes()]
         grids = ", ".join(f"{shapes.count(shape)} of {shape}" for shape in dict.fromkeys(shapes))
-        name, epoch = self.description["model"], self.description["epoch"]
-        size = "x".join(map(str, self.codec.size))
+        name, epoch, (height, width) = self.description["model"], self.description["epoch"], self.codec.size
         prior = f"{self.sampler.title} with {self.sampler.levels} slice levels" if self.sampler else "none"
-        return f"{name}, epoch {epoch}: slices {size} <-> code grids {grids}; prior: {prior}; on {self.codec.on.device}"
+        return (
+            f"{name}, epoch {epoch}: slices {height}x{width} <-> code grids {grids}; prior: {prior}; "
+            f"on {self.codec.on.device}"
+        )
 
 
 def _as_slices(slices: Array) -> np.ndarray:
     """Slices as uint8 or float32 [N, H, W]. Raises InputError when they can't be encoded."""
-    if not isinstance(slices, np.ndarray | Tensor) or slices.ndim != 3:
-        raise InputError(f"slices are a NumPy array or a PyTorch tensor [N, H, W], not {_kind(slices)}")
-    if not len(slices):
-        raise InputError("there is no slice to encode: give at least one")
-    if max(slices.shape[1:]) > MAX_SIDE or min(slices.shape[1:]) < 1:
+    if not isinstance(slices, np.ndarray | Tensor) or slices.ndim != 3 or not len(slices):
+        raise InputError(f"slices are an array or a tensor [N, H, W], N at least 1, not {_kind(slices)}")
+    if not 1 <= min(slices.shape[1:]) <= max(slices.shape[1:]) <= MAX_SIDE:
         raise InputError(f"slices have sides of 1 to {MAX_SIDE} pixels, not {_kind(slices)}")
-    if (dtype := _dtype(slices)) == "uint8":
+    if str(slices.dtype).endswith("uint8"):
         return _as_numpy(slices, np.uint8)
-    if "float" not in dtype:
-        raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {dtype}")
     values = _as_numpy(slices, np.float32)
-    if not (values.min() >= 0 and values.max() <= 1):  # so that NaN is refused, too
-        bounds = f"{values.min():g} to {values.max():g}"
-        raise InputError(f"slices of {dtype} must be in [0, 1], these are {bounds}: scale them, or give uint8")
+    if "float" not in _kind(slices) or not (values.min() >= 0 and values.max() <= 1):  # so that NaN is refused, too
+        bounds = f"{_kind(slices)} from {values.min():g} to {values.max():g}"
+        raise InputError(f"slices are uint8 in [0, 255] or float in [0, 1], not {bounds}")
     return values
 
 
@@ -228,8 +224,4 @@ def _kind(thing: object) -> str:
     """`float32 [4, 256, 256]` for arrays, the type's name for others."""
     if not isinstance(thing, np.ndarray | Tensor):
         return f"a {type(thing).__name__}"
-    return f"{_dtype(thing)} {list(thing.shape)}"
-
-
-def _dtype(array: Array) -> str:
-    return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
+    return f"{getattr(thing.dtype, 'name', thing.dtype)} {list(thing.shape)}".removeprefix("torch.")

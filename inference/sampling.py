@@ -33,7 +33,7 @@ class Sampler:
         title: the prior's name in figures.
         levels: the number of slice levels that it knows, from 0 on; 0 when it was trained without.
         num_grids: how many grids of codes it samples, of those that the autoencoder has.
-        description: the rest of the file: model, arguments, epoch and its scores.
+        description: the rest of the file: model, epoch and its scores.
 
     Raises:
         InputError: the file isn't a prior of this autoencoder.

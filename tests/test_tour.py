@@ -27,6 +27,7 @@ def test_every_cell_runs_and_prints_what_it_should(slices, tiny_run, tmp_path, m
     """On small weights and slices: the shipped weights are tested elsewhere."""
     for name, value in (("XDG_CACHE_HOME", str(tmp_path / "cache")), ("OMP_NUM_THREADS", "1"), ("PYTHONPATH", "")):
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the scripts' own, which shows no figures in a notebook
     (tmp_path / "here").mkdir()
     tour = nbformat.read(TOUR, as_version=4)
     settings = next(cell for cell in tour.cells if cell.cell_type == "code")
