@@ -314,7 +314,9 @@ def test_samples_alone_need_no_data(call, tmp_path):
 
 def test_a_black_slice_is_scored_but_not_shown_as_the_best(call, tmp_path, monkeypatch):
     shown, draw = [], predict.plots.reconstructions
-    monkeypatch.setattr(predict.plots, "reconstructions", lambda a, *rest: shown.append(a) or draw(a, *rest))
+    monkeypatch.setattr(
+        predict.plots, "reconstructions", lambda a, *rest, **how: shown.append(a) or draw(a, *rest, **how)
+    )
     for name, picture in (("black.png", np.zeros((256, 256), np.uint8)), ("brain.png", blob(1, 3))):
         Image.fromarray(picture).save(tmp_path / name)
     status, _, _, results = call("--input", tmp_path / "black.png", tmp_path / "brain.png")
