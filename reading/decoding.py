@@ -169,7 +169,7 @@ def _volume(path: Path, cut: Cut) -> tuple[np.ndarray, Look]:
     image = nifti.load(path)
     slices = nifti.cut(image, *cut)
     size = "x".join(map(str, slices.shape[1:]))
-    mode = "NIfTI" if len(slices) == 1 else f"NIfTI, {len(slices)} slices each"
+    mode = f"volumes of {len(slices)} slices" if len(slices) > 1 else "slices of volumes"
     flat = bool(slices.min() == slices.max())
     return slices, Look(path, size, mode, flat, looks_like_labels(slices), None, False, image.extra["notes"])
 

@@ -4,8 +4,6 @@ pydicom is an optional requirement: it is imported where a file is read.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reading.kinds import DICOM, kind_of, kind_of_bytes
+from reading.kinds import DICOM, decoding_errors, kind_of, kind_of_bytes
 from reading.names import natural
 
 COLOURS = (0.299, 0.587, 0.114)  # ITU-R BT.601: grey of red, green and blue, as Pillow weighs them
@@ -103,14 +101,14 @@ def _files(folder: Path) -> list[Path]:
 def _dataset(path: Path, pixels: bool) -> Any:
     """A file as pydicom's Dataset. Raises ValueError that names the file, where it is one of a folder's."""
     pydicom = import_module("pydicom")
-    with _damage_is_a_value_error(path):
+    with decoding_errors(DICOM, f"{path.name}: "):
         if kind_of_bytes(path) != DICOM:
             raise ValueError
         has_preamble = pydicom.misc.is_dicom(path)
         syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") if has_preamble else None
     if syntax == DEFLATED:
         raise ValueError(f"is deflated ({path.name}), which may unpack to any size: unpack it first (dcmconv +te)")
-    with _damage_is_a_value_error(path):
+    with decoding_errors(DICOM, f"{path.name}: "):
         header = pydicom.dcmread(path, stop_before_pixels=not pixels, force=not has_preamble)
         if header.file_meta.get("TransferSyntaxUID") is None:
             explicit, implicit = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
@@ -120,22 +118,10 @@ def _dataset(path: Path, pixels: bool) -> Any:
         return header
 
 
-@contextmanager
-def _damage_is_a_value_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"can't be read as DICOM ({path.name}: {type(error).__name__})")
-
-
 def _check_one_series(headers: list[tuple[Path, Any]]) -> None:
     names, numbers = {}, Counter()
     for file, header in headers:
-        with _damage_is_a_value_error(file):
+        with decoding_errors(DICOM, f"{file.name}: "):
             series = str(header.get("SeriesInstanceUID"))
             names[series] = str(header.get("SeriesDescription", series))
         numbers[series] += 1
@@ -149,7 +135,7 @@ def _check_one_series(headers: list[tuple[Path, Any]]) -> None:
 
 def _planes(path: Path, header: Any) -> list[Plane]:
     """A plane for each frame. Multi-frame files keep in sequences what others have at the top."""
-    with _damage_is_a_value_error(path):  # pydicom converts values only now that they are asked for
+    with decoding_errors(DICOM, f"{path.name}: "):  # pydicom converts values only now that they are asked for
         number = int(header.get("NumberOfFrames") or 1)
         own = header.get("PerFrameFunctionalGroupsSequence") or [{}] * min(number, MAX_FRAMES)
         shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
@@ -240,12 +226,10 @@ def _frames(path: Path) -> np.ndarray:
         values = pixels.pixel_array(dataset)
     except (RuntimeError, NotImplementedError) as error:  # no decoder for it, or none that knows this kind
         plugins = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-        raise ValueError(
-            f"can't be decoded ({path.name}: {syntax.name}): it is damaged, or needs a plugin: {plugins}"
-        ) from error
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    with _damage_is_a_value_error(path):
+        raise ValueError(f"can't be decoded ({path.name}: {syntax.name}): damaged, or needs {plugins}") from error
+    except Exception as error:  # damaged bytes raise nearly anything
+        raise ValueError(f"can't be read as DICOM ({path.name}: {type(error).__name__})") from error
+    with decoding_errors(DICOM, f"{path.name}: "):
         if "PALETTE" in _photometric(dataset):
             values = pixels.apply_color_lut(values, dataset)
         values = values.reshape(int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns), -1)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from reading.intensity import PERCENTILES, nominal_range, robust_range, scale_to_uint8
+from reading.kinds import decoding_errors
 
 CANVAS = (256, 256)  # height, width of the published OASIS slices
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
@@ -37,28 +38,23 @@ class Picture(NamedTuple):
 
 def read(path: Path) -> Picture:
     """Colour becomes grey as ITU-R BT.601 weighs it. Raises ValueError with the reason when the file is no picture."""
+    formats = "PNG, JPEG, TIFF, BMP or WebP"
     with open(path, "rb") as file:
         if not file.read(1):
             raise ValueError("is empty")
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                (width, height), mode, format_ = image.size, image.mode, image.format
-                # Pillow itself checks the sums of a PNG's other chunks, but not of those that hold the pixels.
-                if format_ == "PNG" and width * height <= MAX_PIXELS:
-                    image.verify()
-        except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-            raise _unreadable(error) from error
+        with decoding_errors(formats), Image.open(file, formats=FORMATS) as image:
+            (width, height), mode, format_ = image.size, image.mode, image.format
+            # Pillow itself checks the sums of a PNG's other chunks, but not of those that hold the pixels.
+            if format_ == "PNG" and width * height <= MAX_PIXELS:
+                image.verify()
         if width * height > MAX_PIXELS:
             raise ValueError(f"claims {width}x{height} pixels, more than any slice has")
         if mode not in GREY + DEEP + COLOUR:
             raise ValueError(f"has mode {mode}, which has no grey")
-        try:
-            file.seek(0)
-            quiet = _silent_libtiff() if format_ == "TIFF" else nullcontext()
-            with quiet, Image.open(file, formats=FORMATS) as image:
-                return _to_grey(image)
-        except Exception as error:
-            raise _unreadable(error) from error
+        file.seek(0)
+        quiet = _silent_libtiff() if format_ == "TIFF" else nullcontext()
+        with decoding_errors(formats), quiet, Image.open(file, formats=FORMATS) as image:
+            return _to_grey(image)
 
 
 def read_any(path: Path) -> tuple[np.ndarray, list[str]]:
@@ -94,10 +90,6 @@ def _silent_libtiff() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-def _unreadable(error: Exception) -> ValueError:
-    return ValueError(f"can't be read as PNG, JPEG, TIFF, BMP or WebP ({type(error).__name__})")
 
 
 def _to_grey(image: Image.Image) -> Picture:

@@ -1,10 +1,21 @@
 """What kind of file is this? Its first bytes decide; its name does where they are unknown."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from reading.names import PICTURES, is_volume
 
 PICTURE, VOLUME, DICOM = "picture", "volume", "DICOM"
+
+
+@contextmanager
+def decoding_errors(formats: str, file: str = "") -> Iterator[None]:
+    """Turn whatever a decoder raises on damaged bytes, which is nearly anything, into a ValueError with the reason."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"can't be read as {formats} ({file}{type(error).__name__})") from error
 
 
 def kind_of(path: Path) -> str | None:

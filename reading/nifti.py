@@ -1,9 +1,7 @@
 """What is in a volume? NIfTI, Analyze, MGH or DICOM: slices, where they lie in space, and the way back to NIfTI."""
 
 import gzip
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +18,16 @@ from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from reading import dicom, images
 from reading.intensity import fill_padding, padding_of, robust_range
-from reading.kinds import DICOM, kind_of
+from reading.kinds import DICOM, decoding_errors, kind_of
 from reading.names import NIFTI, level_of, stem
 from runtime.errors import InputError
+from runtime.files import atomic
 from runtime.wording import counted
 
 # nibabel prints its doubts about a header; those that matter are raised too, and become one line here.
 nib.imageglobals.logger.disabled = True
 
+FORMATS = "NIfTI, Analyze or MGH"
 # A header of 348 bytes can claim any size. 2**28 voxels is 645^3, or 1 GiB as float32.
 MAX_VOXELS = 2**28
 MAX_OFFSET = 2**20  # bytes before the voxels, or after them, which have to be unpacked to be skipped
@@ -94,7 +94,7 @@ def load(path: Path, voxels: bool = True) -> nib.Nifti1Image:
         if voxels:
             with _opened(voxel_path) as file:
                 values = _voxels(header, file)
-        with _damage_is_a_value_error():
+        with decoding_errors(FORMATS):
             affine = _affine(header)
         if isinstance(header, Spm2AnalyzeHeader):
             extra["notes"].append("Analyze, which doesn't say which side is left")
@@ -103,7 +103,7 @@ def load(path: Path, voxels: bool = True) -> nib.Nifti1Image:
     if voxels and (padding := padding_of(values)) is not None:
         values = fill_padding(values, padding)
         extra["notes"].append(f"value {padding:g} taken for padding outside of the picture")
-    with _damage_is_a_value_error():
+    with decoding_errors(FORMATS):
         return nib.Nifti1Image(values, affine, header, extra)
 
 
@@ -131,24 +131,12 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     with open(path, "rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        if is_packed:
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                yield unpacked
-        else:
-            yield file
-
-
-@contextmanager
-def _damage_is_a_value_error() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-        raise ValueError(f"can't be read as NIfTI, Analyze or MGH ({type(error).__name__})") from error
+        yield gzip.GzipFile(fileobj=file) if is_packed else file
 
 
 def _header(file: BinaryIO) -> AnyHeader:
     """Read a header, and check that it claims a real 2-D or 3-D picture."""
-    with _damage_is_a_value_error():
+    with decoding_errors(FORMATS):
         start = file.read(348)
         file.seek(0)
         kind = HEADERS.get(start[344:348]) or HEADERS.get(start[4:8])
@@ -156,7 +144,7 @@ def _header(file: BinaryIO) -> AnyHeader:
             kind, dimensions = MGHHeader, np.frombuffer(start[4:20], ">i4")
     if kind is MGHHeader:
         _check_shape(tuple(dimensions.tolist()))  # before nibabel goes to what stands behind so many voxels
-    with _damage_is_a_value_error():
+    with decoding_errors(FORMATS):
         header = (kind or Spm2AnalyzeHeader).from_fileobj(file)
         if getattr(header, "is_single", False) and header.get_data_offset() == 0:
             header.set_data_offset(header.single_vox_offset)  # some programs leave it out
@@ -200,7 +188,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 
 def _check_directions(affine: np.ndarray) -> None:
-    with _damage_is_a_value_error():
+    with decoding_errors(FORMATS):
         named = np.isfinite(nib.io_orientation(affine)).all()
     if not named:
         raise ValueError("has an affine that names no direction for some axis")
@@ -208,7 +196,7 @@ def _check_directions(affine: np.ndarray) -> None:
 
 def _voxels(header: AnyHeader, file: BinaryIO) -> np.ndarray:
     """All voxels as float32, and then the file to its end: a gzip's sum stands there, and is compared."""
-    with _damage_is_a_value_error():
+    with decoding_errors(FORMATS):
         values = np.asarray(ArrayProxy(file, header), np.float32)
         rest = file.read(MAX_OFFSET + 1) if isinstance(file, gzip.GzipFile) else b""
     if len(rest) > MAX_OFFSET:
@@ -225,7 +213,7 @@ def _is_volume(image: nib.Nifti1Image) -> bool:
 
 def _canonical_volume(image: nib.Nifti1Image) -> nib.Nifti1Image:
     """The volume with its axes towards right, anterior and superior (RAS+), 3-D."""
-    with _damage_is_a_value_error():
+    with decoding_errors(FORMATS):
         return nib.as_closest_canonical(nib.squeeze_image(image))
 
 
@@ -233,19 +221,24 @@ def _grid(volume: nib.Nifti1Image, spacing: float | None) -> tuple[tuple[int, ..
     """Shape and affine of a RAS+ volume, or those of the isotropic one, along the axes of space, that holds it."""
     if spacing is None:
         return volume.shape, volume.affine
-    try:
+    with decoding_errors(FORMATS):  # the affine may not be finite
         shape, affine = vox2out_vox(volume, 3 * (spacing,))
-    except (OverflowError, ValueError) as error:
-        raise ValueError("has an affine that isn't finite") from error
     if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
         raise ValueError(f"would have a shape of {shape} at a spacing of {spacing:g} mm, more than any scan has")
     return shape, affine
 
 
-def _resampled(volume: nib.Nifti1Image, grid: tuple[tuple[int, ...], np.ndarray], outside: float) -> nib.Nifti1Image:
+def _resampled(volume: nib.Nifti1Image, like: object, outside: float) -> nib.Nifti1Image:
+    """The volume on the grid of an image, or of (shape, affine)."""
     from nibabel.processing import resample_from_to  # brings SciPy's filters, which few need
 
-    return resample_from_to(volume, grid, order=1, cval=outside)  # linear: a background of zeros stays zero
+    return resample_from_to(volume, like, order=1, cval=outside)  # linear: a background of zeros stays zero
+
+
+def _chosen(shape: tuple[int, ...], axis: int, slices: str | None) -> tuple[slice, ...]:
+    chosen = [slice(None)] * 3
+    chosen[axis] = slice(*parse_slices(slices).indices(shape[axis]))  # nibabel's slicer puts negative starts elsewhere
+    return tuple(chosen)
 
 
 def slices_of(image: nib.Nifti1Image, name: str, axis: int, slices: str | None, spacing: float | None = None) -> tuple:
@@ -291,60 +284,6 @@ def voxel_sizes(image: nib.Nifti1Image) -> tuple[float, ...] | None:
 # ------------------------------------------------------------------------------------------- and back
 
 
-def write(
-    path: Path,
-    source: Path,
-    pictures: np.ndarray,
-    intensity_range: tuple[float, float],
-    axis: int = 2,
-    slices: str | None = None,
-    spacing: float | None = None,
-) -> None:
-    """Write slices back as NIfTI: where `source` has them in space, and in its intensities.
-
-    `pictures`: float [n, H, W] in [0, 1], one for each slice that `source` gives for this axis, slices and spacing,
-    on the canvas that `images.fit` put it. `intensity_range`: the (low, high) that 0 and 1 stand for. The file has
-    the source's affine and orientation (moved to the slices chosen, where not all were) and float32 voxels; slices
-    that were resampled are resampled back to all of the source's voxels, `low` where none was chosen. It appears
-    whole.
-    """
-    image = load(source, voxels=False)
-    low, high = intensity_range
-    named, shape = slices_of(image, source.name, axis, slices, spacing)
-    if len(named) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures for the {len(named)} slices of {source.name}")
-    voxels = np.stack([images.unfit(picture, shape) for picture in pictures]) * (high - low) + low
-    if _is_volume(image):
-        volume = _put_back(voxels, _canonical_volume(image), low, axis, slices, spacing)
-        back = nib.orientations.ornt_transform(*map(nib.io_orientation, (volume.affine, image.affine)))
-        turned = volume.as_reoriented(back)
-        voxels, affine = np.asarray(turned.dataobj), turned.affine
-    else:
-        voxels, affine = voxels.reshape(image.shape), image.affine
-    written = nib.Nifti1Image(voxels.astype(np.float32), affine, image.header, dtype=np.float32)
-    written.header.set_slope_inter(1, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".nifti-") as folder:
-        temporary = Path(folder) / f"volume{'.nii.gz' if path.name.lower().endswith('.gz') else '.nii'}"
-        nib.save(written, temporary)
-        os.replace(temporary, path)
-
-
-def _put_back(
-    voxels: np.ndarray, source: nib.Nifti1Image, low: float, axis: int, slices: str | None, spacing: float | None
-) -> nib.Nifti1Image:
-    """Slices [n, h, w] as a RAS+ volume in the place of those that `cut` took from `source`, which is RAS+, too."""
-    shape, affine = _grid(source, spacing)
-    chosen = [slice(None)] * 3  # nibabel's slicer puts negative starts elsewhere, so they are resolved here
-    chosen[axis] = slice(*parse_slices(slices).indices(shape[axis]))
-    voxels = np.moveaxis(voxels, 0, axis)
-    if spacing is None:
-        return nib.Nifti1Image(voxels, source.slicer[tuple(chosen)].affine)
-    whole = np.full(shape, low, np.float32)
-    whole[tuple(chosen)] = voxels
-    return _resampled(nib.Nifti1Image(whole, affine), (source.shape, source.affine), low)
-
-
 def write_all(
     folder: Path,
     sources: list[Path],
@@ -354,10 +293,12 @@ def write_all(
     slices: str | None = None,
     spacing: float | None = None,
 ) -> list[Path]:
-    """`write` for many sources at once, each to `folder` under its own name; returns the files written.
+    """Write slices back as NIfTI files in `folder`, each source under its own name; returns the files written.
 
-    `sources` [N], `pictures` [N, H, W] and `ranges` [N, 2] have a row for each slice, as `dataset.Slices` has.
-    Raises InputError when two sources would be written to one file.
+    `sources` [N], `pictures` (float [N, H, W] in [0, 1], on the canvas of `images.fit`) and `ranges` (float [N, 2], the
+    intensities of 0 and 1) have a row for each slice, as `dataset.Slices` has. A file has its source's affine and
+    orientation, moved to the chosen slices, and float32 voxels; resampled slices are resampled back to all of the
+    source's voxels. Raises InputError when two sources would be written to one file.
     """
     rows: dict[Path, list[int]] = {}
     for row, source in enumerate(sources):
@@ -366,40 +307,67 @@ def write_all(
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"several NIfTI files are called {', '.join(doubled)}: give one of them at a time")
     for (source, own), name in zip(rows.items(), names, strict=True):
-        write(folder / name, source, pictures[own], tuple(ranges[own[0]]), axis, slices, spacing)
+        written = _put_back(source, pictures[own], tuple(ranges[own[0]]), axis, slices, spacing).to_bytes()
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / name) as file:
+            file.write(gzip.compress(written, 1, mtime=0) if name.lower().endswith(".gz") else written)
     return [folder / name for name in names]
+
+
+def _put_back(
+    source: Path,
+    pictures: np.ndarray,
+    intensity_range: tuple[float, float],
+    axis: int,
+    slices: str | None,
+    spacing: float | None,
+) -> nib.Nifti1Image:
+    image = load(source, voxels=False)
+    low, high = intensity_range
+    named, shape = slices_of(image, source.name, axis, slices, spacing)
+    if len(named) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures for the {len(named)} slices of {source.name}")
+    voxels = np.stack([images.unfit(picture, shape) for picture in pictures]) * (high - low) + low
+    if _is_volume(image):
+        canonical = _canonical_volume(image)
+        whole, affine = _grid(canonical, spacing)
+        chosen = _chosen(whole, axis, slices)
+        filled = np.full(whole, low, np.float32)
+        filled[chosen] = np.moveaxis(voxels, 0, axis)
+        volume = nib.Nifti1Image(filled, affine)
+        volume = volume.slicer[chosen] if spacing is None else _resampled(volume, canonical, low)
+        back = nib.orientations.ornt_transform(*map(nib.io_orientation, (volume.affine, image.affine)))
+        turned = volume.as_reoriented(back)
+        voxels, affine = np.asarray(turned.dataobj), turned.affine
+    else:
+        voxels, affine = voxels.reshape(image.shape), image.affine
+    written = nib.Nifti1Image(voxels.astype(np.float32), affine, image.header, dtype=np.float32)
+    written.header.set_slope_inter(1, 0)
+    return written
 
 
 def affine_of(
     path: Path, canvas: tuple[int, int], axis: int, slices: str | None, spacing: float | None
 ) -> np.ndarray | None:
-    """Where in space `write_stack` is to put the slices that `cut` takes of a volume, on their canvas [H, W].
-
-    The affine [4, 4] of its RAS+ orientation, voxel to mm; None of a file that is no volume, whose slices have no
-    distance from each other.
-    """
+    """Voxel to mm, [4, 4], of the slices that `cut` takes of a volume, on a canvas [H, W]; None of a single slice."""
     image = load(path, voxels=False)
     if not _is_volume(image):
         return None
     shape, affine = _grid(_canonical_volume(image), spacing)
     chosen = parse_slices(slices).indices(shape[axis])
-    others = [i for i in range(3) if i != axis]
-    size, place = images.placement(tuple(shape[i] for i in others), canvas)
+    sides = [i for i in range(3) if i != axis]
     scale, start = np.ones(3), np.zeros(3)
     scale[axis], start[axis] = chosen[2], chosen[0]
-    for i, pixels, where in zip(others, size, place, strict=True):
+    for i, pixels, where in zip(sides, *images.placement(tuple(shape[i] for i in sides), canvas), strict=True):
         scale[i] = shape[i] / pixels
-        start[i] = (0.5 - where.start) * scale[i] - 0.5  # of the canvas's first pixel's middle, in voxels
-    to_voxels = np.eye(4)
-    to_voxels[:3, :3], to_voxels[:3, 3] = np.diag(scale), start
-    return affine @ to_voxels
+        start[i] = (0.5 - where.start) * scale[i] - 0.5  # of the middle of the canvas's first pixel, in voxels
+    return affine @ nib.affines.from_matvec(np.diag(scale), start)
 
 
 def write_stack(path: Path, pictures: np.ndarray, axis: int = 2, affine: np.ndarray | None = None) -> None:
-    """Write slices that come of no file, uint8 [n, H, W], as one NIfTI file that `cut` gives back.
+    """Write slices uint8 [n, H, W] as a NIfTI file, along `axis` of its RAS+ orientation; `cut` gives them back.
 
-    They lie along `axis` of its RAS+ orientation, whatever they show: neighbours need not belong together. `affine`
-    [4, 4]: voxel to mm; None for voxels of 1 mm.
+    `affine` [4, 4]: voxel to mm; None for voxels of 1 mm.
     """
     image = nib.Nifti1Image(np.moveaxis(pictures, 0, axis), np.eye(4) if affine is None else affine)
     image.header.set_xyzt_units("mm")

@@ -284,7 +284,7 @@ def bad_files(folder):
         "report.dcm": "holds no DICOM picture",
         "unknown.dcm": "can't be read as DICOM",
         "deflated.dcm": "is deflated",
-        "packed.dcm": "JPEG-LS Lossless.*needs a plugin: pip install pylibjpeg",
+        "packed.dcm": "JPEG-LS Lossless.*damaged, or needs pip install pylibjpeg",
     }
 
 
