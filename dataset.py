@@ -165,16 +165,14 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, s
     )
 
 
-def _notes_of_sizes(columns: dict, canvas: tuple[int, int], split: str) -> list[str]:
+def _notes(columns: dict, canvas: tuple[int, int], split: str) -> list[str]:
     done = {"padded": columns["padded"], "shrunk": columns["resized"]}
-    notes = [f"{counted(number, 'slice')} {what}" for what, number in done.items() if number]
-    return [f"{split}: {' and '.join(notes)} to fit {'x'.join(map(str, canvas))}"] if notes else []
-
-
-def _notes_of_levels(levels: list[int], split: str) -> list[str]:
-    beyond = sum(level >= MOST_LEVELS for level in levels)
-    note = f"{split}: {counted(beyond, 'slice')} with a number of {MOST_LEVELS:,} or more, taken as of no known level"
-    return [note] if beyond else []
+    sizes = [f"{counted(number, 'slice')} {what}" for what, number in done.items() if number]
+    notes = [f"{split}: {' and '.join(sizes)} to fit {'x'.join(map(str, canvas))}"] if sizes else []
+    if beyond := sum(level >= MOST_LEVELS for level in columns["levels"]):
+        above = f"with a number of {MOST_LEVELS:,} or more, taken as of no known level"
+        notes.append(f"{split}: {counted(beyond, 'slice')} {above}")
+    return notes
 
 
 def _known(levels: list[int]) -> np.ndarray:
@@ -193,7 +191,7 @@ def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slic
         levels=_known(columns["levels"]),
         paths=[files[file] for file in columns["files"]],
         ranges=np.array(columns["ranges"], np.float64) if listing.has_volumes else None,
-        notes=_notes_of_sizes(columns, index["canvas"], split) + _notes_of_levels(columns["levels"], split),
+        notes=_notes(columns, index["canvas"], split),
         affine=None if columns["affine"] is None else np.array(columns["affine"]),
     )
 
@@ -414,18 +412,15 @@ def _examples(people: Counter) -> str:
 
 def show_cache(clear: bool) -> None:
     """Print what the cache holds and its size; with `clear`, delete it first."""
-    found = cache.stored()
-    left = cache.clear() if clear else found
-    size = _megabytes(sum(one.bytes for one in left))
-    deleted = _megabytes(sum(one.bytes for one in found) - sum(one.bytes for one in left))
-    print(f"{cache.cache_root()}: {size}{f', {deleted} deleted' if clear else ''}")
-    for one in left:
-        print(f"{_megabytes(one.bytes):>12}  {one.folder.name}: {one.content}")
-
-
-def _megabytes(size: int) -> str:
-    """`367.0 MB`."""
-    return f"{size / 1e6:,.1f} MB"
+    before = sum(size for size, _, _ in cache.stored())
+    if clear:
+        cache.clear()
+    left = cache.stored()
+    after = sum(size for size, _, _ in left)
+    deleted = f", {(before - after) / 1e6:,.1f} MB deleted" if clear else ""
+    print(f"{cache.cache_root()}: {after / 1e6:,.1f} MB{deleted}")
+    for size, folder, content in left:
+        print(f"{size / 1e6:9,.1f} MB  {folder.name}: {content}")
 
 
 @exit_on_input_error

@@ -13,7 +13,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -60,9 +60,8 @@ def open_or_build(listing: Listing, cut: Cut) -> tuple[dict, Path]:
                 if folder.exists():
                     print(f"the cache in {visible(folder)} is not as it was written: {one_line(problem)}")
             total = sum(map(len, listing.files.values()))
-            print(
-                f"decoding {counted(total, 'file')} of {visible(listing.root)} once, to {visible(folder)}", flush=True
-            )
+            what = f"{counted(total, 'file')} of {visible(listing.root)}"
+            print(f"decoding {what} once, to {visible(folder)}", flush=True)
             with whole_folder(folder, replace=True) as new:  # what is there is a damaged cache
                 return _build(listing, cut, new), folder
     except OSError as error:
@@ -160,8 +159,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _size_and_time(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _sum_of(content: dict) -> str:
@@ -172,23 +170,11 @@ def _sum_of(content: dict) -> str:
 # ------------------------------------------------------------------------------------------- what it holds
 
 
-class Stored(NamedTuple):
-    """A folder of the cache. It can be deleted at any time: what is missing is made again."""
-
-    folder: Path
-    content: str
-    bytes: int
-
-
-def stored() -> list[Stored]:
-    """What the cache holds, the largest first."""
-    root = cache_root()
-    folders = [entry for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
-    found = [
-        Stored(folder, _content(folder), sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
-        for folder in folders
-    ]
-    return sorted(found, key=lambda one: -one.bytes)
+def stored() -> list[tuple[int, Path, str]]:
+    """The size in bytes, folder and content of everything in the cache, the largest first."""
+    folders = [entry for entry in cache_root().glob("*") if entry.is_dir()]
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders]
+    return sorted(zip(sizes, folders, map(_content, folders), strict=True), reverse=True)
 
 
 def _content(folder: Path) -> str:
@@ -203,12 +189,8 @@ def _content(folder: Path) -> str:
         return "not whole"
 
 
-def clear() -> list[Stored]:
-    """Delete what the cache holds, but for what another process is just making; returns what is left.
-
-    Programs that have read a set go on with it: a file that is in use stays on the disk until it is closed.
-    """
-    for one in stored():
-        with suppress(InputError), locked(one.folder.with_name(f"{one.folder.name}.lock")):
-            shutil.rmtree(one.folder, ignore_errors=True)
-    return stored()
+def clear() -> None:
+    """Delete what the cache holds, but for what another process is making; files in use stay until they are closed."""
+    for _, folder, _ in stored():
+        with suppress(InputError), locked(folder.with_name(f"{folder.name}.lock")):
+            shutil.rmtree(folder, ignore_errors=True)

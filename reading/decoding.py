@@ -57,9 +57,7 @@ class Look(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    pictures: list[
-        np.ndarray
-    ]  # uint8 [h, w] each; of pictures of more than 8 bits, black while their range isn't known
+    pictures: list[np.ndarray]  # uint8 [h, w]; black where a range for more than 8 bits isn't known yet
     span: tuple[float, float] | None  # the volume's intensities that 0 and 255 stand for
     looks: list[Look]  # one for each file
 
@@ -94,17 +92,9 @@ def plan(folder: Path, files: list[str], cut: Cut, pool: Executor, problems: Pro
     problems += [problem for problem in found.values() if isinstance(problem, str)]
     units = []
     for _, group in groupby((name for name in files if not isinstance(found[name], str)), volume_of):
-        unit = Unit([], [], [], [], [])
-        for file in group:
-            named, shape, voxels = found[file]
-            unit = unit._replace(voxels=voxels)
-            unit.paths.append(folder / file)
-            for name, level in named:
-                unit.names.append(name)
-                unit.levels.append(level)
-                unit.files.append(file)
-                unit.shapes.append(shape)
-        units.append(unit)
+        own = list(group)
+        slices = [(*name_and_level, file, found[file][1]) for file in own for name_and_level in found[file][0]]
+        units.append(Unit([folder / file for file in own], *map(list, zip(*slices, strict=True)), found[own[0]][2]))
     return units
 
 
@@ -159,10 +149,8 @@ def _picture(path: Path, deep: tuple | None) -> tuple[np.ndarray, Look]:
         sample = values.ravel()[:: max(1, values.size // SAMPLE)]
         span, padding = deep or ((0, 0), None)
         values = scale_to_uint8(fill_padding(values, padding), *span)
-    size = "x".join(map(str, values.shape))
-    return values[None], Look(
-        path, size, f"mode {picture.mode}", flat, labels, largest, picture.transparent, [], sample
-    )
+    size, mode = "x".join(map(str, values.shape)), f"mode {picture.mode}"
+    return values[None], Look(path, size, mode, flat, labels, largest, picture.transparent, [], sample)
 
 
 def _volume(path: Path, cut: Cut) -> tuple[np.ndarray, Look]:
@@ -224,15 +212,11 @@ class Survey:
             if padding is not None:
                 lines.append(f"value {padding:g} taken for padding")
             if high not in (1, 65535):
-                percentiles = "percentiles {} and {} of the whole set".format(*PERCENTILES)
-                lines.append(
-                    f"pictures of more than 8 bits, values {low:.6g} to {high:.6g} ({percentiles}) scaled to 8"
-                )
+                how = "values {:.6g} to {:.6g} (percentiles {} and {} of the whole set)".format(low, high, *PERCENTILES)
+                lines.append(f"pictures of more than 8 bits, {how} scaled to 8")
         if len(self.voxels) > 1:
-            sizes = ", ".join(
-                f"{size} mm in {counted(number, 'volume')}" for size, number in self.voxels.most_common(3)
-            )
-            lines.append(f"voxels of {len(self.voxels)} sizes: {sizes}; --spacing 1 makes them alike")
+            sizes = [f"{size} mm in {counted(number, 'volume')}" for size, number in self.voxels.most_common(3)]
+            lines.append(f"voxels of {len(self.voxels)} sizes: {', '.join(sizes)}; --spacing 1 makes them alike")
         for split, looks in self.looks.items():
             for note, number in Counter(note for look in looks for note in look.notes).items():
                 lines.append(f"{split}: {counted(number, 'file')}: {note}")
@@ -245,4 +229,6 @@ class Survey:
 
     def _count(self, split: str, looks: list[Look]) -> str:
         are = "is" if len(looks) == 1 else "are"
-        return f"{split}: {len(looks):,} of {counted(len(self.looks[split]), 'file')} ({looks[0].path.name}, say) {are}"
+        return (
+            f"{split}: {len(looks):,} of {counted(len(self.looks[split]), 'file')} (such as {looks[0].path.name}) {are}"
+        )

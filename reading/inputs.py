@@ -34,7 +34,7 @@ def read(paths: list[Path], axis: int, slices: str | None, spacing: float | None
     """Decode pictures, or volumes, not both. Raises InputError that names each file which can't be used."""
     sources, kinds = expand(paths)
     if PICTURE in kinds and len(kinds) > 1:
-        raise InputError("these are pictures and volumes (NIfTI or DICOM, say): give one kind at a time")
+        raise InputError("these are pictures and volumes (such as NIfTI or DICOM): give one kind at a time")
     problems = Problems()
     # Decoders warn of what they then repair. Filters are the process's: set here, once, around all threads.
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:

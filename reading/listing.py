@@ -30,7 +30,7 @@ class Listing:
 
     def links_to_nothing(self) -> list[str]:
         """A line for each."""
-        return [f"{path} is a link to nothing (fetch the file, with git annex get say)" for path in self.broken]
+        return [f"{path} is a link to nothing (fetch the file, for example with git annex get)" for path in self.broken]
 
     def overlap(self) -> list[str]:
         """A line for each person who is in more than one split."""
@@ -47,24 +47,19 @@ class Listing:
         unknown = sum(number[person] == 1 and not known_person(name) for name, person in names)
         if 2 * unknown <= len(number) or len(names) < 2:
             return None
-        return (
-            f"{unknown:,} of {counted(len(number), 'person', 'people')} have one file, such as {names[0][0]}: where"
-            " names hide who is who, slices of one person may be in two splits; --person REGEX tells"
-        )
+        few = f"{unknown:,} of {counted(len(number), 'person', 'people')} have one file, such as {names[0][0]}"
+        return f"{few}: where names hide who is who, a person may be in two splits; --person REGEX tells"
 
     def what_lies_in(self, split: str) -> str:
         """Why there is nothing to read in a split: `no folder validate in DIR; there is val`."""
         if split not in self.folders:
             entries = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != ".")
             alike = [name for name in entries if re.match(OTHER_NAMES[split], name, re.IGNORECASE)]
-            name = self._layout().format(split)
+            known, folder = next(iter(self.folders.items()))
+            name = next(layout for layout in LAYOUTS if layout.format(known) == folder.name).format(split)
             rename = f"; there is {alike[0]}: rename it" if len(alike) == 1 else ""
             return f"the {split} split is missing: no folder {name} in {self.root}{rename}"
         return f"the {split} split is empty: {self.folders[split]} holds {contents_of(self.folders[split])}"
-
-    def _layout(self) -> str:
-        split, folder = next(iter(self.folders.items()))
-        return next(layout for layout in LAYOUTS if layout.format(split) == folder.name)
 
 
 def contents_of(folder: Path) -> str:
@@ -74,7 +69,9 @@ def contents_of(folder: Path) -> str:
     folders = sorted(entry.name for entry in entries if entry.is_dir())
     suffixes = Counter(suffix_of(entry.name) for entry in entries if not entry.is_dir())
     found = [f"{number:,} {suffix}" for suffix, number in suffixes.most_common(3)]
-    hint = ": convert DICOM to NIfTI first, with dcm2niix say" if ".dcm" in suffixes or ".ima" in suffixes else ""
+    hint = (
+        ": convert DICOM to NIfTI first, for example with dcm2niix" if ".dcm" in suffixes or ".ima" in suffixes else ""
+    )
     if folders:
         names = ", ".join(folders[:4]) + (", ..." if len(folders) > 4 else "")
         found.insert(0, f"{counted(len(folders), 'folder')} ({names})")
@@ -113,8 +110,8 @@ def scan(root: Path, person: str | None = None) -> Listing:
         stats = [(name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name in files[split] for at in [found[name]]]
         digest.update(repr((split, stats)).encode(errors="surrogateescape"))
     if len(kinds) > 1:
-        found = f"{counted(kinds[False], 'picture')} and {counted(kinds[True], 'NIfTI or other volume')}"
-        raise InputError(f"{root} holds both pictures and NIfTI files, {found}: keep one kind")
+        found = f"{counted(kinds[False], 'picture')} and {counted(kinds[True], 'volume')}"
+        raise InputError(f"{root} holds both pictures and volumes, {found}: keep one kind")
     return Listing(root, folders, files, people, kinds[True] > 0, digest.hexdigest(), sorted(broken))
 
 

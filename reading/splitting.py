@@ -34,7 +34,8 @@ def split(source: Path, out: Path, pattern: str | None = None) -> list[str]:
         raise InputError(f"no folder {source}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and isn't empty: give a new folder for the splits")
-    files = sorted((path for path in source.rglob("*") if is_data(path.name) and path.is_file()), key=_order)
+    files = [path for path in source.rglob("*") if is_data(path.name) and path.is_file()]
+    files.sort(key=lambda path: natural(str(path)))
     if out.resolve().is_relative_to(source.resolve()):
         files = [path for path in files if not path.is_relative_to(out)]
     chosen, lines = _choose(files)
@@ -59,10 +60,8 @@ def split(source: Path, out: Path, pattern: str | None = None) -> list[str]:
             for path, person in people.items():
                 _link(path, new / split_of[person] / names[path])
                 if other := partner(path):
-                    _link(
-                        other,
-                        new / split_of[person] / (re.sub(r"\.img(\.gz)?$", "", names[path]) + suffix_of(other.name)),
-                    )
+                    base = re.sub(r"\.img(\.gz)?$", "", names[path])
+                    _link(other, new / split_of[person] / f"{base}{suffix_of(other.name)}")
             for table in TABLES:
                 if (source / table).is_file():
                     _link(source / table, new / table)
@@ -78,10 +77,6 @@ def split(source: Path, out: Path, pattern: str | None = None) -> list[str]:
             " two splits, and scores flatter; --person REGEX tells"
         )
     return lines
-
-
-def _order(path: Path) -> list:
-    return natural(str(path))
 
 
 def _choose(files: list[Path]) -> tuple[list[Path], list[str]]:

@@ -177,7 +177,7 @@ def test_a_brain_in_alpha_is_laid_over_black(tmp_path, hidden):
     np.testing.assert_array_equal(data.splits["test"].images[1, 104:152, 108:148], head(8, 5))
     problems, notes = dataset.check(str(root))
     assert problems == []
-    assert "train: 9 of 9 files (case_001_slice_4.png, say) are transparent in places, laid over black" in notes
+    assert "train: 9 of 9 files (such as case_001_slice_4.png) are transparent in places, laid over black" in notes
     assert set(notes) <= set(data.splits["train"].notes)
 
 
@@ -196,7 +196,9 @@ def test_masks_and_labels_beside_volumes_are_a_problem(tmp_path, monkeypatch, ca
     volume_set(root, f"sub-{{:02}}_ses-1_{kind}.nii.gz", made)
     status, out = run(monkeypatch, capsys, "check", root)
     assert status == 1
-    line = f"train: 2 of 4 files (sub-01_ses-1_{kind}.nii.gz, say) are like a mask or labels: move such files elsewhere"
+    line = (
+        f"train: 2 of 4 files (such as sub-01_ses-1_{kind}.nii.gz) are like a mask or labels: move such files elsewhere"
+    )
     assert line in out.splitlines()
     assert line in dataset.load(str(root)).splits["train"].notes
 
@@ -207,15 +209,15 @@ def test_scans_are_not_like_labels(tmp_path):
     assert not looks_like_labels(np.zeros((9, 9), np.uint8))
 
 
-def test_flat_and_dark_files_are_told(tmp_path):
+def test_flat_and_dark_files_are_reported(tmp_path):
     root = picture_set(tmp_path / "black", lambda pixels, path: Image.fromarray(pixels * 0).save(path))
     problems, _ = dataset.check(str(root))
-    assert problems[0] == "train: 9 of 9 files (case_001_slice_4.png, say) are one value all over"
+    assert problems[0] == "train: 9 of 9 files (such as case_001_slice_4.png) are one value all over"
     root = picture_set(tmp_path / "dark", lambda pixels, path: Image.fromarray(pixels // 8).save(path))
     assert dataset.check(str(root)) == (["the largest value of all pictures is 21 of 255: scale them up"], [])
     assert dataset.load(str(root)).splits["train"].notes[0] == dataset.check(str(root))[0][0]
     Image.fromarray(head() * 0).save(root / "train/case_001_slice_9.png")
-    assert "train: 1 of 10 files (case_001_slice_9.png, say) is one value all over" in dataset.check(str(root))[1]
+    assert "train: 1 of 10 files (such as case_001_slice_9.png) is one value all over" in dataset.check(str(root))[1]
 
 
 @pytest.mark.parametrize("value", [-32768, 32767, -2000.0, np.float32(-1e30), 65535])
@@ -242,7 +244,7 @@ def test_what_is_no_padding():
     assert padding_of(np.array([np.nan, np.inf])) is None
 
 
-def test_voxels_of_different_sizes_are_told_and_made_alike_by_spacing(tmp_path):
+def test_voxels_of_different_sizes_are_reported_and_made_alike_by_spacing(tmp_path):
     root = volume_set(tmp_path / "set")
     save(root / "train/case_009.nii.gz", scan(), np.diag([4, 4, 8, 1]))
     [note] = dataset.check(str(root))[1]
@@ -390,7 +392,7 @@ def test_messages_count_what_lies_there(tmp_path):
         "train holds 3 folders (case_001, case_002, case_003), no picture or volume: python dataset.py split" in message
     )
     (root / "test/case_005.nii").touch()
-    assert "both pictures and NIfTI files" in refused(root)
+    assert "both pictures and volumes" in refused(root)
 
 
 def test_oasis_dir_that_is_no_folder(tmp_path, monkeypatch):
