@@ -69,9 +69,8 @@ def contents_of(folder: Path) -> str:
     folders = sorted(entry.name for entry in entries if entry.is_dir())
     suffixes = Counter(suffix_of(entry.name) for entry in entries if not entry.is_dir())
     found = [f"{number:,} {suffix}" for suffix, number in suffixes.most_common(3)]
-    hint = (
-        ": convert DICOM to NIfTI first, for example with dcm2niix" if ".dcm" in suffixes or ".ima" in suffixes else ""
-    )
+    is_dicom = ".dcm" in suffixes or ".ima" in suffixes
+    hint = ": convert DICOM to NIfTI first, for example with dcm2niix" if is_dicom else ""
     if folders:
         names = ", ".join(folders[:4]) + (", ..." if len(folders) > 4 else "")
         found.insert(0, f"{counted(len(folders), 'folder')} ({names})")
