@@ -49,6 +49,16 @@ LABELS = {  # words of keys that are written otherwise
 }
 
 
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 # --------------------------------------------------------------------------------------------- pictures
 
 
@@ -63,34 +73,31 @@ def _webp(image: Image.Image, **options: Any) -> str:
 
 
 def figure(path: Path, title: str) -> dict[str, Any]:
-    """What the page needs of the figure at `path`: a PNG as plots.py makes it, or a GIF, whose last frame is its still.
-
-    Raises OSError when the file is no picture.
-    """
+    """What the page needs of a PNG of plots.py or a GIF, whose last frame is its still; OSError if it's neither."""
     with Image.open(path) as image:
-        text = {"caption": image.info.get("Description") or image.info.get("comment", b"").decode() or title}
-        text["heading"] = HEADINGS.get(path.name) or image.info.get("Title", path.stem)
-        size = {"width": image.width, "height": image.height}
+        about = {
+            "heading": HEADINGS.get(path.name) or image.info.get("Title", path.stem),
+            "caption": image.info.get("Description") or image.info.get("comment", b"").decode() or title,
+            "width": image.width,
+            "height": image.height,
+        }
         if path.suffix == ".gif":
             moving = _webp(image, save_all=True, quality=80)
             image.seek(image.n_frames - 1)
-            still = _webp(image.convert("RGB"), quality=80)
-            return text | size | {"source": moving, "still": still, "kind": "animation"}
+            return about | {"source": moving, "still": _webp(image.convert("RGB"), quality=80), "kind": "animation"}
         kind = "chart" if image.convert("RGB").getpixel((0, 0)) == (255, 255, 255) else "pictures"
-    return text | size | {"source": _data_uri(path.read_bytes(), "png"), "still": None, "kind": kind}
+    return about | {"source": _data_uri(path.read_bytes(), "png"), "still": None, "kind": kind}
 
 
 def _slider(scores: Sequence[Mapping], images: tuple[np.ndarray, np.ndarray]) -> dict[int, dict]:
     """Row of `scores` -> name, SSIM and lossless pictures of the slice, for rows evenly spaced by rank of SSIM."""
     if not len(images[0]) == len(images[1]) == len(scores):
         raise ValueError(f"{len(scores)} scores, {len(images[0])} originals, {len(images[1])} reconstructions")
-    ranked = sorted(range(len(scores)), key=lambda row: scores[row]["ssim"])
-    ranks = np.unique(np.linspace(0, len(ranked) - 1, SLIDER_SLICES).round().astype(int))
+    ranked = np.argsort([row["ssim"] for row in scores], kind="stable")
     pairs = {}
-    for row in (ranked[rank] for rank in ranks):
-        original, reconstruction = (
-            _webp(Image.fromarray(to_bytes(stack[row : row + 1])[0]), lossless=True) for stack in images
-        )
+    for row in ranked[np.unique(np.linspace(0, len(ranked) - 1, SLIDER_SLICES).round().astype(int))].tolist():
+        pair = (Image.fromarray(to_bytes(stack[row])) for stack in images)
+        original, reconstruction = (_webp(picture, lossless=True) for picture in pair)
         name = f"{scores[row]['name']}, SSIM {scores[row]['ssim']:.4f}"
         pairs[row] = {"name": name, "original": original, "reconstruction": reconstruction}
     return pairs
@@ -101,16 +108,16 @@ def _slider(scores: Sequence[Mapping], images: tuple[np.ndarray, np.ndarray]) ->
 
 def number(value: Any) -> str:
     """A value as a reader wants it: 12,345; 0.9806; 1.2e-05; a dash where there is none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if isinstance(value, list | tuple):
+        return ", ".join(map(number, value)) or "-"
+    if value is None or value != value:  # NaN
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | np.integer) or (isinstance(value, float) and value >= 100 and value.is_integer()):
+    if isinstance(value, int) or (isinstance(value, float) and value >= 100 and value.is_integer()):
         return f"{value:,.0f}"
-    if isinstance(value, float | np.floating):
+    if isinstance(value, float):
         return f"{value:.4g}" if 0 < abs(value) < 0.001 else f"{value:,.4f}" if abs(value) < 10 else f"{value:,.2f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(number, value)) or "-"
     return str(value)
 
 
@@ -120,12 +127,7 @@ def label(key: object) -> str:
     return re.sub(r"[A-Za-z0-9]+", lambda word: LABELS.get(word[0], word[0]), name.replace("_", " "))
 
 
-def _rows(title: str, values: Mapping) -> dict[str, Any]:
-    """A table of names and values."""
-    return {"title": title, "columns": [], "rows": [[label(key), number(value)] for key, value in values.items()]}
-
-
-def _grid(title: str, groups: Mapping[str, Mapping]) -> dict[str, Any]:
+def _grid(title: str, groups: Mapping[Any, Mapping]) -> dict[str, Any]:
     """A table with a row for each group; its columns are all of their keys."""
     keys = list(dict.fromkeys(key for group in groups.values() for key in group))
     rows = [
@@ -136,69 +138,63 @@ def _grid(title: str, groups: Mapping[str, Mapping]) -> dict[str, Any]:
 
 def tables(title: str, values: Mapping) -> list[dict[str, Any]]:
     """Nested results as tables, each with a title of its own: `title` and the keys that lead to it."""
-    found = []
+    rows, nested = [], []
     for key, value in values.items():
-        if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
-            value = {str(place): item for place, item in enumerate(value, start=1)}
-        if isinstance(value, Mapping):
-            name, groups = f"{title}: {label(key)}", value.values()
-            flat = [isinstance(group, Mapping) and not any(map(_nested, group.values())) for group in groups]
-            found += [_grid(name, value)] if flat and all(flat) else tables(name, value)
-    plain = {key: value for key, value in values.items() if not _nested(value)}
-    return [_rows(title, plain), *found] if plain else found
-
-
-def _nested(value: Any) -> bool:
-    return isinstance(value, Mapping) or (
-        isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
-    )
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            value = dict(enumerate(value, start=1))
+        if not isinstance(value, Mapping):
+            rows.append([label(key), number(value)])
+            continue
+        name, groups = f"{title}: {label(key)}", [*value.values()]
+        flat = [
+            isinstance(group, Mapping) and not any(isinstance(v, Mapping) for v in group.values()) for group in groups
+        ]
+        nested += [_grid(name, value)] if flat and all(flat) else tables(name, value)
+    return [{"title": title, "columns": [], "rows": rows}, *nested] if rows else nested
 
 
 def sample_tables(judge: Mapping) -> list[dict[str, Any]]:
     """The verdict on samples: in each feature space beside the floor and the ceiling, and all else after that."""
     kinds = {"fidelity": "samples", "floor": "training slices (floor)", "ceiling": "another prior (ceiling)"}
-    kinds = {kind: name for kind, name in kinds.items() if kind in judge}
-    spaces = list(dict.fromkeys(space for kind in kinds for space in judge[kind]))
-    pairs = [(space, kind) for space in spaces for kind in kinds if space in judge[kind]]
-    rows = {f"{space}: {kinds[kind]}": judge[kind][space] for space, kind in pairs}
+    spaces = dict.fromkeys(space for kind in kinds for space in judge.get(kind, {}))
+    rows = {
+        f"{space}: {name}": judge[kind][space]
+        for space in spaces
+        for kind, name in kinds.items()
+        if space in judge.get(kind, {})
+    }
     rest = tables("Samples", {key: value for key, value in judge.items() if key not in kinds})
     return [_grid("Samples: fidelity and coverage, by feature space", rows), *rest] if rows else rest
 
 
-def _score_table(scores: Sequence[Mapping], slider: Mapping[int, dict]) -> dict | None:
+def _score_table(scores: Sequence[Mapping], slider: Mapping[int, dict]) -> dict[str, Any]:
     """What the sortable table shows, lowest SSIM first; `pair` is the slice's place in the slider, if it has one."""
-    if not scores:
-        return None
     columns = {key: score for key, score in SCORES.items() if key in scores[0]}
     places = {row: place for place, row in enumerate(slider)}
     rows = []
     for place, row in sorted(enumerate(scores), key=lambda item: item[1]["ssim"]):
-        values = [(float(row[key]), score) for key, score in columns.items()]
-        cells = [
-            # An infinite PSNR is that of a slice that came back to the bit.
-            {"value": "" if math.isnan(v) else str(v).replace("inf", "Infinity"), "text": score.text(v)}
-            | ({"text": "exact"} if math.isinf(v) else {})
-            for v, score in values
-        ]
+        cells = []  # (number for JavaScript, text)
+        for value, score in ((float(row[key]), score) for key, score in columns.items()):
+            if math.isinf(value):  # the PSNR of a slice that is reconstructed to the bit
+                cells.append(("Infinity", "exact"))
+            else:
+                cells.append(("" if math.isnan(value) else value, score.text(value)))
         rows.append({"name": row["name"], "pair": places.get(place), "cells": cells})
     return {"columns": [score.heading[0].upper() + score.heading[1:] for score in columns.values()], "rows": rows}
 
 
-def _headline(scores: Sequence[Mapping]) -> list[tuple[str, str]]:
-    """The numbers to see first: (what, value)."""
-    if not scores:
-        return []
+def _headline(scores: Sequence[Mapping]) -> dict[str, str]:
+    """The numbers to see first."""
     ssim = np.array([row["ssim"] for row in scores], dtype=float)
-    cards = [
-        ("slices", f"{len(ssim):,}"),
-        ("mean SSIM", SCORES["ssim"].text(ssim.mean())),
-        ("lowest SSIM", SCORES["ssim"].text(ssim.min())),
-        (f"at or above {SSIM_PASS}", f"{100 * (ssim >= SSIM_PASS).mean():.4g} %"),
-    ]
+    cards = {
+        "slices": f"{len(ssim):,}",
+        "mean SSIM": SCORES["ssim"].text(ssim.mean()),
+        "lowest SSIM": SCORES["ssim"].text(ssim.min()),
+        f"at or above {SSIM_PASS}": f"{100 * (ssim >= SSIM_PASS).mean():.4g} %",
+    }
     for key in ("foreground_ssim", "psnr"):
-        known = [float(row[key]) for row in scores if key in row and not math.isnan(row[key])]
-        if known:
-            cards.append((f"mean {SCORES[key].heading}", SCORES[key].text(np.mean(known))))
+        if known := [float(row[key]) for row in scores if key in row and not math.isnan(row[key])]:
+            cards[f"mean {SCORES[key].heading}"] = SCORES[key].text(np.mean(known))
     return cards
 
 
@@ -217,16 +213,13 @@ def write_report(
     """Write `folder`/report.html, with the figures of `SECTIONS` that lie in `folder`, and return its path.
 
     Args:
-        title: what was measured: data set and split ("synthetic demo set, test split").
+        title: data set and split ("synthetic demo set, test split").
         metrics: as in metrics.json, nested as it likes; "judge" and "volume_judge" are shown with the samples.
         scores: one row a slice with `name`, `ssim` and any of the other `SCORES`; NaN where it has none.
         config: the settings of the run.
         images: originals and reconstructions [N, H, W], uint8 or float in [0, 1], in the order of `scores`, for
-            the slider.
+            the slider. Raises ValueError when their number is another.
         training: the run folder whose `TRAINING_FIGURES` are shown, too.
-
-    Raises:
-        ValueError: scores and images differ in number.
     """
     slider = _slider(scores, images) if images is not None and len(scores) else {}
     paths = {name: folder / name for names in SECTIONS.values() for name in names}
@@ -243,24 +236,16 @@ def write_report(
     if found := {score.heading: metrics[key] for key, score in SCORES.items() if key in metrics}:
         numbers.insert(0, _grid("Reconstruction scores", found))
     if "codes" in metrics:
-        numbers.append(_grid("Codebooks", {str(i): one for i, one in enumerate(metrics["codes"], start=1)}))
+        numbers.append(_grid("Codebooks", dict(enumerate(metrics["codes"], start=1))))
     brains = {key: value for key, value in metrics.get("volume_judge", {}).items() if key != "curves"}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    page = environment.get_template("page.html").render(
+    page = ENVIRONMENT.get_template("page.html").render(
         title=title,
         notes=metrics.get("notes", []),
-        cards=_headline(scores),
+        cards=_headline(scores) if scores else {},
         figures=figures,
         pairs=list(slider.values()),
         shape=images[0].shape[1:] if slider else None,
-        table=_score_table(scores, slider),
+        table=_score_table(scores, slider) if scores else None,
         tables={
             "Samples": sample_tables(metrics.get("judge", {})),
             "Whole brains": tables("Whole brains", brains),
@@ -268,7 +253,7 @@ def write_report(
             "Settings": tables("Settings", config),
         },
     )
-    path = Path(folder) / "report.html"
+    path = folder / "report.html"
     with atomic(path) as file:
         file.write(page.encode())
     return path
