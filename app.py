@@ -54,6 +54,7 @@ atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = HOST  # a proxy can't reach the page, which gradio looks for
 gr = import_module("gradio") if find_spec("gradio") else None
 
+LIVE = {"show_progress": "hidden", "trigger_mode": "always_last"}  # of a slider: what it shows follows the hand
 MAX_SAMPLES = 64  # at a time
 MAX_BYTES = 2**29  # of a file
 MAX_VOXELS = 2**26  # of a volume, 512x512x256: takes 1.5 GB
@@ -80,28 +81,23 @@ class AppSettings(Computing):
     port: int = option(7860, "of the page", ge=1, le=65535)
 
 
-# ----------------------------------------------------------------------------------------------------
-# What the page does, whatever it looks like
-
-
 class Playground:
-    """A trained model and each prior beside it.
+    """What the page does, with a trained model and each prior beside it. Its methods raise InputError.
 
     Attributes:
-        priors: the model with one prior each, by what the page calls the prior; the best first.
+        priors: the model with one prior each, by the prior's title; the best first.
         brains: that one of them which samples whole brains, or None.
     """
 
     def __init__(self, model: TrainedModel):
         self.model = model
-        paths = [path for name in PRIORS if (path := model.path.parent / name).is_file()]
-        samplers = [Sampler(path, model.codec) for path in paths]
+        samplers = [Sampler(path, model.codec) for name in PRIORS if (path := model.path.parent / name).is_file()]
         found = [TrainedModel(model.codec, model.description, sampler, model.path) for sampler in samplers]
         self.priors = {one.sampler.title: one for one in found}
         self.brains = next((one for one in found if isinstance(one.sampler.prior, Transformer)), None)
 
     def open(self, file: str | Path) -> Slices:
-        """The slices of a picture or a volume. Raises InputError when the file is neither, or too large."""
+        """The slices of a picture or a volume."""
         path = Path(file)
         try:
             check_voxels(path)
@@ -118,9 +114,8 @@ class Playground:
         notes = [*([EXAMPLE_NOTE] if slices.paths[index] == EXAMPLE else []), *slices.notes]
         if len(made.outliers(self.model.description["validation_ssim"])):
             notes.append("Reconstructed far worse than any like the training slices: is this a brain?")
-        scores = {SCORES[key].heading: SCORES[key].text(values[0]) for key, values in made.scores.items()}
-        scores["bytes"] = f"{made.bytes_per_image:,.0f}"
-        table = ["| score | value |", "|:--|--:|", *(f"| {name} | {text} |" for name, text in scores.items())]
+        rows = [f"| {SCORES[key].heading} | {SCORES[key].text(values[0])} |" for key, values in made.scores.items()]
+        table = ["| score | value |", "|:--|--:|", *rows, f"| bytes | {made.bytes_per_image:,.0f} |"]
         text = "\n".join([*(f"> {html.escape(note)}\n" for note in notes), *table])
         codes = [(picture, label) for label, picture in code_pictures(self.model.codec, image[0], frame=frame)]
         return pair, plots.error_maps(*pair), text, codes
@@ -133,7 +128,7 @@ class Playground:
         return path.rename(path.with_name(f"reconstructed_{path.name}"))
 
     def sample(self, prior: str, seed: float, samples: float, level: str, temperature: float) -> tuple[list, str]:
-        """Samples of seeds from `seed` on, each with its label, and a ZIP file of PNG files. Raises InputError."""
+        """Samples of seeds from `seed` on, each with its label, and a ZIP file of PNG files."""
         model, seeds = self.priors[prior], range(whole(seed), whole(seed) + int(samples))
         heat = None if model.sampler.is_gan else temperature
         pictures = to_uint8(model.sample(seeds, chosen(level), temperature=heat))
@@ -148,13 +143,13 @@ class Playground:
         return [(box.crop(one), f"seed {n}") for n, one in zip(seeds, pictures, strict=True)], str(packed)
 
     def walk(self, prior: str, first: float, last: float, level: str) -> np.ndarray:
-        """The pictures between two seeds' samples, uint8 [WALK, h, w]. Raises InputError."""
+        """The pictures between two seeds' samples, uint8 [WALK, h, w]."""
         model = self.priors[prior]
         pictures = to_uint8(model.walk((whole(first), whole(last)), chosen(level)))
         return enlarged(model.codec.window(pictures).crop(pictures))
 
     def brain(self, seed: float) -> tuple[np.ndarray, Path]:
-        """A whole brain's slices, uint8 [levels, h, w], and its NIfTI file. Raises InputError."""
+        """A whole brain's slices, uint8 [levels, h, w], and its NIfTI file."""
         volume = to_uint8(self.brains.sample_volume(whole(seed)))
         path = new_folder() / f"brain_seed_{whole(seed):05d}.nii.gz"
         write_volume(path, volume, self.model.description["data"])
@@ -202,7 +197,6 @@ def enlarged(pictures: np.ndarray) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------
-# What it looks like
 
 
 def reported(function: Callable) -> Callable:
@@ -249,7 +243,7 @@ def reconstruct_tab(blocks: "gr.Blocks", play: Playground) -> None:
             file = gr.File(label="a slice or a volume: PNG, JPEG, TIFF, NIfTI, DICOM", elem_id="file", height=180)
             place = gr.Slider(1, 2, 1, step=1, label="slice of the volume", visible=False, elem_id="slice")
             scores = gr.Markdown(elem_id="scores")
-            whole_volume = gr.Button("Reconstruct all slices", visible=False, elem_id="all")
+            button = gr.Button("Reconstruct all slices", visible=False, elem_id="all")
             download = gr.File(label="NIfTI", visible=False, interactive=False, elem_id="as-nifti")
         with gr.Column(scale=3):
             pair = gr.ImageSlider(
@@ -258,14 +252,14 @@ def reconstruct_tab(blocks: "gr.Blocks", play: Playground) -> None:
             error = figure("error", f"{plots.ERROR_GAIN} x |original - reconstruction|, black (0) to pale (1)")
     codes = gr.Gallery(label="what the codes hold", format="png", object_fit="contain", elem_id="codes")
     view = [pair, error, scores, codes]
-    controls = [slices, place, whole_volume, download]
+    controls = [slices, place, button, download]
 
     def opened(path: str | Path) -> tuple:
         found = play.open(path)
         middle, several = len(found) // 2, len(found) > 1
-        moved = gr.update(maximum=max(len(found), 2), value=middle + 1, visible=several)
-        button = gr.update(visible=found.ranges is not None)
-        return found, moved, button, gr.update(visible=False), *play.reconstruct(found, middle)
+        slider = gr.update(maximum=max(len(found), 2), value=middle + 1, visible=several)
+        is_volume = gr.update(visible=found.ranges is not None)
+        return found, slider, is_volume, gr.update(visible=False), *play.reconstruct(found, middle)
 
     def cleared() -> list:
         return [None, *3 * [gr.update(visible=False)], *4 * [None]]
@@ -273,15 +267,15 @@ def reconstruct_tab(blocks: "gr.Blocks", play: Playground) -> None:
     blocks.load(lambda: opened(EXAMPLE), None, controls + view)
     file.upload(cleared, None, controls + view).then(reported(opened), file, controls + view)
     file.clear(cleared, None, controls + view)
-    place.input(
-        lambda found, number: play.reconstruct(found, int(number) - 1),
-        [slices, place],
-        view,
-        trigger_mode="always_last",
-    )
-    whole_volume.click(
-        reported(lambda found: gr.update(value=str(play.reconstruct_volume(found)), visible=True)), slices, download
-    )
+
+    def whole_volume(found: Slices) -> dict:
+        return gr.update(value=str(play.reconstruct_volume(found)), visible=True)
+
+    def moved(found: Slices, number: int) -> tuple:
+        return play.reconstruct(found, int(number) - 1)
+
+    place.input(moved, [slices, place], view, trigger_mode="always_last")
+    button.click(reported(whole_volume), slices, download)
 
 
 def sample_tab(play: Playground) -> None:
@@ -315,7 +309,7 @@ def walk_tab(play: Playground) -> None:
     steps = gr.State()
     show = {"fn": lambda steps, place: steps[int(place) - 1], "inputs": [steps, place], "outputs": picture}
     go.click(reported(play.walk), [prior, *ends, level], steps).success(**show)
-    place.input(**show, show_progress="hidden", trigger_mode="always_last")
+    place.input(**show, **LIVE)
 
 
 def brain_tab(play: Playground) -> None:
@@ -325,26 +319,20 @@ def brain_tab(play: Playground) -> None:
     level = gr.Slider(1, 2, 1, step=1, label="slice of the brain", visible=False, elem_id="level")
     with gr.Row():
         with gr.Column():
-            planes = [figure("axial", "axial")]
+            axial = figure("axial", "axial")
         with gr.Column():
-            planes += [figure(name, name) for name in ("coronal", "sagittal")]
+            planes = [axial, figure("coronal", "coronal"), figure("sagittal", "sagittal")]
     file = gr.File(label="NIfTI", interactive=False, elem_id="brain-as-nifti")
     brain = gr.State()
 
-    def drawn(number: float) -> tuple:
+    def sampled(number: float) -> tuple:
         volume, path = play.brain(number)
         middle = len(volume) // 2
         moved = gr.update(maximum=len(volume), value=middle + 1, visible=True)
         return volume, moved, *play.planes(volume, middle), str(path)
 
-    draw.click(reported(drawn), seed, [brain, level, *planes, file])
-    level.input(
-        lambda volume, number: play.planes(volume, int(number) - 1),
-        [brain, level],
-        planes,
-        show_progress="hidden",
-        trigger_mode="always_last",
-    )
+    draw.click(reported(sampled), seed, [brain, level, *planes, file])
+    level.input(lambda volume, number: play.planes(volume, int(number) - 1), [brain, level], planes, **LIVE)
 
 
 def choice_of_prior(play: Playground) -> tuple["gr.Radio", "gr.Dropdown"]:

@@ -57,72 +57,13 @@ def error_maps(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray
 
 # ----------------------------------------------------------------------------------------------- curves
 
-
-def _series(rows: Sequence[Mapping], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of the rows that have `key`; a cell of a CSV file may be empty."""
-    pairs = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
-    return [epoch for epoch, _ in pairs], [value for _, value in pairs]
-
-
-def _codebooks(rows: Sequence[Mapping], name: str) -> dict[str, str]:
-    """The keys `name_0`, `name_1`, ... that the rows have, each with its label; a single one has none."""
-    found = {int(key[len(name) + 1 :]) for row in rows for key in row if key.startswith(f"{name}_")}
-    return {f"{name}_{i}": str(i + 1) if len(found) > 1 else "" for i in sorted(found)}
-
-
-def _ordered_colours(n: int) -> np.ndarray:
-    """Colours for codebooks, the first dark and the last light."""
-    return matplotlib.colormaps["viridis"](np.linspace(0, 0.9, n))
-
-
-def _panel(
-    axes: Axes, rows: Sequence[Mapping], heading: str, unit: str, lines: Mapping[str, str], log: bool = False
-) -> None:
-    """Draw each key of `lines` (key -> label) over the epochs."""
-    of_codebooks = len(lines) > 1 and "1" in lines.values()
-    colours = _ordered_colours(len(lines)) if of_codebooks else [None] * len(lines)
-    for (key, label), colour in zip(lines.items(), colours, strict=True):
-        epochs, values = _series(rows, key)
-        # Few epochs are shown as points too: one epoch alone would be an invisible line.
-        axes.plot(epochs, values, label=label, color=colour, marker="o" if len(epochs) <= 40 else None)
-    whole_numbers(axes.xaxis)
-    axes.set(xlabel="epoch", ylabel=unit)
-    if log:
-        log_scale(axes)
-    finish(axes, heading, "codebook" if of_codebooks else None)
-
-
-def training_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
-    """The autoencoder's training: losses and SSIM in log scale, use of the codes.
-
-    rows: one mapping an epoch, as `csv.DictReader` reads metrics.csv, with `epoch`, `train_reconstruction`,
-        `train_commitment`, `validation_ssim`, and `perplexity_0`, `codes_used_0` and so on for each codebook. Cells
-        may be strings; empty ones are left out. The scale of SSIM is the log of 1 - SSIM, the part still missing.
-    """
-    epochs, ssims = _series(rows, "validation_ssim")
-    missing = [{"epoch": epoch, "missing": 1 - ssim} for epoch, ssim in zip(epochs, ssims, strict=True)]
-    panels = [  # rows, heading, unit, lines, log scale
-        (rows, "Reconstruction loss (train)", "loss per pixel (log scale)", {"train_reconstruction": ""}, True),
-        (rows, "Commitment loss (train)", "loss per latent (log scale)", {"train_commitment": ""}, True),
-        (missing, "SSIM (validation)", "SSIM", {"missing": ""}, True),
-        (rows, "Perplexity of the codes", "codes", _codebooks(rows, "perplexity"), False),
-        (rows, "Codes used in an epoch", "codes", _codebooks(rows, "codes_used"), False),
-    ]
-    caption = f"{title}; {counted(len(rows), 'epoch')}. The scale of SSIM is log of 1 - SSIM."
-    with chart(path, "Training the autoencoder", caption, len(panels)) as grid:
-        for axes, (its_rows, heading, unit, lines, log) in zip(grid, panels, strict=True):
-            _panel(axes, its_rows, heading, unit, lines, log)
-            if unit == "SSIM":
-                _label_as_ssim(axes)
-
-
-def _label_as_ssim(axes: Axes) -> None:
-    """Label an axis in log of 1 - SSIM with the SSIM, the best at the top."""
-    axes.yaxis.set_major_formatter(lambda missing, _: f"{1 - missing:.4g}")
-    axes.invert_yaxis()
-
-
-GAN_PANELS = [  # (heading, unit, log scale, {key of metrics.csv: label})
+Rows = Sequence[Mapping]  # one an epoch with `epoch`, as metrics.csv has them: cells may be strings, or empty
+AUTOENCODER_PANELS = [  # (heading, unit, log scale, {key of metrics.csv: label})
+    ("Reconstruction loss (train)", "loss per pixel", True, {"train_reconstruction": ""}),
+    ("Commitment loss (train)", "loss per latent", True, {"train_commitment": ""}),
+    ("SSIM (validation)", "SSIM", True, {"validation_ssim": ""}),
+]
+GAN_PANELS = [
     ("Losses", "loss", False, {"generator_loss": "generator", "discriminator_loss": "discriminator"}),
     ("Discriminator's scores", "logit", False, {"score_real": "real", "score_fake": "fake"}),
     ("Sign accuracy", "share of images", False, {"accuracy_real": "real", "accuracy_fake": "fake"}),
@@ -137,66 +78,92 @@ GAN_PANELS = [  # (heading, unit, log scale, {key of metrics.csv: label})
 ]
 
 
-def dcgan_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
-    """The GAN's training: one panel for each group of `GAN_PANELS` that the rows have.
-
-    rows: one mapping an epoch with `epoch` and any of `generator_loss`, `discriminator_loss`, `score_real`,
-        `score_fake` (mean logits), `accuracy_real`, `accuracy_fake` (share given the right sign), `r1`, `r2`
-        (mean squared gradient norms), `histogram_distance` (total variation in [0, 1] between the code
-        histograms of fakes and reals), `frechet_pca`, `frechet_randconv`, `frechet_folds` (the judge's
-        distances by feature space). `ValueError` when none is there.
-    """
-    present = {key for row in rows for key, value in row.items() if value not in (None, "")}
-    panels = [(*panel, {k: label for k, label in keys.items() if k in present}) for *panel, keys in GAN_PANELS]
-    panels = [panel for panel in panels if panel[-1]]
-    if not panels:
-        raise ValueError(f"no column of a GAN's training among {sorted(present)}")
-    caption = f"{title}; {counted(len(rows), 'epoch')}."
-    with chart(path, "Training the GAN", caption, len(panels)) as grid:
-        for axes, (heading, unit, log, lines) in zip(grid, panels, strict=True):
-            _panel(axes, rows, heading, f"{unit} (log scale)" if log else unit, lines, log)
-            if unit in ("share of images", "total variation"):
-                axes.set_ylim(-0.03, 1.03)
+def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of the rows that have `key`."""
+    pairs = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
+    return tuple(np.array(pairs).reshape(-1, 2).T)
 
 
-def likelihood_curves(rows: Sequence[Mapping], path: Path, title: str) -> None:
+def _ordered_colours(n: int) -> np.ndarray:
+    """Colours for codebooks, the first dark and the last light."""
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.9, n))
+
+
+def _panel(axes: Axes, rows: Rows, heading: str, unit: str, log: bool, lines: Mapping[str, str]) -> None:
+    """Draw each key of `lines` (key -> label) over the epochs."""
+    of_codebooks = len(lines) > 1 and "1" in lines.values()
+    colours = _ordered_colours(len(lines)) if of_codebooks else [None] * len(lines)
+    for (key, label), colour in zip(lines.items(), colours, strict=True):
+        epochs, values = _series(rows, key)
+        values = 1 - values if unit == "SSIM" else values
+        # Few epochs are shown as points too: one epoch alone would be an invisible line.
+        axes.plot(epochs, values, label=label, color=colour, marker="o" if len(epochs) <= 40 else None)
+    whole_numbers(axes.xaxis)
+    axes.set(xlabel="epoch", ylabel=f"{unit} (log scale)" if log and unit != "SSIM" else unit)
+    if log:
+        log_scale(axes)
+    if unit == "SSIM":
+        _label_as_ssim(axes)
+    elif unit in ("share of images", "total variation"):
+        axes.set_ylim(-0.03, 1.03)
+    finish(axes, heading, "codebook" if of_codebooks else None)
+
+
+def _label_as_ssim(axes: Axes) -> None:
+    """Label an axis in log of 1 - SSIM with the SSIM, the best at the top."""
+    axes.yaxis.set_major_formatter(lambda missing, _: f"{1 - missing:.4g}")
+    axes.invert_yaxis()
+
+
+def training_curves(rows: Rows, path: Path, title: str) -> None:
+    """The autoencoder's training: losses, SSIM on a log scale of 1 - SSIM, use of each codebook."""
+    panels = AUTOENCODER_PANELS[:]
+    for name, heading in (("perplexity", "Perplexity of the codes"), ("codes_used", "Codes used in an epoch")):
+        n = len({key for row in rows for key in row if key.startswith(f"{name}_")})
+        panels.append((heading, "codes", False, {f"{name}_{i}": str(i + 1) if n > 1 else "" for i in range(n)}))
+    caption = f"{title}; {counted(len(rows), 'epoch')}. The scale of SSIM is log of 1 - SSIM."
+    with chart(path, "Training the autoencoder", caption, len(panels)) as grid:
+        for axes, panel in zip(grid, panels, strict=True):
+            _panel(axes, rows, *panel)
+
+
+def dcgan_curves(rows: Rows, path: Path, title: str) -> None:
+    """The GAN's training: those of the `GAN_PANELS` that the rows have; not every loss has gradient penalties."""
+    panels = [panel for panel in GAN_PANELS if any(len(_series(rows, key)[0]) for key in panel[-1])]
+    with chart(path, "Training the GAN", f"{title}; {counted(len(rows), 'epoch')}.", len(panels)) as grid:
+        for axes, panel in zip(grid, panels, strict=True):
+            _panel(axes, rows, *panel)
+
+
+def likelihood_curves(rows: Rows, path: Path, title: str) -> None:
     """Bits per code on training and validation people, of a transformer or a PixelCNN.
 
-    rows: one mapping an epoch with `epoch`, `train_bits`, `validation_bits`, and `validation_bits_between` where the
-        prior is also given the slices below and above.
+    rows: with `train_bits`, `validation_bits`, and `validation_bits_between` where the prior is also given the slices
+        below and above.
     """
     epochs, bits = _series(rows, "validation_bits")
     best = int(np.argmin(bits))
-    caption = (
-        f"{title}; {counted(len(rows), 'epoch')}. Lowest on validation: {bits[best]:.3f} in epoch {epochs[best]:g}."
-    )
+    lowest = f"Lowest on validation: {bits[best]:.3f} in epoch {epochs[best]:g}."
+    lines = {"train_bits": "train", "validation_bits": "validation"}
+    if any(row.get("validation_bits_between") for row in rows):
+        lines = {"train_bits": "train, half given neighbours", "validation_bits": "validation, single slices"}
+        lines["validation_bits_between"] = "validation, given neighbours"
+    caption = f"{title}; {counted(len(rows), 'epoch')}. {lowest}"
     with chart(path, "Training the autoregressive prior", caption) as [axes]:
-        lines = {"train_bits": "train", "validation_bits": "validation"}
-        if any(row.get("validation_bits_between") for row in rows):
-            lines = {"train_bits": "train, half given neighbours", "validation_bits": "validation, single slices"}
-            lines["validation_bits_between"] = "validation, given neighbours"
         axes.plot(epochs[best], bits[best], "o", markersize=9, fillstyle="none", color=INK, label="lowest")
-        _panel(axes, rows, "Cost of a code", "bits per code", lines)
+        _panel(axes, rows, "Cost of a code", "bits per code", False, lines)
 
 
 # -------------------------------------------------------------------------------------- reconstructions
 
 
 def reconstructions(
-    originals: np.ndarray,
-    reconstructions: np.ndarray,
-    labels: Sequence[str],
-    path: Path,
-    title: str,
-    heading: str = "Reconstructions",
+    originals: np.ndarray, made: np.ndarray, labels: Sequence[str], path: Path, title: str, heading="Reconstructions"
 ) -> None:
-    """Rows of originals, reconstructions and error maps (5 x absolute error; 1 and above share a colour).
-
-    originals, reconstructions: [N, H, W], a column each; labels: N texts above them (slice name, SSIM).
-    """
-    originals, reconstructions = to_bytes(originals), to_bytes(reconstructions)
+    """Rows of originals [N, H, W], below N labels, their reconstructions and error maps."""
+    originals, made = to_bytes(originals), to_bytes(made)
     n, gain = len(originals), f"{ERROR_GAIN} x"
-    tiles = np.concatenate([gray(originals), gray(reconstructions), error_maps(originals, reconstructions)])
+    tiles = np.concatenate([gray(originals), gray(made), error_maps(originals, made)])
     first = [[f"original {labels[0]}", *labels[1:]], ["reconstruction", *[""] * (n - 1)], [f"{gain} error"]]
     rows = f"From top to bottom: original, reconstruction, {gain} |original - reconstruction|, black (0) to pale (1)."
     caption = f"{title}; {counted(n, 'slice')}. {rows}"
@@ -205,7 +172,9 @@ def reconstructions(
 
 def codes(pictures: Sequence[np.ndarray], labels: Sequence[str], path: Path, title: str) -> None:
     """A slice and what its codes are or become, uint8 [H, W, 3] each, in a row below their labels."""
-    caption = f"{title}; 1 slice. Code grids: colour is the code's index, and near indices need not look alike."
+    grids = any(label.startswith("codes") for label in labels)
+    note = " Code grids: colour is the code's index, and near indices need not look alike." if grids else ""
+    caption = f"{title}; 1 slice.{note}"
     save_tiles(tile(np.stack(pictures), len(pictures), labels), path, "A slice and its codes", caption)
 
 
@@ -293,20 +262,12 @@ def samples_beside_real(
 
 
 def nearest_training(
-    samples: np.ndarray,
-    neighbours: np.ndarray,
-    ssims: Sequence[float],
-    names: Sequence[str],
-    path: Path,
-    title: str,
+    samples: np.ndarray, nearest: np.ndarray, ssims: Sequence[float], names: Sequence[str], path: Path, title: str
 ) -> None:
     """Samples [N, H, W] above the training slices nearest to them, with the pairs' SSIMs and the names."""
-    samples, neighbours = to_bytes(samples), to_bytes(neighbours)
-    labels = [*(f"sample, SSIM {ssim:.3f} with" for ssim in ssims), *names]
-    caption = (
-        f"{title}; {counted(len(samples), 'sample')} above the training slice nearest to each, or its mirror image."
-    )
-    tiles = tile(np.concatenate([samples, neighbours]), len(samples), labels)
+    n, labels = len(samples), [*(f"sample, SSIM {ssim:.3f} with" for ssim in ssims), *names]
+    caption = f"{title}; {counted(n, 'sample')} above the training slice nearest to each, or its mirror image."
+    tiles = tile(np.concatenate([to_bytes(samples), to_bytes(nearest)]), n, labels)
     save_tiles(tiles, path, "Closest samples beside training slices", caption)
 
 
@@ -339,8 +300,7 @@ PLANES = {"axial": "APLR", "coronal": "SILR", "sagittal": "SIPA"}  # letters at 
 def three_planes(volume: np.ndarray, axis: int) -> dict[str, np.ndarray]:
     """The planes of a brain [levels, H, W], upright: anterior, or superior, at the top and the left hand at the left.
 
-    `axis`: what the levels follow in RAS+ orientation, 0 to the right, 1 to the front, 2 upwards; the other two are
-    the rows and columns of each slice.
+    `axis`: the axis of RAS+ voxels that the levels follow; the other two are the rows and columns of each slice.
     """
     brain = np.moveaxis(volume, 0, axis)
     x, y, z = round(OFF_MIDDLE * brain.shape[0]), brain.shape[1] // 2, brain.shape[2] // 2
@@ -361,22 +321,15 @@ def _stacked(volume: np.ndarray, axis: int) -> np.ndarray:
     """All three planes of a brain, one below the other, in the middle: uint8 [h, w, 3]."""
     planes = [with_letters(plane, name) for name, plane in three_planes(volume, axis).items()]
     width = max(plane.shape[1] for plane in planes)
-    sides = [(width - plane.shape[1]) // 2 for plane in planes]
-    return np.concatenate(
-        [
-            np.pad(plane, ((0, 0), (side, width - plane.shape[1] - side), (0, 0)))
-            for plane, side in zip(planes, sides, strict=True)
-        ]
-    )
+    spaces = [width - plane.shape[1] for plane in planes]
+    sides = [((0, 0), (space // 2, space - space // 2), (0, 0)) for space in spaces]
+    return np.concatenate([np.pad(plane, side) for plane, side in zip(planes, sides, strict=True)])
 
 
 def volumes(
     volumes: np.ndarray, path: Path, title: str, others: np.ndarray | None = None, axis: int = 2, kind: str = "real"
 ) -> None:
-    """Brains [V, levels, H, W] in three planes, each above one of `others`, of a `kind`, where there are any.
-
-    `axis`: what the levels follow, 0 to the right, 1 to the front, 2 upwards.
-    """
+    """Brains [V, levels, H, W] in `three_planes`, each above one of `others`, of a `kind`, where there are any."""
     n = len(volumes)
     brains, labels = [to_bytes(volume) for volume in volumes], ["sample"] * n
     caption = f"{title}; {counted(n, 'sample')}, axial and coronal in the middle, sagittal beside it."
@@ -430,23 +383,19 @@ def volume_curves(verdict: Mapping, path: Path, title: str) -> None:
 def epoch_frame(
     originals: np.ndarray, made: np.ndarray, epoch: int, score: str, path: Path, title: str, what: str
 ) -> None:
-    """One frame of a training's animation: originals [N, H, W] above what is `made` of them, and the epoch's score.
-
-    `what` names the lower row. For one N, H, W and title every epoch's frame has the same size.
-    """
-    originals, made = to_bytes(originals), to_bytes(made)
+    """A frame of a training's animation: originals [N, H, W] above `what` is `made` of them, and the epoch's score."""
     n = len(originals)
     caption = f"{title}; {counted(n, 'slice')}, the same in every frame; the score is of the whole validation split."
     labels = ["original", *[""] * (n - 1), what]
-    tiles = tile(np.concatenate([originals, made]), n, labels)
+    tiles = tile(np.concatenate([to_bytes(originals), to_bytes(made)]), n, labels)
     save_tiles(tiles, path, f"Epoch {epoch}, {score}", caption, foot=False)
 
 
-def _save_gif(frames: list[Image.Image], path: Path, milliseconds: list[int], caption: str) -> None:
+def _save_gif(frames: list[Image.Image], path: Path, milliseconds: int | list[int], caption: str) -> None:
     """An endless GIF with its caption as comment."""
-    options = {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    options = {"append_images": frames[1:], "duration": milliseconds, "loop": 0, "comment": caption.encode()}
     with atomic(path) as file:
-        frames[0].save(file, "GIF", comment=caption.encode(), **options)
+        frames[0].save(file, "GIF", save_all=True, **options)
 
 
 def animate(frame_paths: Sequence[Path], path: Path, seconds_per_frame: float) -> None:
@@ -465,7 +414,7 @@ def walk(images: np.ndarray, path: Path, title: str = "") -> None:
     zoom = max(1, 256 // max(pixels.shape[1:]))
     frames = [Image.fromarray(picture.repeat(zoom, 0).repeat(zoom, 1)) for picture in pixels]
     frames += frames[-2:0:-1]
-    _save_gif(frames, path, [80] * len(frames), caption)
+    _save_gif(frames, path, 80, caption)
 
 
 def volume_levels(volume: np.ndarray, path: Path, title: str = "") -> None:

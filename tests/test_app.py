@@ -52,10 +52,9 @@ def folder(tmp_path_factory):
     model, about = load_autoencoder(folder / "vqvae.pth")
     [shape] = Codec(model, data, Compute(torch.device("cpu"), bf16=False)).grid_shapes()
     [quantizer] = model.quantizers
-    sizes, dim = [64], quantizer.dim
-    brains = Transformer(shape, sizes, dim, data["levels"], width=24, layers=1, inner=8)
+    brains = Transformer(shape, [64], quantizer.dim, data["levels"], width=24, layers=1, inner=8)
     brains.fit(quantizer.codebooks, torch.arange(LEVELS))  # else its logits, and so the slices, are all equal
-    single = PixelCNN(grids=[list(shape)], sizes=sizes, levels=data["levels"], width=16, layers=3)
+    single = PixelCNN(grids=[list(shape)], sizes=[64], levels=data["levels"], width=16, layers=3)
     for name, prior in (("pixelcnn", single), ("transformer", brains)):
         content = {"kind": "prior", "model": name, "arguments": prior.arguments, "autoencoder": about["identity"]}
         checkpoint.save(folder / f"{name}.pth", content | {"state": prior.state_dict(), "epoch": 1})
@@ -311,39 +310,25 @@ def test_page_starts_with_an_example_and_asks_no_other_host(opened, served):
 @needs_gradio
 def test_only_this_machine_can_open_it(served):
     """It listens on one address, and that is the machine's own; Linux says so in /proc."""
-    listing = Path("/proc/net/tcp")
-    if not listing.exists():
-        pytest.skip("needs Linux's /proc")
     port = int(served.rpartition(":")[2])
-    tables = [path for path in (listing, Path("/proc/net/tcp6")) if path.exists()]
+    tables = [path for path in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")) if path.exists()]
+    if not tables:
+        pytest.skip("needs Linux's /proc")
     rows = [line.split() for path in tables for line in path.read_text().splitlines()[1:]]
     listening = [row[1] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port]
     assert listening == [f"0100007F:{port:04X}"]
 
 
-def ask(served: str, method: str, path: str, **headers: str) -> int:
-    """The status of the answer to a request with these headers."""
-    connection = http.client.HTTPConnection(served.removeprefix("http://"), timeout=60)
-    connection.request(method, path, headers=headers)
-    return connection.getresponse().status
-
-
 @needs_gradio
 @pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("127.0.0.1:{port}", 200),
-        ("localhost:{port}", 200),
-        ("evil.example:{port}", 400),
-        ("127.0.0.1.evil.example", 400),
-        ("evil.example:{port}@127.0.0.1", 400),
-        ("", 400),
-    ],
+    ("host", "status"), [("127.0.0.1", 200), ("localhost", 200), ("evil.example", 400), ("127.0.0.1.evil.example", 400)]
 )
 def test_only_under_this_machines_names(host, status, served):
     """DNS rebinding: a site that has made its own name mean 127.0.0.1 may not use the page."""
-    host = host.format(port=served.rpartition(":")[2])
-    assert ask(served, "GET", "/config", Host=host) == status
+    address = served.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("GET", "/config", headers={"Host": address.replace(app.HOST, host)})
+    assert connection.getresponse().status == status
 
 
 @needs_gradio
