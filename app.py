@@ -17,7 +17,6 @@ import os
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
@@ -92,9 +91,9 @@ class Playground:
     def __init__(self, model: TrainedModel):
         self.model = model
         samplers = [Sampler(path, model.codec) for name in PRIORS if (path := model.path.parent / name).is_file()]
-        found = [TrainedModel(model.codec, model.description, sampler, model.path) for sampler in samplers]
-        self.priors = {one.sampler.title: one for one in found}
-        self.brains = next((one for one in found if isinstance(one.sampler.prior, Transformer)), None)
+        models = [TrainedModel(model.codec, model.description, sampler, model.path) for sampler in samplers]
+        self.priors = {model.sampler.title: model for model in models}
+        self.brains = next((model for model in models if isinstance(model.sampler.prior, Transformer)), None)
 
     def open(self, file: str | Path) -> Slices:
         """The slices of a picture or a volume."""
@@ -102,7 +101,7 @@ class Playground:
         try:
             check_voxels(path)
             return dataset.read_files([path], **self.model.cut())
-        except InputError as error:  # the folder that the upload went to is nobody's business
+        except InputError as error:  # without the temporary folder of the upload
             raise InputError(str(error).replace(f"{path.parent}/", "")) from error
 
     def reconstruct(self, slices: Slices, index: int) -> tuple:
@@ -129,29 +128,27 @@ class Playground:
 
     def sample(self, prior: str, seed: float, samples: float, level: str, temperature: float) -> tuple[list, str]:
         """Samples of seeds from `seed` on, each with its label, and a ZIP file of PNG files."""
-        model, seeds = self.priors[prior], range(whole(seed), whole(seed) + int(samples))
-        heat = None if model.sampler.is_gan else temperature
-        pictures = to_uint8(model.sample(seeds, chosen(level), temperature=heat))
+        model, seeds = self.priors[prior], range(checked_seed(seed), checked_seed(seed) + int(samples))
+        temperature = None if model.sampler.is_gan else temperature
+        pictures = to_uint8(model.sample(seeds, level_number(level), temperature=temperature))
         source = f"{model.sampler.title} trained on {model.description['data']['title']}, slice level {level}"
-        folder = new_folder()
-        packed = folder / f"samples_{model.sampler.path.stem}_seeds_{seeds[0]}_to_{seeds[-1]}.zip"
-        with zipfile.ZipFile(packed, "w") as archive:
-            for number, picture in zip(seeds, pictures, strict=True):
-                write_png(file := folder / f"seed_{number:05d}.png", picture, f"{source}, seed {number}")
-                archive.write(file, file.name)
+        folder = new_folder() / f"samples_{model.sampler.path.stem}_seeds_{seeds[0]}_to_{seeds[-1]}"
+        for number, picture in zip(seeds, pictures, strict=True):
+            write_png(folder / f"seed_{number:05d}.png", picture, f"{source}, seed {number}")
+        archive = shutil.make_archive(str(folder), "zip", folder)
         box = model.codec.window(pictures)
-        return [(box.crop(one), f"seed {n}") for n, one in zip(seeds, pictures, strict=True)], str(packed)
+        return [(box.crop(one), f"seed {n}") for n, one in zip(seeds, pictures, strict=True)], archive
 
     def walk(self, prior: str, first: float, last: float, level: str) -> np.ndarray:
         """The pictures between two seeds' samples, uint8 [WALK, h, w]."""
         model = self.priors[prior]
-        pictures = to_uint8(model.walk((whole(first), whole(last)), chosen(level)))
+        pictures = to_uint8(model.walk((checked_seed(first), checked_seed(last)), level_number(level)))
         return enlarged(model.codec.window(pictures).crop(pictures))
 
     def brain(self, seed: float) -> tuple[np.ndarray, Path]:
         """A whole brain's slices, uint8 [levels, h, w], and its NIfTI file."""
-        volume = to_uint8(self.brains.sample_volume(whole(seed)))
-        path = new_folder() / f"brain_seed_{whole(seed):05d}.nii.gz"
+        volume = to_uint8(self.brains.sample_volume(checked_seed(seed)))
+        path = new_folder() / f"brain_seed_{checked_seed(seed):05d}.nii.gz"
         write_volume(path, volume, self.model.description["data"])
         return self.model.codec.window(volume).crop(volume), path
 
@@ -164,26 +161,26 @@ class Playground:
 
 
 def new_folder() -> Path:
-    """For files to download; gone when the page is."""
+    """A folder for files to download, deleted when the server stops."""
     return Path(tempfile.mkdtemp(dir=PRIVATE))
 
 
 def check_voxels(path: Path) -> None:
-    """Raises InputError when a volume's header claims more voxels than this page takes: few packed MB can be many."""
+    """Raise InputError when a volume's header states too many voxels: a small compressed file can hold billions."""
     try:
         voxels = math.prod(nifti.load(path, voxels=False).shape)
-    except (OSError, ValueError):  # no volume, or one that can't be read: who reads it says so
+    except (OSError, ValueError):  # no volume, or a broken one: reading it will raise InputError
         return
     if voxels > MAX_VOXELS:
         raise InputError(f"{path.name} has {voxels:,} voxels, and this page takes {MAX_VOXELS:,}: cut or scale it")
 
 
-def chosen(level: str) -> int | None:
+def level_number(level: str) -> int | None:
     """The slice level that a field holds, None for any."""
     return None if level == ANY else int(level)
 
 
-def whole(seed: float | None) -> int:
+def checked_seed(seed: float | None) -> int:
     """A seed as predict.py takes it; raises InputError when the field holds something else."""
     if seed is None or not 0 <= seed <= LARGEST_SEED or seed != int(seed):
         raise InputError(f"a seed is a whole number from 0 to {LARGEST_SEED:,}")
@@ -199,7 +196,7 @@ def enlarged(pictures: np.ndarray) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------
 
 
-def reported(function: Callable) -> Callable:
+def show_input_errors(function: Callable) -> Callable:
     """`function`, whose InputError becomes a message on the page."""
 
     @wraps(function)
@@ -265,7 +262,7 @@ def reconstruct_tab(blocks: "gr.Blocks", play: Playground) -> None:
         return [None, *3 * [gr.update(visible=False)], *4 * [None]]
 
     blocks.load(lambda: opened(EXAMPLE), None, controls + view)
-    file.upload(cleared, None, controls + view).then(reported(opened), file, controls + view)
+    file.upload(cleared, None, controls + view).then(show_input_errors(opened), file, controls + view)
     file.clear(cleared, None, controls + view)
 
     def whole_volume(found: Slices) -> dict:
@@ -275,7 +272,7 @@ def reconstruct_tab(blocks: "gr.Blocks", play: Playground) -> None:
         return play.reconstruct(found, int(number) - 1)
 
     place.input(moved, [slices, place], view, trigger_mode="always_last")
-    button.click(reported(whole_volume), slices, download)
+    button.click(show_input_errors(whole_volume), slices, download)
 
 
 def sample_tab(play: Playground) -> None:
@@ -290,12 +287,12 @@ def sample_tab(play: Playground) -> None:
     drawing = gr.Gallery(label="samples", format="png", object_fit="contain", elem_id="samples")
     packed = gr.File(label="PNG files", interactive=False, elem_id="as-png")
 
-    def warmed(name: str) -> dict:
+    def prior_changed(name: str) -> dict:
         sampler = play.priors[name].sampler
         return gr.update(visible=not sampler.is_gan, value=sampler.prior.temperature)
 
-    prior.change(warmed, prior, temperature)
-    draw.click(reported(play.sample), [prior, seed, number, level, temperature], [drawing, packed])
+    prior.change(prior_changed, prior, temperature)
+    draw.click(show_input_errors(play.sample), [prior, seed, number, level, temperature], [drawing, packed])
 
 
 def walk_tab(play: Playground) -> None:
@@ -308,12 +305,12 @@ def walk_tab(play: Playground) -> None:
     picture = figure("step", "sample")
     steps = gr.State()
     show = {"fn": lambda steps, place: steps[int(place) - 1], "inputs": [steps, place], "outputs": picture}
-    go.click(reported(play.walk), [prior, *ends, level], steps).success(**show)
+    go.click(show_input_errors(play.walk), [prior, *ends, level], steps).success(**show)
     place.input(**show, **LIVE)
 
 
 def brain_tab(play: Playground) -> None:
-    """A whole brain that belongs to nobody, in three planes, to scroll through and to download."""
+    """A sampled brain in three planes, to scroll through and to download."""
     seed = gr.Number(0, label="seed", precision=0, elem_id="brain-seed")
     draw = gr.Button("Sample a brain", variant="primary", elem_id="draw-brain")
     level = gr.Slider(1, 2, 1, step=1, label="slice of the brain", visible=False, elem_id="level")
@@ -331,7 +328,7 @@ def brain_tab(play: Playground) -> None:
         moved = gr.update(maximum=len(volume), value=middle + 1, visible=True)
         return volume, moved, *play.planes(volume, middle), str(path)
 
-    draw.click(reported(sampled), seed, [brain, level, *planes, file])
+    draw.click(show_input_errors(sampled), seed, [brain, level, *planes, file])
     level.input(lambda volume, number: play.planes(volume, int(number) - 1), [brain, level], planes, **LIVE)
 
 

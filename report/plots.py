@@ -164,10 +164,9 @@ def reconstructions(
     originals, made = to_bytes(originals), to_bytes(made)
     n, gain = len(originals), f"{ERROR_GAIN} x"
     tiles = np.concatenate([gray(originals), gray(made), error_maps(originals, made)])
-    first = [[f"original {labels[0]}", *labels[1:]], ["reconstruction", *[""] * (n - 1)], [f"{gain} error"]]
+    labels = [f"original {labels[0]}", *labels[1:], "reconstruction", *[""] * (n - 1), f"{gain} error"]
     rows = f"From top to bottom: original, reconstruction, {gain} |original - reconstruction|, black (0) to pale (1)."
-    caption = f"{title}; {counted(n, 'slice')}. {rows}"
-    save_tiles(tile(tiles, n, [text for row in first for text in row]), path, heading, caption)
+    save_tiles(tile(tiles, n, labels), path, heading, f"{title}; {counted(n, 'slice')}. {rows}")
 
 
 def codes(pictures: Sequence[np.ndarray], labels: Sequence[str], path: Path, title: str) -> None:

@@ -11,7 +11,6 @@ predict/
 """
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -99,17 +98,14 @@ class Results:
         `rows`: name and scores of each slice. `images`: originals and reconstructions [N, H, W]. `training`: the run
         folder whose figures the report shows too, if any.
         """
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, ["name", *SCORES])
-        writer.writeheader()
-        writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)  # NaN: no foreground
+        if rows:  # samples alone have no scores
+            with (self.folder / "ssim_scores.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, ["name", *SCORES])
+                writer.writeheader()
+                writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)  # NaN: no foreground
         metrics = self.metrics | {"notes": self.notes}
-        made = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir()}
-        made |= {*LISTS} if rows else {*LISTS} - {"ssim_scores.csv"}  # samples alone have no scores
-        listed = {"settings": settings, "files": sorted(made)}
+        files = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir()}
+        listed = {"settings": settings, "files": sorted(files | {"metrics.json", "report.html"})}
         text = json.dumps(metrics | listed, indent=2, allow_nan=False)
-        for name, content in (("ssim_scores.csv", table.getvalue()), ("metrics.json", text)):
-            if name in made:
-                with atomic(self.folder / name) as file:
-                    file.write(content.encode())
+        (self.folder / "metrics.json").write_text(text, encoding="utf-8")
         page.write_report(self.folder, self.title, metrics, rows, settings, images, training)

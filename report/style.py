@@ -74,7 +74,7 @@ def chart(path: Path, heading: str, caption: str, panels: int = 1) -> Iterator[l
     rows = math.ceil(panels / columns)
     width, height = max(4.6 * columns, 8), max(3.0 * rows + 0.8, 4.4)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        figure = Figure((width, height), DPI, layout="constrained")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=12, fontweight="bold")
         figure.supxlabel(wrap(caption, 100 * width - 2 * MARGIN), x=0.01, ha="left", fontsize=8, color=MUTED)
         yield [figure.add_subplot(rows, columns, 1 + number) for number in range(panels)]
@@ -114,8 +114,7 @@ def log_scale(axes: Axes, axis: str = "y") -> None:
 
 @cache
 def _font(size: int, weight: str = "normal") -> ImageFont.FreeTypeFont:
-    found = font_manager.findfont(font_manager.FontProperties(family=FONT, weight=weight))
-    return ImageFont.truetype(found, size)
+    return ImageFont.truetype(font_manager.findfont(font_manager.FontProperties(family=FONT, weight=weight)), size)
 
 
 def coloured(values: np.ndarray, colour_map: str) -> np.ndarray:
@@ -134,20 +133,20 @@ def write_on(picture: np.ndarray, texts: Sequence[tuple[int, int, str, str]]) ->
 
 def tile(pictures: np.ndarray, columns: int, labels: Sequence[str] = ()) -> np.ndarray:
     """Pictures, uint8 [N, H, W] or [N, H, W, 3], in rows of `columns`, each below its label: uint8 [h, w, 3]."""
-    import torch  # only here: reports of numbers alone need neither
-    from torchvision.utils import make_grid
-
     zoom = max(1, TILE // max(pictures.shape[1:3]))
-    large = pictures.repeat(zoom, 1).repeat(zoom, 2)
-    tiles = torch.from_numpy(large if large.ndim == 4 else large[..., None].repeat(3, -1)).permute(0, 3, 1, 2)
-    height, width = tiles.shape[2:]
+    tiles = pictures.repeat(zoom, 1).repeat(zoom, 2)
+    tiles = tiles if tiles.ndim == 4 else tiles[..., None].repeat(3, -1)
+    n, height, width, _ = tiles.shape
     labels = [wrap(label, width) for label in labels]
-    band = LINE * max((len(label.splitlines()) for label in labels), default=0)
-    padded = torch.nn.functional.pad(tiles, (GAP, 0, GAP + band, 0))
-    grid = make_grid(padded, columns, padding=0).permute(1, 2, 0).numpy()
-    rows = [divmod(number, columns) for number in range(len(labels))]
-    places = [(GAP + column * (width + GAP), (row + 1) * (height + GAP + band) - height - 3) for row, column in rows]
-    return write_on(grid, [(x, y, "ld", label) for (x, y), label in zip(places, labels, strict=True)])
+    band = GAP + LINE * max((len(label.splitlines()) for label in labels), default=0)
+    rows = math.ceil(n / columns)
+    padded = np.pad(tiles, ((0, rows * columns - n), (band, 0), (GAP, 0), (0, 0)))
+    grid = padded.reshape(rows, columns, *padded.shape[1:]).swapaxes(1, 2).reshape(rows * (band + height), -1, 3)
+    texts = []
+    for number, label in enumerate(labels):
+        row, column = divmod(number, columns)
+        texts.append((GAP + column * (GAP + width), row * (band + height) + band - 3, "ld", label))
+    return write_on(grid, texts)
 
 
 def save_tiles(tiles: np.ndarray, path: Path, heading: str, caption: str, foot: bool = True) -> None:
