@@ -60,12 +60,12 @@ def tiny_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tiny_cache, tmp_path_factory):
-    """The run folder of `train.py` on `tiny_data`: three epochs of the VQ-VAE and one of the DCGAN."""
+    """The run folder of `train.py` on `tiny_data`: two epochs of the VQ-VAE and one of the DCGAN."""
     out = tmp_path_factory.mktemp("runs")
     options = [
         "--model=vqvae",
-        "--epochs=3",
-        "--batch-size=2",
+        "--epochs=2",
+        "--batch-size=8",
         "--prior-epochs=1",
         "--codebook-size=64",
         "--device=cpu",

@@ -16,16 +16,8 @@ from networks.pixelcnn import PixelCNN
 from runtime import checkpoint
 from runtime.errors import InputError
 
-DATA = {"title": "made up", "root": "/nowhere", "synthetic": True, "fingerprint": "f" * 64}
-DATA |= {
-    "size": [32, 32],
-    "box": [0, 0, 32, 32],
-    "levels": 4,
-    "axis": 2,
-    "slices": None,
-    "spacing": None,
-    "person": None,
-}
+DATA = {"title": "made up", "root": "/nowhere", "synthetic": True, "fingerprint": "f" * 64, "levels": 4, "axis": 2}
+DATA |= {"size": [32, 32], "box": [0, 0, 32, 32], "slices": None, "spacing": None, "person": None}
 DATA |= {"affine": [[-2.0, 0.0, 0.0, 90.0], [0.0, 2.0, 0.0, -126.0], [0.0, 0.0, 2.0, -72.0], [0.0, 0.0, 0.0, 1.0]]}
 
 
@@ -108,14 +100,14 @@ class Call:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("how", ["torch", "legacy torch", "pickle"])
+@pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_a_pickled_call_is_refused_and_does_not_run(how, tmp_path):
     proof, path = tmp_path / "it ran", tmp_path / "evil.pth"
     content = {"kind": "run", "model": "vqvae", "arguments": {}, "state": Call(proof)}
     if how == "pickle":
         path.write_bytes(pickle.dumps(content))
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+        torch.save(content, path)
     with pytest.raises(InputError, match="damaged or not a checkpoint"):
         checkpoint.load(path, "run")
     assert not proof.exists()
@@ -157,21 +149,9 @@ WRONG = [  # a file, what is changed in it, and the message
     ("vqvae", {"data": {"fingerprint": "../x"}}, "data.fingerprint: String should match pattern"),
     ("vqvae", {"data": {"affine": [[1.0, 0.0, 0.0]] * 4}}, "data.affine.0: List should have at least 4 items"),
     ("vqvae", {"validation_ssim": torch.zeros(3)}, "validation_ssim must be a valid number, not tensor"),
-    (
-        "vqvae",
-        {"state": {"encoder.0.bias": torch.zeros(3)}},
-        "size mismatch for encoder.0.bias",
-    ),
-    (
-        "vqvae",
-        {"state": {"encoder.0.bias": torch.full((32,), torch.nan)}},
-        "state.encoder.0.bias holds numbers that aren't",
-    ),
-    (
-        "vqvae",
-        {"state": {"encoder.0.bias": torch.full((32,), -1e30)}},
-        "state.encoder.0.bias holds numbers that aren't",
-    ),
+    ("vqvae", {"state": {"encoder.0.bias": torch.zeros(3)}}, "size mismatch for encoder.0.bias"),
+    ("vqvae", {"state": {"encoder.0.bias": torch.full((32,), torch.nan)}}, "bias holds numbers that aren't finite"),
+    ("vqvae", {"state": {"encoder.0.bias": torch.full((32,), -1e30)}}, "bias holds numbers that aren't finite"),
     ("vqvae", {"state": {"more": torch.zeros(3)}}, 'Unexpected key(s) in state_dict: "more"'),
     ("dcgan", {"model": "pixelcnn"}, "unexpected keyword argument 'channels'"),
     ("dcgan", {"arguments": {"width": 4096}}, "doesn't fit the network of its arguments"),
@@ -180,11 +160,6 @@ WRONG = [  # a file, what is changed in it, and the message
     ("pixelcnn", {"arguments": {"layers": 10**6}}, "arguments.layers must be less than or equal to 64"),
     ("pixelcnn", {"arguments": {"layers": 3}}, "Missing key(s)"),
     ("pixelcnn", {"arguments": {"sizes": [32]}}, "doesn't fit the network of its arguments"),
-    (
-        "pixelcnn",
-        {"arguments": {"grids": [[8, 8], [8, 8]]}},
-        "its arguments are for other codes than this autoencoder's",
-    ),
 ]
 
 
@@ -203,9 +178,7 @@ def test_a_wrong_field_is_refused_and_named(name, change, message, made, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "claim", [{"depth": 10**6}, {"blocks": 10**5}, {"width": 4096, "blocks": 64, "depth": 16}], ids=str
-)
+@pytest.mark.parametrize("claim", [{"depth": 10**6}, {"width": 4096, "blocks": 64, "depth": 16}], ids=str)
 def test_a_small_file_that_claims_a_huge_network_costs_nothing(claim, tmp_path, monkeypatch):
     model = modules.RQVAE(codebook_size=4, depth=2, width=8, blocks=1)
     content = {"kind": "autoencoder", "model": "rqvae", "arguments": model.arguments | claim, "data": DATA, "epoch": 1}
@@ -217,14 +190,6 @@ def test_a_small_file_that_claims_a_huge_network_costs_nothing(claim, tmp_path, 
     with pytest.raises(InputError, match=r"must be less than or equal to|doesn't fit"):
         load_autoencoder(tmp_path / "a.pth")
     assert sum(made) < 10**6
-
-
-@pytest.mark.parametrize("missing", ["model", "arguments", "state", "data"])
-def test_a_checkpoint_without_a_part_is_refused(missing, made, tmp_path):
-    content = {name: value for name, value in made[1]["vqvae"].items() if name != missing}
-    checkpoint.save(tmp_path / "a.pth", content)
-    with pytest.raises(InputError, match=missing):
-        load_autoencoder(tmp_path / "a.pth")
 
 
 def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path):
@@ -273,7 +238,7 @@ def test_a_file_that_can_not_be_read_is_not_called_damaged(written, monkeypatch)
     assert str(caught.value) == f"can't read {path}: Permission denied"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_a_truncated_file_is_refused(share, written):
     path = written["folder"] / "vqvae.pth"
     whole = path.read_bytes()

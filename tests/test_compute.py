@@ -11,14 +11,10 @@ from runtime.errors import InputError
     ("limit", "native"),
     [
         (None, True),
-        ("DEFAULT", True),
         ("all", True),
         ("AVX512_CORE_AMX", True),
-        ("AVX512_CORE_BF16", True),
-        ("AVX10_1_512", True),
         ("AVX512_CORE", False),
         ("avx2", False),
-        ("SSE41", False),
     ],
 )
 def test_bf16_is_native_as_far_as_onednn_may_go(limit, native, monkeypatch):

@@ -38,13 +38,7 @@ def test_content_lies_where_the_published_slices_have_it(people):
     assert (people[..., ~content] == 0).all()
     assert (people.any(axis=(1, 2)).sum(axis=1) > 150).all()  # columns: a head fills most of the box
     assert (people.any(axis=(1, 3)).sum(axis=1) > 120).all()  # rows
-
-
-def test_background_is_exactly_zero_and_surrounds_the_brain(people):
-    for picture in people[:, ::8].reshape(-1, 256, 256):
-        assert 0.2 < (picture > 0).mean() < 0.4
-        inside = picture[110:146, 90:166]
-        assert (inside > 0).all()
+    assert (people[:, ::8, 110:146, 90:166] > 0).all()  # inside the brain
 
 
 def test_people_differ_and_neighbouring_slices_of_one_do_not(people):
@@ -55,11 +49,6 @@ def test_people_differ_and_neighbouring_slices_of_one_do_not(people):
     between = [likeness(central[i, 16], central[j, 16]) for i, j in ((0, 1), (0, 2), (1, 2))]
     within = [likeness(person[16], person[17]) for person in central]
     assert max(between) < 0.85 < 0.93 < min(within)
-
-
-def test_a_person_is_a_function_of_the_seed(template, people):
-    again = demo.person(template, np.random.default_rng([0, 1]))
-    np.testing.assert_array_equal(again, people[1])
 
 
 def test_set_has_the_published_layout_and_says_that_it_is_synthetic(made, tmp_path, monkeypatch):

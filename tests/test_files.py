@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -114,15 +113,6 @@ with whole_folder(pathlib.Path(sys.argv[1]), replace=True) as new:
     os.utime(leftover, (0, 0))
     fill(tmp_path / "c", "")
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
-
-
-def test_folders_that_are_made_at_once_leave_each_other_alone(tmp_path):
-    names = ("a", "a.b", "c")
-    with ExitStack() as all_at_once:
-        for new in [all_at_once.enter_context(whole_folder(tmp_path / name)) for name in names]:
-            (new / "file").write_text(new.name)
-    assert sorted(os.listdir(tmp_path)) == sorted(names)
-    assert [(tmp_path / name / "file").read_text()[1:].rsplit(".", 2)[0] for name in names] == list(names)
 
 
 def test_one_process_at_a_time_holds_a_lock(tmp_path):

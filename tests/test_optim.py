@@ -52,7 +52,7 @@ def muon_in_float64(steps: list[Tensor]) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (5, 200), (1, 16)])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (1, 16)])
 def test_muon_on_matrices_is_torchs_and_in_closed_form(shape):
     """Torch iterates in bf16, whose numbers are 2^-8 apart: five iterations leave errors of a few times that."""
 
@@ -71,14 +71,6 @@ def test_update_of_a_convolution_is_nearly_orthogonal(shape):
     step = change(lambda parameters: Muon(parameters, 1.0), start(shape), gradients(shape, 1)).flatten(1)
     singular = torch.linalg.svdvals(step / (0.2 * max(step.shape) ** 0.5))
     assert 0.65 < singular.min() <= singular.max() < 1.25
-
-
-def test_memory_layout_changes_nothing():
-    shape = (32, 16, 3, 3)
-    steps = gradients(shape, 3)
-    channels_last = nn.Parameter(start(shape).detach().to(memory_format=torch.channels_last))
-    found = change(Muon, channels_last, [gradient.to(memory_format=torch.channels_last) for gradient in steps])
-    torch.testing.assert_close(found, change(Muon, start(shape), steps))
 
 
 def test_orthogonalise_keeps_the_singular_vectors():
@@ -104,12 +96,6 @@ def test_muon_takes_weights_and_leaves_the_rest_to_adam():
         make = by_muon if name == "hidden.weight" else by_adam
         expected = change(make, nn.Parameter(before[name].clone()), steps[name])
         torch.testing.assert_close(parameter.detach() - before[name], expected, msg=name)
-
-
-def test_parameters_without_a_gradient_stay():
-    parameter = start((4, 4))
-    Muon([parameter]).step()
-    assert torch.equal(parameter, start((4, 4)))
 
 
 @pytest.mark.parametrize("clip", [math.inf, 0.5])
@@ -159,15 +145,6 @@ def test_moving_average_follows_fast_at_first_and_slowly_later():
     other = MovingAverage(network, decay=0.99)
     other.load_state_dict(average.state_dict())
     assert other.updates == average.updates
-
-
-def test_moving_average_without_decay_is_the_network():
-    network = nn.Linear(3, 2)
-    average = MovingAverage(network, decay=0.0)
-    for _ in range(3):
-        nn.init.normal_(network.weight)
-        average.update_parameters(network)
-        assert torch.equal(average.module.weight, network.weight)
 
 
 def test_cosine_warms_up_and_falls_to_two_per_cent():

@@ -103,7 +103,6 @@ def whole(tmp_path_factory):
     ("where", "name", "prior"),
     [
         (train, "initialise_codebooks", "none"),
-        (train, "validation_ssim", "none"),
         (figures, "draw_report", "none"),
         (train, "score_samples", "dcgan"),
     ],

