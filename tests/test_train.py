@@ -238,7 +238,7 @@ def test_training_learns(tmp_path, monkeypatch):
     """A few epochs beat the best constant picture by far, and most codes come into use."""
     trainer = tiny.Trainer(tmp_path, monkeypatch)
     monkeypatch.setattr(train, "cosine", partial(train.cosine, warm_up=8))
-    _, folder = trainer(epochs=12, batch_size=8, lr=3e-3, augment="off")
+    _, folder = trainer(epochs=24, batch_size=8, lr=3e-3, augment="off")
     model, about = load_autoencoder(folder / "vqvae.pth")
     images = tiny.data_set().splits["validate"].images
     codec = Codec(model, about["data"], CPU)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+import modules
 import train
 from dataset import DataSet, Slices
 from networks.pixelcnn import PixelCNN
@@ -74,6 +75,9 @@ class Trainer:
             "LOSS_SLICES": 4,
         }.items():
             monkeypatch.setattr(painter, name, number)
+        narrow = train.GAN_RECIPES["residual"]._replace(prior=partial(modules.DCGAN, width=16))
+        monkeypatch.setitem(train.GAN_RECIPES, "residual", narrow)
+        monkeypatch.setattr(modules, "Discriminator", partial(modules.Discriminator, width=16))
         monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=16, layers=3))
         monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=24, layers=2, inner=8))
         for name, function in inspect.getmembers(plots, inspect.isfunction):
