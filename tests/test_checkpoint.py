@@ -160,6 +160,7 @@ WRONG = [  # a file, what is changed in it, and the message
     ("pixelcnn", {"arguments": {"layers": 10**6}}, "arguments.layers must be less than or equal to 64"),
     ("pixelcnn", {"arguments": {"layers": 3}}, "Missing key(s)"),
     ("pixelcnn", {"arguments": {"sizes": [32]}}, "doesn't fit the network of its arguments"),
+    ("pixelcnn", {"arguments": {"grids": [[8, 8], [8, 8]]}}, "its arguments are for other codes than this"),
 ]
 
 
