@@ -200,15 +200,17 @@ def files_to_save(settings: PredictSettings, slices: Slices) -> list[str]:
 
 def note_outliers(context: Context, made: Reconstruction) -> None:
     """A note where slices are reconstructed much worse than slices like the training's are."""
-    slices, described = context.slices, context.model.description
-    if len(outliers := made.outliers(described["validation_ssim"])):
-        some = ", ".join(slices.names[i] for i in outliers[:3])
-        more = f" and {len(outliers) - 3} more" if len(outliers) > 3 else ""
-        resample = context.settings.input and slices.ranges is not None and not context.settings.spacing
-        affine = np.eye(4) if described["data"]["affine"] is None else np.array(described["data"]["affine"])
+    settings, slices, description = context.settings, context.slices, context.model.description
+    names = [slices.names[i] for i in made.outliers(description["validation_ssim"])]
+    if not names:
+        return
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    note = f"{', '.join(names[:3])}{more}: far worse than slices like the training's: is this a brain?"
+    if settings.input and slices.ranges is not None and not settings.spacing:
+        affine = np.array(description["data"]["affine"] or np.eye(4))
         spacing = f"{abs(np.linalg.det(affine[:3, :3])) ** (1 / 3):.3g}"
-        advice = f" If its voxels aren't of {spacing} mm, try --spacing {spacing}" if resample else ""
-        context.results.note(f"{some}{more}: far worse than slices like the training's: is this a brain?{advice}")
+        note += f" If its voxels aren't of {spacing} mm, try --spacing {spacing}"
+    context.results.note(note)
 
 
 def draw_reconstructions(context: Context, made: Reconstruction, rows: list[dict]) -> None:
@@ -231,8 +233,8 @@ def draw_reconstructions(context: Context, made: Reconstruction, rows: list[dict
         results.draw(f"reconstructions_{name}.png", draw, *pictures, labels, title=title)
     median = ranked[len(ranked) // 2]
     draw = partial(draw_codes, depth=len(made.groups[0][1]), frame=slices.frames and slices.frames[median])
-    which = f"{title}, {rows[median]['name']}, the one of median SSIM"
-    results.draw("codes.png", draw, codec, slices.images[median], title=which)
+    median_title = f"{title}, {rows[median]['name']}, the one of median SSIM"
+    results.draw("codes.png", draw, codec, slices.images[median], title=median_title)
     counts = zip(made.flat_codes(), codec.autoencoder.codebook_sizes, strict=False)
     results.draw("code_usage.png", plots.code_usage, [code_counts(*one).numpy() for one in counts], title=title)
 
@@ -256,11 +258,9 @@ def sample(context: Context, ceiling: Sampler | None) -> None:
         which = f"{source}, from seed {seeds[0]} to seed {seeds[1]}"
         results.draw("walk.gif", plots.walk, model.codec.window(walk).crop(walk), title=which)
     print(f"{counted(len(seeds), 'sample')} of the {source}")
-    obstacle = None
-    if settings.slice is not None:
-        obstacle = "leave out --slice, so that they are of all levels"
-    elif len(seeds) < MIN_SAMPLES:
-        obstacle = f"fewer than {MIN_SAMPLES} are too few to judge: give --samples 1000"
+    obstacle = None if settings.slice is None else "leave out --slice, so that they are of all levels"
+    if len(seeds) < MIN_SAMPLES:
+        obstacle = obstacle or f"fewer than {MIN_SAMPLES} are too few to judge: give --samples 1000"
     judge_or_note(context, "samples", obstacle, partial(judge_samples, context, ceiling, pictures))
 
 
@@ -349,8 +349,8 @@ def sample_volumes(context: Context, around: np.ndarray | None, level: int | Non
     source = context.source
     if settings.around:
         source += f", invented around level {level} of {visible(settings.around.name)}"
-    number = {"number": len(seeds), "first_seed": seeds[0], "levels": volumes.shape[1], "source": source}
-    results.metrics["volumes"] = number
+    about = {"number": len(seeds), "first_seed": seeds[0], "levels": volumes.shape[1], "source": source}
+    results.metrics["volumes"] = about
     if trained_on["affine"] is None:
         results.note("the distance of the training slices isn't known: NIfTI files of whole brains have 1 mm voxels")
     (results.folder / "volumes").mkdir()
@@ -370,11 +370,9 @@ def sample_volumes(context: Context, around: np.ndarray | None, level: int | Non
     results.draw("volumes.png", draw, shown, title=title if real is None else f"{title}; {results.title}")
     results.draw("volume_levels.gif", plots.volume_levels, shown[0], title=f"{source}, seed {seeds[0]}, level by level")
     print(f"{counted(len(seeds), 'whole brain')} of {volumes.shape[1]} levels each, of the {source}")
-    obstacle = None
-    if settings.around:
-        obstacle = "leave out --around"
-    elif len(seeds) < MIN_VOLUMES:
-        obstacle = f"fewer than {MIN_VOLUMES} are too few to judge: give --volumes 32"
+    obstacle = "leave out --around" if settings.around else None
+    if len(seeds) < MIN_VOLUMES:
+        obstacle = obstacle or f"fewer than {MIN_VOLUMES} are too few to judge: give --volumes 32"
     judge_or_note(context, "whole brains", obstacle, partial(judge_volumes, context, seeds, volumes))
 
 
@@ -397,17 +395,15 @@ def judge_volumes(context: Context, seeds: range, volumes: np.ndarray) -> None:
 
 def describe(settings: PredictSettings, model: TrainedModel) -> dict:
     """Everything that made the results, for metrics.json and the report."""
-    about, prior = model.description, model.sampler
-    return {
+    description, prior = model.description, model.sampler
+    made_by = {
         "prediction": settings.model_copy(update={"out": settings.folder}).model_dump(mode="json"),
-        "checkpoint": {key: about[key] for key in ("model", "epoch", "validation_ssim")},
-        "trained_on": about["data"],
-        **(
-            {"prior": {"file": str(prior.path), "model": prior.title, "epoch": prior.description["epoch"]}}
-            if prior
-            else {}
-        ),
+        "checkpoint": {key: description[key] for key in ("model", "epoch", "validation_ssim")},
+        "trained_on": description["data"],
     }
+    if prior:
+        made_by["prior"] = {"file": str(prior.path), "model": prior.title, "epoch": prior.description["epoch"]}
+    return made_by
 
 
 @exit_on_input_error

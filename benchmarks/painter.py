@@ -20,7 +20,7 @@ import numpy as np
 
 import dataset
 from dataset import Slices
-from inference.codec import to_uint8
+from inference.codec import PlacedCodes, to_uint8
 from inference.model import TrainedModel
 from runtime import cli
 from runtime.cli import Device, Precision, Settings, option
@@ -51,7 +51,7 @@ def first_codes(model: TrainedModel, slices: Slices, paint: bool) -> np.ndarray:
     pictures = np.empty_like(slices.images)
     for seed, person in enumerate(dict.fromkeys(slices.people)):
         rows = np.flatnonzero(np.array(slices.people) == person)
-        own = codes.with_grids(grid[rows] for grid in codes)
+        own = PlacedCodes((grid[rows] for grid in codes), codes.box, codes.size)
         pictures[rows] = to_uint8(model.codec.paint(own, [seed], slices_per_seed=len(rows)))
     return pictures
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Self, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -22,20 +22,18 @@ PIXELS = 32 * 256 * 256  # in a batch at most: larger slices go in smaller batch
 
 
 class PlacedCodes(list):
-    """Code grids [N, h, w], coarse to fine, with their place: in `box` of pictures of `size` (H, W)."""
+    """Code grids [N, h, w], coarse to fine, with their place: in `box` of pictures of `size` (H, W).
+
+    The first few of them, `codes[:2]`, have the same place.
+    """
 
     def __init__(self, grids: Iterable, box: Box, size: tuple[int, int]):
         super().__init__(grids)
         self.box, self.size = box, size
 
     def __getitem__(self, which: SupportsIndex | slice):
-        """A grid; or the first few of them, `codes[:2]`, in the same place."""
         chosen = super().__getitem__(which)
-        return self.with_grids(chosen) if isinstance(which, slice) else chosen
-
-    def with_grids(self, grids: Iterable) -> Self:
-        """Other grids in the same place."""
-        return PlacedCodes(grids, self.box, self.size)
+        return PlacedCodes(chosen, self.box, self.size) if isinstance(which, slice) else chosen
 
 
 def rows_by_box(slices: np.ndarray, least: Box | None) -> dict[Box, np.ndarray]:

@@ -30,9 +30,9 @@ def code_pictures(
         highest = max(1, *(int(grid.max()) for grid in codes))
         for grid in codes:
             height, width = grid.shape[1:]
-            indices = grid[0].cpu().numpy().repeat(codes.box.height // height, 0).repeat(codes.box.width // width, 1)
-            shown = coloured(indices[: box.height, : box.width] / highest, "viridis")
-            found.append((f"codes, {height} x {width}", shown))
+            block = np.ones((codes.box.height // height, codes.box.width // width), int)  # pixels of a code
+            indices = np.kron(grid[0].cpu().numpy(), block)[: box.height, : box.width]
+            found.append((f"codes, {height} x {width}", coloured(indices / highest, "viridis")))
         decoded = to_uint8(box.crop(codec.decode(codes)[0]))
         return [*found, ("decoded", plots.gray(decoded))]
     own = image[frame or ...][None]

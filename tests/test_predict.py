@@ -21,7 +21,6 @@ from inference.loading import load_autoencoder
 from inference.sampling import WALK, Sampler
 from modules import draw_levels
 from networks.pixelcnn import PixelCNN
-from report.results import replacing
 from runtime import checkpoint, compute
 
 
@@ -374,6 +373,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
         ((model, "--samples-only", "--samples", "0"), "leaves nothing to do"),
         ((model, "--samples-only", "--input", png), "leaves nothing to do"),
         ((model, "--samples-only", "--prior", "none"), "there is no prior to sample from"),
+        ((model, "--around", png), "--around is about whole brains"),
+        ((model, "--volumes", "1", "--around", tmp_path / "gone.png"), "gone.png"),
+        ((model, "--volumes", "1", "--input", png), "give one of them"),
+        ((model, "--volumes", "1"), "draws single slices"),
         ((model, "--codes", "2"), "has 1 per position"),
         ((model, "--input", png, png, "--samples", "1"), "give one of them at a time"),
         ((model, "--input", png, "--data", tiny_data), "not both"),
@@ -419,20 +422,3 @@ def test_a_users_own_file_among_the_samples_is_never_deleted(call):
     (folder / "samples" / "seed_00009.png").unlink()
     assert call("--samples=2", "--samples-only")[0] == 0
     assert "samples/seed_00002.png" not in files(folder)
-
-
-def test_a_failure_leaves_the_results_that_were_there(tmp_path):
-    (tmp_path / "predict").mkdir()
-    (tmp_path / "predict" / "metrics.json").write_text("{}")
-
-    def fail():
-        with replacing(tmp_path / "predict") as folder:
-            (folder / "report.html").write_text("half of it")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert files(tmp_path) == ["predict", "predict/metrics.json"]
-    with replacing(tmp_path / "predict") as folder:
-        (folder / "report.html").write_text("all of it")
-    assert files(tmp_path) == ["predict", "predict/report.html"]
