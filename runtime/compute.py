@@ -96,15 +96,6 @@ def communication_device() -> torch.device:
     return torch.device("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
 
 
-def gather(x: torch.Tensor) -> torch.Tensor:
-    """The scalars `x` of all processes, [processes]."""
-    if not dist.is_initialized():
-        return x[None]
-    everyone = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, x)
-    return torch.stack(everyone)
-
-
 def mean(x: torch.Tensor) -> torch.Tensor:
     """Mean of `x` over all processes, as a new tensor."""
     if not dist.is_initialized():
