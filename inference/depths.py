@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.codec import Codec, to_uint8
+from inference.reconstruction import scored_part
 from report import plots
 from report.style import coloured
 from runtime.wording import counted
@@ -35,10 +36,10 @@ def code_pictures(
             found.append((f"codes, {height} x {width}", coloured(indices / highest, "viridis")))
         decoded = to_uint8(box.crop(codec.decode(codes)[0]))
         return [*found, ("decoded", plots.gray(decoded))]
-    own = image[frame or ...][None]
+    part = scored_part(image, frame)
     for n in [*(n for n in DEPTHS if n < len(codes)), len(codes)]:
         picture = codec.decode(codes[:n])[0]
-        ssim = reconstruction_scores(own, picture[frame or ...][None])["ssim"][0]
+        ssim = reconstruction_scores(image[part][None], picture[part][None])["ssim"][0]
         size = codec.bytes_per_image(codes.box, n)
         label = f"{counted(n, 'code')}: SSIM {SCORES['ssim'].text(ssim)}, {size:,.0f} bytes"
         found.append((label, plots.gray(to_uint8(box.crop(picture)))))

@@ -11,11 +11,10 @@ from tqdm import tqdm
 from inference.codec import PlacedCodes, to_uint8
 from inference.model import TrainedModel
 from inference.sampling import Sampler
-from scoring.metrics import reconstruction_scores
+from scoring.metrics import MIN_SIDE, reconstruction_scores
 from scoring.scores import SCORES
 
 CHUNK = 128  # slices whose reconstructions are in memory as floats at a time
-MIN_SIDE = 11  # pixels, the window of the Gaussian SSIM
 OUTLIER = 5  # times the validation slices' 1 - SSIM: a slice that exceeds this is like none in training
 
 
@@ -80,12 +79,16 @@ def reconstruct(
     return Reconstruction(groups, pictures, scores, size / len(slices))
 
 
+def scored_part(canvas: np.ndarray, frame: tuple | None) -> tuple:
+    """The part of a canvas [H, W] that is scored: its frame, or all of it where that is smaller than SSIM's windows."""
+    return frame if frame and min(canvas[frame].shape) >= MIN_SIDE else (slice(None),) * 2
+
+
 def _scores(slices: np.ndarray, decoded: np.ndarray, frames: Sequence[tuple] | None) -> dict[str, np.ndarray]:
-    """Scores of each slice in its frame; of the whole canvas where the frame is smaller than SSIM's windows."""
     if not frames:
         return reconstruction_scores(slices, decoded)
     each = []
     for original, picture, frame in zip(slices, decoded, frames, strict=True):
-        frame = frame if min(original[frame].shape) >= MIN_SIDE else ...
-        each.append(reconstruction_scores(original[frame][None], picture[frame][None]))
+        part = scored_part(original, frame)
+        each.append(reconstruction_scores(original[part][None], picture[part][None]))
     return {name: np.concatenate([one[name] for one in each]) for name in SCORES}

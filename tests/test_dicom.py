@@ -198,6 +198,27 @@ def test_monochrome1_is_inverted(tmp_path, dtype, least_and_most):
     np.testing.assert_array_equal(voxels, (least_and_most - values.astype(int)) * 2 + 10)
 
 
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_data_set_without_preamble_is_read(tmp_path, implicit):
+    header = pydicom.dcmread(write(tmp_path / "new.dcm", volume()[0], CORNER))
+    bare = Dataset({tag: header[tag] for tag in header.keys()})  # noqa: SIM118
+    pydicom.dcmwrite(tmp_path / "old.dcm", bare, implicit_vr=implicit, little_endian=True)
+    assert (tmp_path / "old.dcm").read_bytes()[128:132] != b"DICM"
+    (tmp_path / "old.dcm").rename(tmp_path / "IM0001")
+    found, same = (nifti.load(tmp_path / name) for name in ("IM0001", "new.dcm"))
+    np.testing.assert_array_equal(found.dataobj, same.dataobj)
+    np.testing.assert_array_equal(found.affine, same.affine)
+
+
+def test_declared_padding_is_as_dark_as_the_darkest_of_the_rest(tmp_path):
+    values = volume()[0].astype(np.int16) + 100
+    values[:, :5], values[:, 5:8] = -2000, -1999
+    changes = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990}
+    voxels = np.asarray(nifti.load(write(tmp_path / "a.dcm", values, **changes)).dataobj)[..., 0]
+    np.testing.assert_array_equal(voxels[:, 8:], values[:, 8:])
+    np.testing.assert_array_equal(voxels[:, :8], values[:, 8:].min())
+
+
 def test_8_bits_are_taken_as_they_are_and_colour_becomes_grey(tmp_path):
     grey = np.random.default_rng(0).integers(50, 80, (ROWS, COLUMNS), np.uint8)
     slices = dataset.read_files([write(tmp_path / "grey.dcm", grey)])

@@ -396,3 +396,16 @@ def test_hostile_files_are_one_line_through_predict(tmp_path, name, monkeypatch,
     assert name in error
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["localizer.nii.gz", "strip.png"])
+def test_sides_shorter_than_the_windows_of_ssim_are_reconstructed(tmp_path, name, monkeypatch):
+    if name == "strip.png":
+        Image.fromarray(smooth(5, 60)).save(tmp_path / name)
+    else:
+        save(tmp_path / name, volume(0, (3, 32, 4)), np.eye(4))
+    model = ROOT / "resources/pretrained/vqvae.pth"
+    arguments = [model, "--input", tmp_path / name, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    assert predict.main() == 0
+    assert (tmp_path / "out/metrics.json").exists()
