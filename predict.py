@@ -47,7 +47,7 @@ COLUMNS = 6  # slices in a figure of reconstructions
 MAX_SAMPLES_SHOWN = 32
 MAX_VOLUMES_SHOWN = 4
 MIN_VOLUMES = 16  # to judge them
-SAMPLING_OPTIONS = ("samples_only", "volumes", "slice", "temperature", "nucleus", "features", "ceiling")
+SAMPLING_OPTIONS = ("samples_only", "volumes", "slice", "temperature", "nucleus", "ceiling")
 
 
 @dataclass
@@ -94,9 +94,8 @@ def load_model(settings: PredictSettings) -> TrainedModel:
     model.sampler.check(settings.slice, settings.temperature, settings.nucleus)
     if settings.volumes:
         VolumeSampler(model.sampler)
-    for name in ("features", "ceiling"):
-        if getattr(settings, name) and (settings.samples < MIN_SAMPLES or settings.slice is not None):
-            raise InputError(f"--{name}: only {MIN_SAMPLES} samples or more, of all levels, are judged")
+    if settings.ceiling and (settings.samples < MIN_SAMPLES or settings.slice is not None):
+        raise InputError(f"--ceiling: only {MIN_SAMPLES} samples or more, of all levels, are judged")
     return model
 
 
@@ -309,13 +308,12 @@ def judge_samples(context: Context, ceiling: Sampler | None, pictures: np.ndarra
     settings, results, codec = context.settings, context.results, context.model.codec
     train, held_out = context.data.splits["train"], context.slices
     print(f"judging them beside {len(train):,} training and {counted(len(held_out), f'{settings.split} slice')}")
-    spaces = (*judge.SPACES, *([settings.features] if settings.features else []))
 
     def first_codes(images: np.ndarray) -> np.ndarray:
         return codec.encode(images, codec.box)[0].cpu().numpy()
 
-    judged = judge.Judge(train, held_out, features=spaces, device=codec.on.device, encode=first_codes)
-    near = judged.nearest(pictures)
+    judged = judge.Judge(train, held_out, encode=first_codes)
+    near = judged.search(pictures)
     verdict = judged.score(pictures, near)
     if reason := judged.missing(len(pictures)):
         results.note(reason)

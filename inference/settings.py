@@ -48,7 +48,6 @@ class Sampling(Settings):
         None, "draw from the likeliest codes that hold this probability only (default: 1, all)", gt=0, le=1
     )
     ceiling: Path | None = option(None, "another prior's .pth, the course baseline's say, to judge beside it")
-    features: Literal["inception"] | None = option(None, "judge in this feature space, too", "{inception}")
 
 
 class Computing(Settings):

@@ -1,5 +1,7 @@
 """When are there enough slices and samples to judge? Known before training, without the judge's slow imports."""
 
+import numpy as np
+
 from dataset import Slices
 from runtime.errors import InputError
 
@@ -9,6 +11,13 @@ MIN_HELD_OUT = 2  # slices: fewer have no covariance
 MIN_SAMPLES = 100  # fewer make every Frechet distance large
 MIN_TWO_SAMPLE = 500  # samples, and training slices: from fewer a network learns too little, which flatters the samples
 MIN_VOLUMES = 2  # sampled or held out: fewer have no covariance and no pairs
+
+
+def check_size(images: np.ndarray, train: Slices) -> None:
+    """Raises InputError when images [..., H, W] aren't of the training slices' size."""
+    size, needed = ("x".join(map(str, array.shape[-2:])) for array in (images, train.images))
+    if size != needed:
+        raise InputError(f"slices of {size} pixels can't be judged beside training slices of {needed}")
 
 
 def check_enough(train: Slices, held_out: Slices) -> None:

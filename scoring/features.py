@@ -1,14 +1,11 @@
-"""What makes slices alike? Four feature spaces, fitted to the training slices alone.
+"""What makes slices alike? Three feature spaces, fitted to the training slices alone.
 
-Three need no download, since features learnt from photographs say little about images unlike them (Naeem et al. 2020,
-section 4.3):
+Features learnt from photographs would say little about images unlike them (Naeem et al. 2020, section 4.3).
 `pca`: the slice area-resized to 64x64, its first 64 principal components;
 `randconv`: mean and standard deviation of every channel, after every layer, of a convolutional network with fixed
 random weights, each standardised, their first 64 principal components. It sees what `pca` can't, such as blur;
 `folds`: mean and standard deviation, over the tissue, of the structure tensor's coherence at three scales, each
 standardised. It sees whether folds run on or are mottled, which the eye sees first and the other two don't.
-The fourth is for figures that are to stand beside published ones:
-`inception`: the 2,048 pooled features of torchvision's Inception v3, as they are.
 """
 
 import itertools
@@ -21,14 +18,12 @@ from scipy.ndimage import gaussian_filter1d
 from sklearn.decomposition import PCA
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from runtime.errors import InputError
 from scoring.batches import on_all_cores, unit_batch
 from scoring.metrics import FOREGROUND
 
-SPACES = ("pca", "randconv", "folds")  # those that need no download
 COMPONENTS = 64  # principal components kept
 BATCH = 16  # slices: few, so that they stay in the processor's cache
 RANDOM_NET_SEED = 1  # the weights are part of the definition: another seed is another yardstick
@@ -124,41 +119,11 @@ def gaussian_filters(length: int) -> Tensor:
     return torch.tensor(np.stack(filters), dtype=torch.float32)
 
 
-class Inception(nn.Module):
-    """Inception v3's pooled features: [B, 1, H, W] -> [B, 2048].
-
-    The whole slice is resized to 299x299: the weights' own transform would crop the head. torchvision's weights are not
-    those of the original FID, so figures agree with published ones roughly, not to the digit.
-    """
-
-    width = 2048
-
-    def __init__(self) -> None:
-        from torchvision.models import Inception_V3_Weights, inception_v3  # slow to import, and seldom asked for
-
-        super().__init__()
-        weights = Inception_V3_Weights.IMAGENET1K_V1
-        try:
-            self.network = inception_v3(weights=weights)
-        except (OSError, RuntimeError) as error:  # no network, no room, or a download cut short
-            raise InputError(
-                f"can't get Inception's weights ({error}): leave out --features inception, or copy {weights.url} to"
-                f" {torch.hub.get_dir()}/checkpoints"
-            ) from error
-        self.network.fc = nn.Identity()
-        self.eval()  # batch normalisation must not depend on the batch
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, size=(299, 299), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
-        mean, std = x.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-        return self.network((x - mean) / std)
-
-
-NETWORKS = {"pca": Pixels, "randconv": RandomNet, "folds": Folds, "inception": Inception}
+SPACES = {"pca": Pixels, "randconv": RandomNet, "folds": Folds}
 
 
 class FeatureSpace:
-    """One of the four spaces, fitted to training slices.
+    """One of `SPACES`, fitted to training slices.
 
     Attributes:
         train: float64 [N, D], the training slices' features; distances between neighbours are taken here.
@@ -166,18 +131,12 @@ class FeatureSpace:
             divided by sqrt(D), so that the training slices' total variance is 1: all components count alike, and a
             mean that is off by one standard deviation in each of them is a distance of 1. Without it one component,
             brightness, has half the variance of `randconv`, and real data against real data varies fourfold with the
-            people drawn. Inception's features stay as published figures have them.
+            people drawn.
     """
 
-    def __init__(self, name: str, train: np.ndarray, device: str | torch.device = "cpu") -> None:
-        """`train`: uint8 [N, H, W]. `device`: where Inception runs; the others run on the CPU.
-
-        Raises InputError when there is no such space, or Inception's weights can't be had.
-        """
-        if name not in NETWORKS:
-            raise InputError(f"no feature space {name!r}: there are {', '.join(NETWORKS)}")
-        self.name, self.device = name, torch.device(device if name == "inception" else "cpu")
-        self.network = NETWORKS[name]().to(self.device)
+    def __init__(self, name: str, train: np.ndarray) -> None:
+        """`train`: uint8 [N, H, W]."""
+        self.name, self.network = name, SPACES[name]()
         raw = self._raw_features(train)
         # All decompositions are exact to rounding: the randomised solver's last components would depend on chance.
         varying = np.count_nonzero(np.ptp(raw, axis=0))
@@ -187,11 +146,10 @@ class FeatureSpace:
             "pca": lambda: make_pipeline(VarianceThreshold(), PCA(components, svd_solver=solver, random_state=0)),
             "randconv": lambda: make_pipeline(StandardScaler(), PCA(components, svd_solver="covariance_eigh")),
             "folds": lambda: make_pipeline(StandardScaler(), PCA(svd_solver="full")),
-            "inception": FunctionTransformer,
         }[name]()
         self.train = self.projection.fit_transform(raw).astype(np.float64)
         deviation = np.maximum(self.train.std(axis=0), np.finfo(np.float32).eps)
-        self.scale = 1.0 if name == "inception" else deviation * np.sqrt(len(deviation))
+        self.scale = deviation * np.sqrt(len(deviation))
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W] -> float64 [N, D]."""
@@ -205,7 +163,7 @@ class FeatureSpace:
         def fill(start: int) -> None:
             # Into one array: many small ones, between freed batches, would keep those from the operating system.
             rows = slice(start, start + BATCH)
-            features[rows] = self.network(unit_batch(images[rows], self.device)).cpu().numpy()
+            features[rows] = self.network(unit_batch(images[rows])).numpy()
 
         on_all_cores(fill, range(0, len(images), BATCH), f"slices in {self.name}")
         return features

@@ -8,17 +8,16 @@ Slices are compared in the feature spaces of features.py, which are fitted to th
 tissues (tissue.py), and by networks that learn to tell samples from them (two_sample.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
-import torch
 from scipy.spatial.distance import cdist
 
 from dataset import Slices
 from runtime.errors import InputError
 from scoring import tissue
-from scoring.enough import MIN_SAMPLES, MIN_TWO_SAMPLE, check_enough
+from scoring.enough import MIN_SAMPLES, MIN_TWO_SAMPLE, check_enough, check_size
 from scoring.features import SPACES, FeatureSpace
 from scoring.nearest import NearestSearch, NearestSlices, data_copying, shared_codes
 from scoring.two_sample import PARTS, POOLING, two_sample_test
@@ -123,8 +122,6 @@ class Judge:
         train: Slices,
         held_out: Slices,
         seed: int = 0,
-        features: Sequence[str] = SPACES,
-        device: str | torch.device = "cpu",
         encode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         """Fits the feature spaces: about 12 s for 4,960 slices on two cores.
@@ -132,26 +129,24 @@ class Judge:
         Args:
             train, held_out: slices of different people and one size.
             seed: of the halves, cuts and rows that are drawn; not of the feature spaces.
-            features: any of `SPACES` and "inception"; nearest neighbours are looked for in the first.
-            device: where Inception runs.
             encode: uint8 [N, H, W] -> their first codes, integers [N, h, w]; without it codes are not compared.
         Raises:
-            InputError: fewer than four people or 64 slices to train on, fewer than two slices held out, sizes that
-                differ, an unknown feature space, Inception's weights can't be had.
+            InputError: fewer than four people or 64 slices to train on, fewer than two slices held out, or sizes that
+                differ.
         """
         check_enough(train, held_out)
         self.train, self.held_out, self.seed, self.encode = train, held_out, seed, encode
         self.people = np.asarray(train.people)
         self.sparse = staggered(train.people, train.levels)
-        self._check_size(held_out.images)
-        self.spaces = {name: FeatureSpace(name, train.images, device) for name in features}
-        self.search = NearestSearch(train, next(iter(self.spaces.values())))
+        check_size(held_out.images, train)
+        self.spaces = {name: FeatureSpace(name, train.images) for name in SPACES}
+        self.search = NearestSearch(train, self.spaces["pca"])
         self._held_out_features = {name: s.features(held_out.images) for name, s in self.spaces.items()}
 
     def score(self, samples: np.ndarray, nearest: NearestSlices | None = None) -> dict:
         """All figures of samples, uint8 [N, H, W], N at least 100, as plain numbers for `metrics.json`.
 
-        `nearest`: what `self.nearest` finds for the samples, if it is known already.
+        `nearest`: what `self.search` finds for the samples, if it is known already.
 
         Returns:
             `samples`, `train`, `held_out`: numbers of slices;
@@ -161,7 +156,6 @@ class Judge:
         Raises:
             InputError: fewer than 100 samples, or not of the training slices' size.
         """
-        self._check(samples)
         verdict = {
             "samples": len(samples),
             "train": len(self.train),
@@ -169,23 +163,22 @@ class Judge:
             "fidelity": self.fidelity(samples),
             "floor": self.floor,
             "tissue": self.tissue(samples),
-            "memorisation": self.memorisation(samples, nearest or self.nearest(samples)),
+            "memorisation": self.memorisation(samples, nearest or self.search(samples)),
         }
         return verdict if self.missing(len(samples)) else verdict | {"two_sample": self.two_sample(samples)}
 
     def missing(self, samples: int) -> str | None:
         """Why so many samples get no two-sample test; None where they get one."""
         n, people = min(samples, len(self.train)), len(np.unique(self.people))
-        if n >= MIN_TWO_SAMPLE and people >= PARTS:
+        if n >= MIN_TWO_SAMPLE and people >= 2 * PARTS:  # the floor's halves are divided into parts, too
             return None
-        needed = f"{MIN_TWO_SAMPLE} samples, {MIN_TWO_SAMPLE} training slices and {PARTS} training people"
+        needed = f"{MIN_TWO_SAMPLE} samples, {MIN_TWO_SAMPLE} training slices and {2 * PARTS} training people"
         return f"no network was tried on the samples: fewer than {needed} flatter them"
 
     # ------------------------------------------------------------------------------------ features
 
     def frechet(self, samples: np.ndarray) -> dict[str, float]:
         """Frechet distance of samples and held-out people's slices in each space: to choose a checkpoint by."""
-        self._check(samples)
         return {
             name: frechet_distance(self._held_out_features[name] / space.scale, fake / space.scale)
             for name, space, fake in self._each_space(samples)
@@ -194,7 +187,6 @@ class Judge:
     def fidelity(self, samples: np.ndarray) -> dict[str, dict[str, float]]:
         """For each space `frechet` (from all training slices), `precision`, `recall`, `density` and `coverage` (beside
         `staggered` training slices), and `frechet_held_out` (from held-out people)."""
-        self._check(samples)
         figures = {}
         for name, space, fake in self._each_space(samples):
             held_out = self._held_out_features[name]
@@ -227,8 +219,7 @@ class Judge:
     def tissue(self, samples: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
         """How the tissues of `samples`, of `held_out` slices, and of one half of the training people (`floor`, beside
         the other half) differ from training slices', see `tissue.compare`."""
-        people, train, held_out = self._tissues
-        half = np.isin(people, self.people[self._halves(self.seed)[0]])
+        train, half, held_out = self._tissues
         return {
             "samples": tissue.compare(tissue.measure(samples), train),
             "held_out": tissue.compare(held_out, train),
@@ -237,20 +228,17 @@ class Judge:
 
     @cached_property
     def _tissues(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The people, and what is measured, of training slices; and what is measured of held-out ones."""
+        """Measures of training slices, which of these are of one half of the people, and measures of held-out slices"""
         rows = self._rows_of_all_levels(TISSUE_SLICES, self.seed)
-        return self.people[rows], tissue.measure(self.train.images[rows]), tissue.measure(self.held_out.images)
+        half = np.isin(rows, self._halves(self.seed)[0])
+        return tissue.measure(self.train.images[rows]), half, tissue.measure(self.held_out.images)
 
     # ------------------------------------------------------------------------------------ copies
-
-    def nearest(self, images: np.ndarray) -> NearestSlices:
-        """The training slices nearest to each image, and to its mirror image."""
-        return self.search(images)
 
     @cached_property
     def held_out_nearest(self) -> NearestSlices:
         """The training slices nearest to the held-out people's slices."""
-        return self.nearest(self.held_out.images)
+        return self.search(self.held_out.images)
 
     def memorisation(self, samples: np.ndarray, nearest: NearestSlices) -> dict:
         """Are samples nearer to training slices than held-out people's slices are?
@@ -351,18 +339,10 @@ class Judge:
         return np.flatnonzero(first), np.flatnonzero(~first)
 
     def _each_space(self, samples: np.ndarray) -> Iterator[tuple[str, FeatureSpace, np.ndarray]]:
-        return ((name, space, space.features(samples)) for name, space in self.spaces.items())
-
-    def _check(self, samples: np.ndarray) -> None:
-        self._check_size(samples)
+        check_size(samples, self.train)
         if len(samples) < MIN_SAMPLES:
             raise InputError(f"{len(samples)} samples are too few to judge: make at least {MIN_SAMPLES}")
-
-    def _check_size(self, images: np.ndarray) -> None:
-        if images.dtype != np.uint8 or images.ndim != 3:
-            raise ValueError(f"need uint8 [N, H, W], not {images.dtype} {images.shape}")
-        if images.shape[1:] != (size := self.train.images.shape[1:]):
-            raise InputError(f"slices of {images.shape[1:]} can't be judged beside training slices of {size}")
+        return ((name, space, space.features(samples)) for name, space in self.spaces.items())
 
 
 def table(verdict: dict) -> str:
@@ -370,40 +350,34 @@ def table(verdict: dict) -> str:
 
     Where the verdict has a "ceiling", the `fidelity` of another prior, that stands below the floor.
     """
+
+    def row(label: str, cells: Iterable[str]) -> str:
+        return f"{label:24}" + "".join(f"{cell:>18}" for cell in cells)
+
     heads = ("frechet", "frechet_held_out", "precision", "recall", "density", "coverage")
-    lines = [f"{'':24}" + "".join(f"{head.replace('_', ' '):>18}" for head in heads)]
-    for space, figures in verdict["fidelity"].items():
-        rows = {"samples": figures, "real (floor)": verdict["floor"][space]}
-        if "ceiling" in verdict:
-            rows["ceiling"] = verdict["ceiling"][space]
-        for kind, row in rows.items():
-            lines.append(f"{f'{space}, {kind}':24}" + "".join(f"{row[head]:18.3f}" for head in heads))
-    kinds = {"samples": "samples", "held_out": "held-out people", "floor": "half of the people"}
-    lines.append("tissue beside training slices, Cohen's d and ratio of spreads:")
-    lines.append(f"{'':24}" + "".join(f"{name:>18}" for name in tissue.FIGURES))
-    for kind, label in kinds.items():
-        row = verdict["tissue"][kind]
-        cells = (f"{row[name]['d']:.2f}, {row[name]['spread']:.2f}" if name in row else "-" for name in tissue.FIGURES)
-        lines.append(f"{label:24}" + "".join(f"{cell:>18}" for cell in cells))
+    lines = [row("", (head.replace("_", " ") for head in heads))]
+    kinds = {"samples": verdict["fidelity"], "real (floor)": verdict["floor"]}
+    kinds |= {"ceiling": verdict["ceiling"]} if "ceiling" in verdict else {}
+    for space in verdict["fidelity"]:
+        lines += [row(f"{space}, {kind}", (f"{by[space][h]:.3f}" for h in heads)) for kind, by in kinds.items()]
+    lines += ["tissue beside training slices, Cohen's d and ratio of spreads:", row("", tissue.FIGURES)]
+    labels = {"samples": "samples", "held_out": "held-out people", "floor": "half of the people"}
+    for kind, label in labels.items():
+        found = verdict["tissue"][kind]
+        cells = ("{d:.2f}, {spread:.2f}".format(**found[name]) if name in found else "-" for name in tissue.FIGURES)
+        lines.append(row(label, cells))
     copies = verdict["memorisation"]
-    alike = {"a training slice": copies, "a mirrored training slice": copies["mirrored"]}
-    for kind, row in alike.items():
-        lines.append(
-            f"nearer to {kind} than SSIM {row['threshold']:.3f}: samples {row['share']:.1%}, held-out slices"
-            f" {row['share_held_out']:.1%}"
-        )
-    lines.append(
-        f"five nearest slices are of one person: samples {copies['one_person']:.1%}, held-out slices"
-        f" {copies['one_person_held_out']:.1%}"
-    )
+    for kind, alike in {"a training slice": copies, "a mirrored training slice": copies["mirrored"]}.items():
+        shares = f"samples {alike['share']:.1%}, held-out slices {alike['share_held_out']:.1%}"
+        lines.append(f"nearer to {kind} than SSIM {alike['threshold']:.3f}: {shares}")
+    shares = f"samples {copies['one_person']:.1%}, held-out slices {copies['one_person_held_out']:.1%}"
+    lines.append(f"five nearest slices are of one person: {shares}")
+    copying = f"by SSIM {copies['data_copying']:.2f}"
     if codes := copies.get("codes"):
-        lines.append(
-            f"codes shared with the nearest training slice, median: samples {codes['median']:.1%}, held-out slices"
-            f" {codes['median_held_out']:.1%}; more than {codes['threshold']:.1%}: {codes['share']:.1%} and"
-            f" {codes['share_held_out']:.1%}"
-        )
-    by_codes = f", by codes {codes['data_copying']:.2f}" if codes else ""
-    lines.append(f"data copying (C_T; copies are below 0): by SSIM {copies['data_copying']:.2f}{by_codes}")
+        shares = f"samples {codes['median']:.1%}, held-out slices {codes['median_held_out']:.1%}"
+        lines.append(f"codes shared with the nearest training slice, median: {shares}")
+        copying += f", by codes {codes['data_copying']:.2f}"
+    lines.append(f"data copying (C_T; copies are below 0): {copying}")
     for size, tests in verdict.get("two_sample", {}).items():
         areas = (f"{kind} {test['mean']:.3f} ({test['min']:.3f} to {test['max']:.3f})" for kind, test in tests.items())
         lines.append(f"two-sample test at {size} size, area under the ROC curve: {', '.join(areas)}")

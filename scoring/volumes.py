@@ -23,7 +23,7 @@ from reading.names import volume_of
 from runtime.errors import InputError
 from runtime.wording import counted
 from scoring.batches import on_all_cores, unit_batch
-from scoring.enough import MIN_PEOPLE, MIN_VOLUMES
+from scoring.enough import MIN_PEOPLE, MIN_VOLUMES, check_size
 from scoring.features import FeatureSpace, Pixels
 from scoring.judge import CLOSEST, frechet_distance, likeness
 from scoring.metrics import C2, FOREGROUND, ssim
@@ -276,11 +276,10 @@ class VolumeJudge:
             InputError: fewer than four training people or two held-out scans have the same consecutive levels, or
                 sizes differ.
         """
-        self.seed, self.shape = seed, train.images.shape[1:]
-        self.box = train.box
+        self.seed, self.slices, self.box = seed, train, train.box
         self.real = volumes_of(train, box=self.box)
         self.levels = self.real.levels
-        self._check_size(held_out.images.shape[1:])
+        check_size(held_out.images, train)
         unseen = volumes_of(held_out, self.levels.tolist(), self.box).images
         self._check_number(len(unseen), "held-out")
         mean = self.real.images.mean(axis=0)
@@ -371,17 +370,11 @@ class VolumeJudge:
         return reslices(images, DIRECTIONS[direction], self.planes[direction])
 
     def _check(self, images: np.ndarray, kind: str) -> None:
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise ValueError(f"need uint8 [V, L, H, W], not {images.dtype} {images.shape}")
-        self._check_size(images.shape[2:])
+        check_size(images, self.slices)
         self._check_number(len(images), kind)
         if images.shape[1] != len(self.levels):
             levels = f"{len(self.levels)} levels, {self.levels[0]} to {self.levels[-1]}"
             raise InputError(f"{kind} volumes of {images.shape[1]} slices can't be judged beside real ones of {levels}")
-
-    def _check_size(self, shape: tuple[int, ...]) -> None:
-        if shape != self.shape:
-            raise InputError(f"slices of {shape} can't be judged beside training slices of {self.shape}")
 
     @staticmethod
     def _check_number(number: int, kind: str) -> None:

@@ -12,7 +12,6 @@ from skimage.metrics import structural_similarity
 
 from runtime.errors import InputError
 from scoring.metrics import (
-    code_counts,
     code_histogram_distance,
     code_usage,
     perplexity,
@@ -64,15 +63,7 @@ def test_ssim_is_scikit_images_default(dtype, tolerance, shape):
     expected = [structural_similarity(a, b, data_range=1.0) for a, b in zip(x, y, strict=True)]
     got = ssim(tensor(x, dtype), tensor(y, dtype))
     assert got.dtype == dtype
-    np.testing.assert_allclose(got.numpy(), expected, atol=tolerance, rtol=0)
-
-
-def test_ssim_map_is_the_interior_of_scikit_images():
-    x, y = pair(1)
-    _, whole = structural_similarity(x[0], y[0], data_range=1.0, full=True)
-    got = ssim_map(tensor(x, torch.float64), tensor(y, torch.float64))
-    assert got.shape == (1, 1, 42, 34)
-    np.testing.assert_allclose(got[0, 0].numpy(), whole[3:-3, 3:-3], atol=1e-12)
+    np.testing.assert_allclose(got.numpy(), expected, atol=tolerance, rtol=0)  # a mean of `ssim_map`
 
 
 def test_data_range_is_one_whatever_the_image_holds():
@@ -129,17 +120,6 @@ def test_scores_are_the_stated_definitions():
         assert scores["psnr"][i] == pytest.approx(-10 * math.log10(np.mean((a - b) ** 2)), abs=1e-9)
 
 
-def test_background_noise_costs_the_headline_and_not_the_foreground():
-    original = np.zeros((1, 64, 64), np.uint8)
-    original[0, 16:48, 16:48] = np.round(blobs(1, 32, 32, seed=2)[0] * 180 + 60)
-    clean = original / np.float32(255)
-    noise = np.random.default_rng(0).random((1, 64, 64), np.float32) * 0.02
-    noisy = np.where(original > 0, clean, noise)
-    scores = reconstruction_scores(original, noisy)
-    assert scores["ssim"][0] < 0.8
-    assert scores["foreground_ssim"][0] > 0.97
-
-
 def test_exact_copy_and_empty_slice():
     original = np.zeros((2, 16, 16), np.uint8)
     original[0, 4:12, 4:12] = 200
@@ -157,13 +137,9 @@ def test_a_crop_on_black_has_the_ssim_of_the_whole_picture():
     torch.testing.assert_close(got, ssim(*whole))
 
 
-def test_wrong_arrays_are_refused():
+def test_slices_too_small_for_ssim():
     with pytest.raises(InputError, match="slices of 10x40 pixels are too small to score: SSIM needs 11 pixels a side"):
         reconstruction_scores(np.zeros((1, 10, 40), np.uint8), np.zeros((1, 10, 40)))
-    with pytest.raises(ValueError, match="need two arrays"):
-        reconstruction_scores(np.zeros((1, 9, 9), np.uint8), np.zeros((2, 9, 9)))
-    with pytest.raises(ValueError, match="need uint8 and float"):
-        reconstruction_scores(np.zeros((1, 9, 9)), np.zeros((1, 9, 9)))
 
 
 def test_summary_leaves_out_empty_slices():
@@ -207,13 +183,6 @@ def test_usage_is_of_the_whole_split_and_of_each_level():
     assert usage[0] == {"codebook_size": 8, "codes_used": 8, "perplexity": pytest.approx(8)}
     assert usage[1] == {"codebook_size": 16, "codes_used": 1, "perplexity": pytest.approx(1)}
     assert code_usage([top[:1]], [8])[0]["codes_used"] == 1
-
-
-def test_counts_of_batches_add_up():
-    codes = torch.randint(7, (10, 3, 3), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(code_counts(codes[:4], 9) + code_counts(codes[4:], 9), code_counts(codes, 9))
-    with pytest.raises(ValueError, match="outside a codebook of 4"):
-        code_counts(codes, 4)
 
 
 def test_code_histogram_distance_in_closed_form():

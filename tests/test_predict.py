@@ -387,7 +387,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_run, tiny_data,
         ((model, "--input", png, "--slice", "3"), "is about samples"),
         ((model, "--slice", LEVELS), f"knows slice levels 0 to {LEVELS - 1}"),
         ((model, "--temperature", "0.5"), "a DCGAN has no temperature"),
-        ((model, "--features", "inception"), "are judged"),
+        ((model, "--ceiling", tmp_path / "no.pth", "--samples", "99"), "are judged"),
         ((model, "--device", "cuda"), "no CUDA device"),
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -128,9 +128,8 @@ def test_neighbours_are_compared_as_scikit_image_does():
     expected = [[structural_similarity(v[i], v[i + 1], data_range=1.0) for i in range(LEVELS - 1)] for v in x]
     np.testing.assert_allclose(likenesses, expected, atol=1e-5)
     np.testing.assert_allclose(differences, np.abs(np.diff(x, axis=1)).mean(axis=(2, 3)), atol=1e-6)
-    likenesses, differences = neighbour_likeness(volumes[:, :1].repeat(4, axis=1))
-    assert likenesses == pytest.approx(np.ones((2, 3)))
-    assert not differences.any()
+    middle = structural_similarity(*x[:, LEVELS // 2], data_range=1.0)
+    assert middle_likeness(volumes) == pytest.approx(middle, abs=1e-5)
 
 
 def test_areas_of_a_square_brain_in_closed_form():
@@ -155,11 +154,6 @@ def test_reslices_keep_every_level_as_a_band():
     assert (sagittal.shape, coronal.shape) == ((2, 12, 20), (4, 12, 12))
     assert np.array_equal(sagittal[1], volumes[1, :, 4].repeat(4, axis=0))
     assert np.array_equal(coronal[1], volumes[0, :, :, 12].repeat(4, axis=0))
-
-
-def test_one_volume_drawn_again_and_again_has_no_diversity():
-    assert middle_likeness(people(range(1)).repeat(5, axis=0)) == pytest.approx(1)
-    assert middle_likeness(people(range(5))) < 0.8
 
 
 def measures(volumes: int, shift: float = 0) -> dict[str, np.ndarray]:
@@ -200,7 +194,7 @@ def test_a_copy_is_found_mirrored_or_not_with_its_exact_ssim():
 
 
 def test_copies_of_training_people_are_named_and_new_people_are_not(judge):
-    copied = judge.box.paste(judge.real.images[[5, 9]], judge.shape)
+    copied = judge.box.paste(judge.real.images[[5, 9]], (SIZE, SIZE))
     found = judge.score(np.concatenate([copied, people(range(300, 310))]))["copies"]
     assert found["share"] == pytest.approx(2 / 12, abs=1 / 12)
     assert {one["person"] for one in found["closest"][:2]} == {"case_005", "case_009"}
@@ -261,8 +255,6 @@ def test_what_cannot_be_judged_is_said_in_a_line(judge, fresh):
         judge.score(fresh, fresh[:, 1:])
     with pytest.raises(InputError, match="can't be judged beside training slices"):
         judge.score(fresh[..., 1:])
-    with pytest.raises(ValueError, match="uint8"):
-        judge.score(fresh / 255)
     with pytest.raises(InputError, match="1 held-out volume can't"):
         VolumeJudge(slices(range(4)), slices(range(4, 5)))
     with pytest.raises(InputError, match="4 people"):
