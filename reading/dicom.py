@@ -76,7 +76,7 @@ def voxels(stack: Stack) -> np.ndarray:
     """Intensities, float32 [rows, columns, planes]: rescaled, MONOCHROME1 inverted, colour as grey, padding as dark as
     the darkest of the rest.
 
-    Raises ValueError with the reason, when a file is compressed in a way that needs a plugin, say.
+    Raises ValueError with the reason, such as a compression that needs a plugin.
     """
     values = np.empty((len(stack.planes), *stack.planes[0].shape), np.float32)
     for path in dict.fromkeys(plane.path for plane in stack.planes):

@@ -85,9 +85,9 @@ def _in_folder(folder: Path) -> dict[Path, str]:
 # ------------------------------------------------------------------------------------------- one of them
 
 
-def _or_problem(part_of: Callable[..., Part], path: Path, *how: object) -> Part | str:
+def _or_problem(part_of: Callable[..., Part], path: Path, *cut: object) -> Part | str:
     try:
-        return part_of(path, *how)
+        return part_of(path, *cut)
     except OSError as error:
         return f"{path} can't be read: {error.strerror or error}"
     except (ValueError, MemoryError) as error:

@@ -90,13 +90,6 @@ def test_one_canvas_for_all_splits_the_most_frequent_size(tmp_path):
     assert {part.images.shape[1:] for part in data.splits.values()} == {(256, 128)}
 
 
-def test_slice_with_a_third_axis_of_one_is_a_slice(tmp_path):
-    path = save(tmp_path / "a_slice_2.nii", volume(0, (32, 16, 1)))
-    slices = dataset.read_files([path])
-    assert slices.images.shape == (1, 32, 16)
-    assert slices.names == ["a_slice_2.nii"]
-
-
 @pytest.mark.parametrize("value", [0, 7, -3])
 def test_flat_slices_are_black_and_come_back_flat(tmp_path, value):
     path = save(tmp_path / "flat.nii.gz", np.full((16, 16), value, np.float32))
