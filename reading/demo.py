@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 from scipy.interpolate import BSpline
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from runtime.cli import LARGEST_SEED
@@ -155,8 +156,8 @@ def _anatomy(template: Template, rng: np.random.Generator) -> np.ndarray:
     grid = np.indices(SHAPE, dtype=np.float32) - middle.astype(np.float32) + 0.5
     grid[2] += SHAPE[2] / 2 + BOTTOM  # mm above the commissures
     size = rng.normal(1, [0.035, 0.035, 0.05])
-    turns = np.radians(rng.normal(0, [2.5, 2.0, 2.0]))
-    where = np.tensordot(_rotation(*turns) / size, grid, axes=1).astype(np.float32)
+    turns = np.radians(rng.normal(0, [2.5, 2.0, 2.0]))  # about z, x and y
+    where = np.tensordot(Rotation.from_euler("ZXY", turns).as_matrix() / size, grid, axes=1).astype(np.float32)
     where[2] += rng.normal(0, 2)
     for spacing, amplitude in ((50, 2.2), (22, 1.5), (11, 0.8)):  # mm: the lobes, the gyri, their edges
         for part in where:
@@ -166,12 +167,3 @@ def _anatomy(template: Template, rng: np.random.Generator) -> np.ndarray:
     # To widen the ventricles is to look up, around them, what lies nearer to them.
     nearest = [part.round().astype(np.intp).clip(0, n - 1) for part, n in zip(where, template.brain.shape, strict=True)]
     return where + rng.uniform(-2.0, 5.0) * template.towards_ventricles[:, *nearest]
-
-
-def _rotation(about_z: float, about_x: float, about_y: float) -> np.ndarray:
-    """A rotation matrix, from angles in radians."""
-    (cz, cx, cy), (sz, sx, sy) = np.cos([about_z, about_x, about_y]), np.sin([about_z, about_x, about_y])
-    z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    return z @ x @ y
