@@ -67,7 +67,7 @@ def variation(n: int, **changes: float) -> Variation:
         ({"down": 3, "across": -2}, lambda s: BOX.crop(s.roll((-3, 2), (2, 3)))),
         ({"brightness": 0.5}, lambda s: BOX.crop((0.5 * s * 255).round() / 255)),
     ],
-    ids=str,
+    ids=["as it is", "not augmented", "mirrored", "shifted", "dimmed"],
 )
 def test_a_varied_slice_in_closed_form(changes, expected):
     varied = variation(6, **changes).apply(slices(), BOX)
