@@ -58,7 +58,8 @@ def describe_epoch(row: Mapping[str, float], means: Sequence[str], score: tuple[
 
     The first of the epoch's `means` in its row of metrics.csv; name, value and best value of the `score` if any.
     """
-    parts = [f"{name.replace('_', ' ')} {short(row[name])}" for name in means[:SHOWN_MEANS] if name in row]
+    shown = [name for name in means if name in row and name != "learning_rate"][:SHOWN_MEANS]
+    parts = [f"{name.replace('_', ' ')} {short(row[name])}" for name in shown]
     if score:
         name, value, best = score
         parts.append(f"{name} {value:.4f}" + (" (best so far)" if value == best else f" (best {best:.4f})"))
