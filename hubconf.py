@@ -31,7 +31,6 @@ dependencies = [
     "skimage",
     "sklearn",
     "torch",
-    "torchvision",
     "tqdm",
 ]
 

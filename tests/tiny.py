@@ -66,7 +66,7 @@ class Trainer:
         self.out, self.patch, self.runs = out, monkeypatch, []
         monkeypatch.setattr(setup, "load_data", lambda settings: data_set())
         monkeypatch.setattr(train, "JUDGED_SAMPLES", 100)
-        monkeypatch.setattr(judge, "Judge", partial(judge.Judge, features=("pca",)))
+        monkeypatch.setattr(judge, "SPACES", ("pca",))
         for name, number in {
             "TEACHER_EPOCHS": 2,
             "STUDENT_EPOCHS": 2,
