@@ -432,7 +432,9 @@ def main() -> int:
     look.add_argument("dir", help="the folder with the split folders, the one above it, or demo")
     look.add_argument("--axis", type=int, default=2, help="of 3-D volumes: 0 sagittal, 1 coronal, 2 axial (default)")
     look.add_argument("--slices", metavar="START:STOP", help="of 3-D volumes, those to take (default: all)")
-    look.add_argument("--spacing", metavar="MM", type=float, help="resample 3-D volumes to voxels of so many mm")
+    look.add_argument(
+        "--spacing", metavar="MM", type=float, help="resample 3-D volumes to cubic voxels of this size in mm"
+    )
     parts = commands.add_parser("split", help="make splits by person of the files in a folder and in its folders")
     parts.add_argument("dir", type=Path, help="a flat, BIDS or class folder, or OASIS-1 as it is downloaded")
     parts.add_argument("out", type=Path, help="a new folder, for links to the files")

@@ -87,7 +87,7 @@ def brain_slices(data: str = "demo", splits: _Sequence[str] = ("train", "validat
     Args:
         data: a folder that train.py takes, or "demo": 40 synthetic people, made on first use.
         splits: those to load.
-        people: load the first so many of each split only.
+        people: load only this many people of each split, the first ones.
     Returns:
         DataSet, of dataset.py; each split has images, names, people and levels.
     Raises:

@@ -45,7 +45,7 @@ from scoring.scores import SCORES
 
 @dataclass(frozen=True)
 class ImageCodec:
-    """A codec of Pillow's: `options(quality, pixels)` are what it is told for one of `qualities`, low to high.
+    """A codec of Pillow's: `options(quality, pixels)` are its arguments for one of `qualities`, low to high.
 
     `look_below`: how many of the next lower qualities may give the higher SSIM, and are tried too.
     """

@@ -82,7 +82,7 @@ SIZES = [  # the best one first; fewer epochs only with the fewest people
 
 
 def size_for(seconds: float) -> Size:
-    """The largest size that there is time for where a step of the autoencoder takes so many seconds."""
+    """The largest size that there is time for, given the seconds of one step of the autoencoder."""
     return next((size for size in SIZES if size.work * seconds <= TRAINING_SECONDS), SIZES[-1])
 
 

@@ -109,7 +109,7 @@ def main() -> int:
             folder = Path(place) / str(number)
             wait = (number + rng.random()) / settings.kills * duration
             stage, seconds, problem = stop_and_resume(folder, run_folder(whole), wait, kind)
-            print(f"{kind.name} {stage}: {problem or 'ended as the run that nobody stopped'}", flush=True)
+            print(f"{kind.name} {stage}: {problem or 'equal to the uninterrupted run'}", flush=True)
             counts[kind.name if stage.startswith(("after", "before")) else stage] += 1
             slowest = max(slowest, seconds if kind == signal.SIGTERM else 0)
             if problem:

@@ -43,7 +43,7 @@ from scoring.judge import Judge
 
 RESOURCES = ROOT / "resources"
 PRETRAINED = RESOURCES / "pretrained"
-DEFAULT = PRETRAINED / "vqvae.pth"  # whose codes all priors speak
+DEFAULT = PRETRAINED / "vqvae.pth"  # all priors model its codes
 PAGES = (ROOT / "README.md", RESOURCES / "RESULTS.md", PRETRAINED / "README.md")
 SAMPLES = 1000
 VOLUMES = 32

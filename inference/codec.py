@@ -133,7 +133,7 @@ class Codec:
         return self._pictures(codes[:1], painted, self.paint_on, "painting")
 
     def can_paint(self, num_grids: int) -> bool:
-        """Whether there is a painter, and so many grids of codes leave something to paint."""
+        """Whether there is a painter, and that number of code grids leaves something to paint."""
         return self.painter is not None and num_grids < self.autoencoder.depth
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ class ReconstructionSettings(Settings):
     split: Literal["train", "validate", "test"] = option("test", "which part of the data set")
     input: list[Path] = option([], "just these: pictures, NIfTI, DICOM, or folders of them", "FILE")
     spacing: float | None = option(
-        None, "of volumes: resample to voxels of so many mm (default: as in training)", "MM", ge=0.1, le=20
+        None, "resample 3-D volumes to cubic voxels of this size in mm (default: as in training)", "MM", ge=0.1, le=20
     )
     axis: Literal[0, 1, 2] | None = option(None, "how volumes are cut (default: as in training)")
     slices: str | None = option(None, "of volumes, those to take (default: as in training)", "START:STOP")

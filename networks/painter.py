@@ -134,7 +134,7 @@ class Painter(nn.Module):
             yield (i + 1) / steps, x
 
     def noise(self, seed: int, levels: int, height: int, width: int) -> Tensor:
-        """Starting noise of a brain of so many levels, or of one slice: float32 [levels, 1, height, width].
+        """Starting noise of a brain of `levels` slices, or of one slice: float32 [levels, 1, height, width].
 
         Adjacent levels correlate. The scale, which is the scan's graininess, is drawn once per brain. The numbers come
         from a CPU generator, so that a seed gives the same noise on every device.

@@ -3,7 +3,7 @@
 import numpy as np
 
 PERCENTILES = (0.5, 99.5)  # of all values: what becomes 0 and 255
-FEW_VALUES = 16  # so many or fewer make a mask or a map of labels
+FEW_VALUES = 16  # distinct values, at most, of a mask or a map of labels
 PADDING_SHARE = 1e-3  # least share of the voxels that padding takes
 PADDING_GAP = 2  # how far it lies from all other values, in their own spread
 

@@ -143,7 +143,7 @@ def _header(file: BinaryIO) -> AnyHeader:
         if kind is None and start[:4] == b"\0\0\0\1":
             kind, dimensions = MGHHeader, np.frombuffer(start[4:20], ">i4")
     if kind is MGHHeader:
-        _check_shape(tuple(dimensions.tolist()))  # before nibabel goes to what stands behind so many voxels
+        _check_shape(tuple(dimensions.tolist()))  # before nibabel seeks beyond that many voxels
     with decoding_errors(FORMATS):
         header = (kind or Spm2AnalyzeHeader).from_fileobj(file)
         if getattr(header, "is_single", False) and header.get_data_offset() == 0:
@@ -200,7 +200,7 @@ def _voxels(header: AnyHeader, file: BinaryIO) -> np.ndarray:
         values = np.asarray(ArrayProxy(file, header), np.float32)
         rest = file.read(MAX_OFFSET + 1) if isinstance(file, gzip.GzipFile) else b""
     if len(rest) > MAX_OFFSET:
-        raise ValueError("goes on after its voxels for longer than any scan does")
+        raise ValueError("has far more bytes after its voxels than any scan")
     return values
 
 

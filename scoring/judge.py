@@ -168,7 +168,7 @@ class Judge:
         return verdict if self.missing(len(samples)) else verdict | {"two_sample": self.two_sample(samples)}
 
     def missing(self, samples: int) -> str | None:
-        """Why so many samples get no two-sample test; None where they get one."""
+        """The reason why this number of samples gets no two-sample test, or None."""
         n, people = min(samples, len(self.train)), len(np.unique(self.people))
         if n >= MIN_TWO_SAMPLE and people >= 2 * PARTS:  # the floor's halves are divided into parts, too
             return None

@@ -121,7 +121,7 @@ def test_outside_a_step_it_is_answered_at_once_and_nothing_differs(
     status, folder = trainer(prior=prior)
     assert status == 143
     out, complaints = capfd.readouterr()
-    assert out.splitlines()[-1] == f"stopped; go on with: python train.py --resume {folder}"
+    assert out.splitlines()[-1] == f"stopped; resume with: python train.py --resume {folder}"
     assert "SIGTERM: stopping" in complaints
     monkeypatch.setattr(where, name, function)
     assert trainer.resume(folder) == 0

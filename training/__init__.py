@@ -1,1 +1,1 @@
-"""What goes on around a training step? Runs, priors, optimisers."""
+"""What surrounds a training step? Runs, settings, augmentation, optimisers, and the loops of painter and priors."""

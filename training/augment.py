@@ -71,7 +71,7 @@ def _transform(slices: Tensor, box: Box) -> Tensor:
 
 
 def _resample(slices: Tensor, window: tuple[int, int], to_x: list[Tensor], to_y: list[Tensor], mode: str) -> Tensor:
-    """Slices [B, 1, H, W] through a window of so many pixels.
+    """Slices [B, 1, H, W] through a window of (height, width) pixels.
 
     `to_x`, `to_y`: the slice's pixel for the window's (x, y), both in [-1, 1]: factors of x and of y, and offset.
     """

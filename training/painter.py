@@ -149,7 +149,7 @@ def train_student(
 
 
 def divide(slices: int, max_epochs: int, batches: Batches, updates: int = 1) -> tuple[int, Passes]:
-    """Epochs, none shorter than a pass over the set, and their steps, of so many updates each."""
+    """The number of epochs, none shorter than a pass over the set, and their steps, each of `updates` updates."""
     epochs = min(max_epochs, max(slices // batches.size, 1))
     return epochs, Passes(batches, max(slices // epochs // batches.batch_size // updates, 1))
 

@@ -82,7 +82,7 @@ class Run:
             try:
                 yield
             except SystemExit:
-                self.log(f"stopped; go on with: python train.py --resume {self.folder}")
+                self.log(f"stopped; resume with: python train.py --resume {self.folder}")
                 raise
             except RuntimeError:
                 if self.signals.received is None or not dist.is_initialized():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class StartSettings(Settings):
     """where to start"""
 
-    resume: Path | None = option(None, "go on with the run in this folder", "RUN")
+    resume: Path | None = option(None, "resume the run in this folder", "RUN")
     config: Path | None = option(None, "settings to start a run with: any run's config.json; options win", "FILE.json")
 
 
@@ -31,7 +31,7 @@ class DataSettings(Settings):
     allow_overlap: bool = option(False, "go on when a person is in two splits")
     axis: Literal[0, 1, 2] = option(2, "cut 3-D volumes in sagittal (0), coronal (1) or axial (2) slices")
     slices: str | None = option(None, "cut 3-D volumes at 'start:stop[:step]' only", "START:STOP")
-    spacing: float | None = option(None, "resample 3-D volumes to cubes of so many mm first", "MM", ge=0.1, le=20)
+    spacing: float | None = option(None, "resample 3-D volumes to cubic voxels of this size in mm", "MM", ge=0.1, le=20)
     person: str | None = option(
         None, "finds the person in a file's name (default: by the names of common sets)", "REGEX"
     )
@@ -107,7 +107,7 @@ class PriorSettings(Settings):
     @field_validator("autoencoder")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        """So that a run goes on from any directory."""
+        """So that a run can be resumed from any directory."""
         return path and path.absolute()
 
 
@@ -156,7 +156,7 @@ def settle(command: TrainCommand) -> tuple[TrainSettings, Config | None]:
     """
     base = Config()
     if command.resume and command.config:
-        raise InputError("--resume goes on with the run's own settings: leave out --config")
+        raise InputError("--resume uses the run's own settings: leave out --config")
     if command.resume or command.config:
         path = command.config or command.resume / "config.json"
         base = read_config(path)
@@ -179,7 +179,7 @@ def settle(command: TrainCommand) -> tuple[TrainSettings, Config | None]:
 
 
 def _check_changes(given: dict[str, Any], started: TrainSettings) -> None:
-    """Raises InputError unless a run that was `started` with these settings can go on with those `given` now."""
+    """Raises InputError unless a run that was `started` with these settings can resume with those `given` now."""
     for name, value in given.items():
         before = getattr(started, name)
         if name not in MAY_CHANGE and value != before:

@@ -23,7 +23,7 @@ class Row(Schema, extra="allow"):
 
 
 class State(Schema):
-    """Everything that a run goes on from, see `training.run.Stage`."""
+    """Everything that a run resumes from, see `training.run.Stage`."""
 
     kind: str
     stage: str

@@ -74,7 +74,7 @@ def short(value: float) -> str:
 class StepTable:
     """`steps_<stage>.csv`: epoch, step and values of every `EVERY`th step, counted from 0 within its epoch.
 
-    Values stay on their device until `write`, since reading one halts a GPU. A stage that goes on after an
+    Values stay on their device until `write`, since reading one waits for the GPU. A stage that resumes after an
     interruption keeps the rows of the steps that were saved, and repeats the others.
     """
 
