@@ -370,7 +370,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         "no": (b"", "is no PNG"),
         "pair.img": (half, "one half of a pair"),
         "packed.nii.gz": (gzip.compress(b"hello " * 100), "can't be read as NIfTI"),
-        "endless.nii.gz": (gzip.compress(whole["nii"] + bytes(2**21)), "goes on after its voxels"),
+        "endless.nii.gz": (gzip.compress(whole["nii"] + bytes(2**21)), "has far more bytes after its voxels"),
         "doubled.nii.gz": (whole["nii.gz"] + b"more", "can't be read as NIfTI"),
         "animated.gif": (encoded("GIF"), "is no PNG"),
         "gif.png": (encoded("GIF"), "can't be read as PNG"),
