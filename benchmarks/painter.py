@@ -1,6 +1,6 @@
 """What does the painter make of people it never saw? Their first codes, painted, beside real slices of other people.
 
-    python benchmarks/painter.py resources/pretrained/vqvae.pth --data DIR --out FILE.json
+    python benchmarks/painter.py resources/pretrained/vqvae.pth DIR --out FILE.json
 
 Prints the area of the two-sample test, Frechet distances and figures of tissue, each beside those of the people's own
 slices (the floor); how alike a brain's neighbouring slices are; and the SSIM of painted and of plain pictures of

@@ -200,7 +200,7 @@ def measure(settings: ReadmeSettings, work: Path, results: dict) -> dict:
         row = score_prior(found[name], judge, model, settings, work / name)
         results.setdefault("priors", {})[name] = row
     painted = work / "painter.json"
-    call("benchmarks/painter.py", DEFAULT, "--data", settings.data, "--out", painted)
+    call("benchmarks/painter.py", DEFAULT, settings.data, "--out", painted)
     results["painter"] = json.loads(painted.read_text())
     results["volumes"] = score_volumes(found["transformer"], settings.data, work / "volumes")
     out = work / "codecs"
