@@ -22,11 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dataset import Batches, Box, DataSet
+from dataset import Batches, Box, DataSet, Slices
 from inference.codec import Codec
-from inference.loading import AUTOENCODERS, load_autoencoder, load_painter
+from inference.loading import AUTOENCODERS, GANS, load_autoencoder, load_painter
 from modules import DCGAN, Autoencoder, level_shares
-from networks.baseline_gan import BaselineGAN
 from report import plots
 from runtime import cli, compute
 from runtime.compute import Compute
@@ -67,7 +66,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
     parts = {"model": model, "optimizer": optimizer}
     stage = Stage(run, "autoencoder", settings.epochs, batches, parts, "validation SSIM")
     bypassed_steps = min(BYPASS_STEPS, batches.steps // 2)
-    description = setup.describe_data(data, box, settings)
+    description = setup.describe_data(data, settings)
     if not stage.resumed:
         count = sum(p.numel() for p in model.parameters())
         run.log(f"{settings.model}: {count:,} weights, on the {box.height}x{box.width} pixels that hold content")
@@ -77,7 +76,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
         for images, _ in stage.steps(settings.seed):
             if stage.steps_done == bypassed_steps:
                 with stage.interruptible():
-                    initialise_codebooks(model, data, box, settings.seed, on)
+                    initialise_codebooks(model, train, settings.seed, on)
             model.bypass_quantizers(stage.steps_done < bypassed_steps)
             rate = settings.lr * cosine(stage.steps_done, stage.total_steps)
             set_rate(optimizer, rate)
@@ -140,12 +139,16 @@ def make_optimizer(model: Autoencoder, settings: AutoencoderSettings) -> torch.o
     return torch.optim.Adam(model.parameters(), settings.lr, (0.9, 0.99), fused=True)
 
 
-def initialise_codebooks(model: Autoencoder, data: DataSet, box: Box, seed: int, on: Compute) -> None:
-    """k-means on the latents of the same training slices in every process."""
-    slices = data.splits["train"]
-    examples = Batches(slices, min(KMEANS_SLICES, len(slices)), on.device, box).shuffled(seed, epoch=0)
+def initialise_codebooks(model: Autoencoder, slices: Slices, seed: int, on: Compute) -> None:
+    """k-means on the latents of some training slices."""
+    images, _ = draw_examples(slices, KMEANS_SLICES, slices.box, seed, on)
     with on.autocast():
-        model.initialise_codebooks(next(examples)[0])
+        model.initialise_codebooks(images)
+
+
+def draw_examples(slices: Slices, n: int, box: Box, seed: int, on: Compute) -> tuple[Tensor, Tensor]:
+    """`n` slices at most, the same in every process: images [n, 1, *box] in [0, 1], and their rows int64 [n]."""
+    return next(Batches(slices, min(n, len(slices)), on.device, box).shuffled(seed, epoch=0))
 
 
 def codebook_use(model: Autoencoder) -> dict[str, float]:
@@ -168,7 +171,6 @@ JUDGED_SAMPLES = 320  # after each epoch
 class GANRecipe(NamedTuple):
     """What a pair of networks is trained with."""
 
-    prior: type[DCGAN]
     loss: str  # "r3gan" with gradient penalties, or "bce"
     quantised: bool  # whether real latents are code vectors, or the encoder's outputs
     augmented: float  # share of the slices
@@ -178,8 +180,8 @@ class GANRecipe(NamedTuple):
 
 
 GAN_RECIPES = {
-    "residual": GANRecipe(DCGAN, "r3gan", False, 0.6, (0.0, 0.99), 0.999, annealed=True),
-    "baseline": GANRecipe(BaselineGAN, "bce", True, 0.0, (0.5, 0.999), 0.0, annealed=False),
+    "residual": GANRecipe("r3gan", False, 0.6, (0.0, 0.99), 0.999, annealed=True),
+    "baseline": GANRecipe("bce", True, 0.0, (0.5, 0.999), 0.0, annealed=False),
 }
 
 
@@ -297,10 +299,10 @@ def latents_of(recipe: GANRecipe, codec: Codec, images: Tensor) -> Tensor:
 def make_gan(recipe: GANRecipe, settings: TrainSettings, codec: Codec, data: DataSet, encoded: EncodedSplit) -> DCGAN:
     """The GAN's prior, its normalisation set from the latents of up to `EXAMPLES` training slices, as they are."""
     on, slices = codec.on, data.splits["train"]
-    images, rows = next(Batches(slices, min(EXAMPLES, len(slices)), on.device, codec.box).shuffled(settings.seed, 0))
+    images, rows = draw_examples(slices, EXAMPLES, codec.box, settings.seed, on)
     latents = torch.cat([latents_of(recipe, codec, part) for part in images.split(64)])
     sizes = {"channels": latents.shape[1], "levels": encoded.unknown, "codes": len(encoded.codes)}
-    prior = recipe.prior(codec.autoencoder, tuple(latents.shape[2:]), **sizes, network=settings.gan).to(on.device)
+    prior = GANS[settings.gan](codec.autoencoder, tuple(latents.shape[2:]), **sizes, network=settings.gan).to(on.device)
     prior.fit(latents, encoded.levels[rows.to(on.device)])
     prior.level_share.copy_(level_shares(encoded.levels, encoded.unknown))
     return prior.to(memory_format=torch.channels_last)

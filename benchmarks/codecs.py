@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
+import torch
 
 import dataset
 from benchmarks import tables

@@ -21,9 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import runtime.environment  # noqa: F401, before PyTorch
+
+# isort: split
+import torch
 
 import dataset
 from benchmarks import others

@@ -75,8 +75,7 @@ class Trainer:
             "LOSS_SLICES": 4,
         }.items():
             monkeypatch.setattr(painter, name, number)
-        narrow = train.GAN_RECIPES["residual"]._replace(prior=partial(modules.DCGAN, width=16))
-        monkeypatch.setitem(train.GAN_RECIPES, "residual", narrow)
+        monkeypatch.setitem(train.GANS, "residual", partial(modules.DCGAN, width=16))
         monkeypatch.setattr(modules, "Discriminator", partial(modules.Discriminator, width=16))
         monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=16, layers=3))
         monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=24, layers=2, inner=8))

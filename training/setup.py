@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import dataset
-from dataset import Box, DataSet
+from dataset import DataSet
 from inference.loading import load_autoencoder
 from runtime import checkpoint, compute
 from runtime.compute import Compute
@@ -33,7 +33,7 @@ def load_data(settings: DataSettings) -> DataSet:
     )
 
 
-def describe_data(data: DataSet, box: Box, settings: DataSettings) -> dict:
+def describe_data(data: DataSet, settings: DataSettings) -> dict:
     """The description of its training data that a checkpoint keeps: plain values only."""
     train = data.splits["train"]
     return {
@@ -42,7 +42,7 @@ def describe_data(data: DataSet, box: Box, settings: DataSettings) -> dict:
         "synthetic": data.synthetic,
         "fingerprint": data.fingerprint,
         "size": list(train.images.shape[1:]),
-        "box": list(box),
+        "box": list(train.box),
         "levels": train.level_count,
         "axis": settings.axis,
         "slices": settings.slices,
