@@ -8,7 +8,7 @@
 A data set is a folder with a folder for each split: the OASIS PNG layout `keras_png_slices_{train,validate,test}`
 with `case_NNN_slice_S.nii.png` in it, the HipMRI NIfTI layout `keras_slices_{train,validate,test}` with
 `case_NNN_week_W_slice_S.nii.gz`, or plain `{train,validate,test}` with either kind, or with 3-D volumes (NIfTI,
-Analyze, MGH).
+Analyze, MGH). A participants.tsv beside them, or in the folder above, says what is known of the people.
 """
 
 import sys
@@ -29,6 +29,7 @@ from reading.decoding import Cut
 from reading.listing import SPLITS, Listing, scan
 from reading.names import person_of
 from reading.nifti import check_cut
+from reading.participants import Participants, read_participants
 from reading.places import find
 from runtime.cli import Parser
 from runtime.errors import InputError, exit_on_input_error, visible
@@ -83,6 +84,7 @@ class DataSet:
     splits: dict[str, Slices]
     fingerprint: str  # SHA-256 of the whole set's names and pixels, whichever splits and people were asked for
     spacing: float | None = None  # mm, of the cubes that volumes were resampled to
+    participants: Participants | None = None  # of all people of all splits; read anew each time
 
 
 # ------------------------------------------------------------------------------------------- loading
@@ -112,8 +114,8 @@ def load(
     `limit_people` keeps the first people of each split. `axis` (0 sagittal, 1 coronal, 2 axial) and `slices`
     ("start:stop[:step]", None for all) say how 3-D volumes are cut, after resampling to cubes of `spacing` mm.
     `person`: a regular expression that finds the person in a file's name, where names aren't those of a common set.
-    Raises InputError when there is no data set, a file in it can't be read, a split asked for is missing or empty, or
-    a person is in two splits (of all that the set has) and `allow_overlap` is off.
+    Raises InputError when there is no data set, a file in it can't be read, a split asked for is missing or empty,
+    participants.tsv is unsound, or a person is in two splits (of all that the set has) and `allow_overlap` is off.
     """
     if limit_people is not None and limit_people < 1:
         raise InputError(f"the limit of people must be at least 1, not {limit_people}")
@@ -127,14 +129,17 @@ def load(
     if (doubled := listing.overlap()) and not allow_overlap:
         raise InputError(f"{decoding.some(doubled)}: move them, or go on with --allow-overlap (scores will flatter)")
 
+    participants = read_participants(listing.root, listing.everyone())
     index, folder = cache.open_or_build(listing, (axis, slices, spacing))
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
-    loaded[next(iter(loaded))].notes[:0] = [visible(note) for note in [listing.note(), *index["notes"]] if note]
+    notes = [listing.note(), *index["notes"], *(participants.notes if participants else [])]
+    loaded[next(iter(loaded))].notes[:0] = [visible(note) for note in notes if note]
     title = "synthetic demo set" if demo.is_demo(listing.root) else visible(listing.root.resolve().name)
     if limit_people is not None:
         loaded = {split: part.first_people(limit_people) for split, part in loaded.items()}
         title += f", first {counted(limit_people, 'person', 'people')} of each split"
-    return DataSet(title, listing.root, demo.is_demo(listing.root), loaded, index["fingerprint"], spacing)
+    synthetic, fingerprint = demo.is_demo(listing.root), index["fingerprint"]
+    return DataSet(title, listing.root, synthetic, loaded, fingerprint, spacing, participants)
 
 
 def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, spacing: float | None = None) -> Slices:
@@ -399,7 +404,17 @@ def check(
         kinds = Counter((look.size, look.mode) for look in survey.looks.get(split, []))
         print("".join(f"; {number:,} of {size}, {mode}" for (size, mode), number in kinds.most_common()))
         print(f"{'':>9}  {_examples(people)}")
-    return problems + survey.problems(), [note for note in [listing.note(), *survey.notes()] if note]
+    notes = [listing.note(), *survey.notes()]
+    try:
+        participants = read_participants(listing.root, listing.everyone())
+    except InputError as error:
+        problems.append(str(error))
+    else:
+        if participants:
+            for line in participants.summary({split: own.values() for split, own in listing.people.items()}):
+                print(visible(line))
+            notes += participants.notes
+    return problems + survey.problems(), [note for note in notes if note]
 
 
 def _examples(people: Counter) -> str:

@@ -28,6 +28,10 @@ class Listing:
     key: str  # SHA-256 of the files' names, sizes and times
     broken: list[Path]  # links to nothing that have a data file's name
 
+    def everyone(self) -> list[str]:
+        """The people of all splits."""
+        return list(dict.fromkeys(person for own in self.people.values() for person in own.values()))
+
     def links_to_nothing(self) -> list[str]:
         """A line for each."""
         return [f"{path} is a link to nothing (fetch the file, for example with git annex get)" for path in self.broken]

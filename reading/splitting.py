@@ -10,6 +10,7 @@ import numpy as np
 from reading.listing import SPLITS, people_of
 from reading.names import COUNTER, is_data, is_volume, known_person, natural, person_of, suffix_of
 from reading.nifti import partner
+from reading.participants import DESCRIPTION, TABLE
 from runtime.errors import InputError
 from runtime.files import whole_folder
 from runtime.wording import counted
@@ -17,7 +18,6 @@ from runtime.wording import counted
 HELD_OUT = 0.1  # share of the people to validate on, and to test on
 SEED = 0
 LABELS = re.compile(r"(^|[-_.])(\w?seg|aseg|mask|labels?|probseg|parcellation|semantic)([-_.]|$)", re.IGNORECASE)
-TABLES = ("participants.tsv", "participants.json")
 
 
 def split(source: Path, out: Path, pattern: str | None = None) -> list[str]:
@@ -62,7 +62,7 @@ def split(source: Path, out: Path, pattern: str | None = None) -> list[str]:
                 if other := partner(path):
                     base = re.sub(r"\.img(\.gz)?$", "", names[path])
                     _link(other, new / split_of[person] / f"{base}{suffix_of(other.name)}")
-            for table in TABLES:
+            for table in (TABLE, DESCRIPTION):
                 if (source / table).is_file():
                     _link(source / table, new / table)
     except OSError as error:
