@@ -7,7 +7,7 @@ so one network samples single slices, the slice beside another, and the slice be
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -255,10 +255,12 @@ class Transformer(Prior):
         temperature: float = 1.0,
         nucleus: float = 1.0,
         neighbours: Neighbours | None = None,
+        choose: Callable[[Tensor, tuple[int, int, int]], Tensor] | None = None,
     ) -> Codes:
         """As `Prior.sample`; `temperature` and `nucleus` as in `draw_code`. Keys and values are computed once.
 
-        `neighbours`: slices of the same brains that are known already.
+        `neighbours`: slices of the same brains that are known already. `choose`, an entropy coder say, takes
+        `draw_code`'s place: logits [B, K], (row, column, depth) -> codes int64 [B].
         """
         device = self.level_share.device
         if levels is None:
@@ -272,6 +274,7 @@ class Transformer(Prior):
         kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else conditioning.dtype
         cache = conditioning.new_zeros(len(self.blocks), 2, n, rows * columns, self.blocks[0].size, dtype=kind)
         codes = torch.zeros(depth, n, rows, columns, dtype=torch.long, device=device)
+        choose = choose or (lambda logits, place: draw_code(logits, uniform[:, *place], temperature, nucleus))
         for position in range(rows * columns):
             i, j = divmod(position, columns)
             x = (self.causal_conv.at(canvas, i, j) + conditioning[:, position])[:, None]
@@ -280,7 +283,7 @@ class Transformer(Prior):
             context = self.norm(x)[:, 0]
             for k in range(depth):
                 logits = _logits(context, outputs[k])
-                codes[k, :, i, j] = draw_code(logits, uniform[:, i, j, k], temperature, nucleus)
+                codes[k, :, i, j] = choose(logits, (i, j, k))
                 canvas[:, i + ABOVE, j + BESIDE] += F.embedding(codes[k, :, i, j], inputs[k])
                 if k + 1 < depth:
                     context = self.depth_layers[k](context, F.embedding(codes[k, :, i, j], depths[k]))

@@ -100,6 +100,21 @@ def test_cached_sampling_equals_slow_sampling(kind, beside, temperature, nucleus
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_codes_may_be_chosen_by_their_logits(kind):
+    """Position by position, the logits of known codes are those of the forward pass: an entropy coder's cost is its."""
+    model, codes, levels, nats = prior(kind), some_codes(kind, 2), torch.tensor([0, 3]), []
+
+    def known(logits, place):
+        row, column, depth = place
+        nats.append(torch.nn.functional.cross_entropy(logits, codes[depth][:, row, column], reduction="none"))
+        return codes[depth][:, row, column]
+
+    for chosen, given in zip(model.sample([0, 0], levels, choose=known), codes, strict=True):
+        assert torch.equal(chosen, given)
+    torch.testing.assert_close(torch.stack(nats).sum(0) / math.log(2), model(codes, levels))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_neighbours_condition_by_their_codes_and_offsets(kind):
     model, codes, levels = prior(kind), some_codes(kind, 4), torch.tensor([0, 1, 2, 3])
     alone = model(codes, levels)
