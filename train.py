@@ -231,9 +231,10 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
 
         row = stage.means()
         if run.main:
-            row |= score_samples(average.module.sample(range(JUDGED_SAMPLES)), encoded, codec, judge)
+            row |= score_samples(codes := average.module.sample(range(JUDGED_SAMPLES)), encoded, codec, judge)
             if stage.is_best(-frechet_distance(row)):
                 run.save_prior("dcgan", average.module, description["identity"], epoch, row)
+            figures.draw_sampled(run, codec, codes, data, stage, epoch)
         stage.end_epoch(row)
     if run.main:
         plots.dcgan_curves(run.rows_of("dcgan"), run.folder / "dcgan_curves.png", f"{data.title}, training split")

@@ -31,6 +31,7 @@ SECTIONS = {  # section -> the figures in it, in order
     "Whole brains": ["volumes.png", "volume_levels.gif", "volume_curves.png"],
     "Training": [
         *("progress.gif", "training_curves.png", "painter_progress.gif", "student_progress.gif"),
+        *("dcgan_progress.gif", "pixelcnn_progress.gif", "transformer_progress.gif"),
         *("dcgan_curves.png", "pixelcnn_curves.png", "transformer_curves.png"),
     ],
 }
@@ -41,6 +42,9 @@ HEADINGS = {  # of figures that have none of their own
     "progress.gif": "The same slices through training",
     "painter_progress.gif": "The same slices, painted by the teacher",
     "student_progress.gif": "The same slices, painted by its student",
+    "dcgan_progress.gif": "The same seeds through training of the DCGAN",
+    "pixelcnn_progress.gif": "The same seeds through training of the PixelCNN",
+    "transformer_progress.gif": "The same seeds through training of the transformer",
 }
 LABELS = {  # words of keys that are written otherwise
     **{"ssim": "SSIM", "ms": "multi-scale", "psnr": "PSNR", "pca": "PCA", "randconv": "random network", "auc": "AUC"},

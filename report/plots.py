@@ -379,15 +379,12 @@ def volume_curves(verdict: Mapping, path: Path, title: str) -> None:
 # ------------------------------------------------------------------------------------------- animations
 
 
-def epoch_frame(
-    originals: np.ndarray, made: np.ndarray, epoch: int, score: str, path: Path, title: str, what: str
-) -> None:
-    """A frame of a training's animation: originals [N, H, W] above `what` is `made` of them, and the epoch's score."""
-    n = len(originals)
-    caption = f"{title}; {counted(n, 'slice')}, the same in every frame; the score is of the whole validation split."
-    labels = ["original", *[""] * (n - 1), what]
-    tiles = tile(np.concatenate([to_bytes(originals), to_bytes(made)]), n, labels)
-    save_tiles(tiles, path, f"Epoch {epoch}, {score}", caption, foot=False)
+def epoch_frame(rows: Mapping[str, np.ndarray], heading: str, path: Path, title: str) -> None:
+    """A frame of a training's animation: rows of pictures [N, H, W], all of one size, each below its label."""
+    n = len(next(iter(rows.values())))
+    labels = [text for label in rows for text in (label, *[""] * (n - 1))]
+    tiles = tile(np.concatenate([to_bytes(row) for row in rows.values()]), n, labels)
+    save_tiles(tiles, path, heading, f"{title}, the same in every frame.", foot=False)
 
 
 def _save_gif(frames: list[Image.Image], path: Path, milliseconds: int | list[int], caption: str) -> None:

@@ -107,8 +107,8 @@ FIGURES = {  # name -> (call, what the caption must say)
         ["155 training, 10 held-out, 32 samples", "10th to 90th percentile"],
     ),
     "epoch_frame": (
-        lambda path: plots.epoch_frame(pictures(2), pictures(2, seed=1), 3, "SSIM 0.5", path, TITLE, "reconstruction"),
-        ["2 slices"],
+        lambda path: plots.epoch_frame({"a": pictures(2), "b": pictures(2, seed=1)}, "Epoch 3", path, TITLE),
+        ["the same in every frame"],
     ),
 }
 
@@ -210,9 +210,9 @@ def test_rows_may_have_gaps(tmp_path):
 
 def test_progress_shows_every_epoch_and_rests_on_the_last(tmp_path):
     paths = [tmp_path / f"epoch_{epoch:03d}.png" for epoch in range(3)]
-    for epoch, (path, score) in enumerate(zip(paths, ["SSIM 0.1", "SSIM nan", "SSIM 0.123456"], strict=True)):
-        made = pictures(2, seed=epoch + 1)
-        plots.epoch_frame(pictures(2), made, 1000 * epoch, score, path, TITLE, "reconstruction")
+    for epoch, (path, heading) in enumerate(zip(paths, ["SSIM 0.1", "SSIM nan", "SSIM 0.123456"], strict=True)):
+        rows = {"original": pictures(2), "reconstruction": pictures(2, seed=epoch + 1)}
+        plots.epoch_frame(rows, heading, path, TITLE)
     plots.animate(paths, tmp_path / "progress.gif", 0.5)
     with Image.open(tmp_path / "progress.gif") as gif:
         assert (gif.n_frames, gif.info["loop"]) == (3, 0)

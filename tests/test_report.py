@@ -80,7 +80,7 @@ def full(tmp_path_factory):
     folder, run = tmp_path_factory.mktemp("report"), tmp_path_factory.mktemp("run")
     frames = [run / f"epoch_{epoch:03d}.png" for epoch in range(2)]
     for epoch, frame in enumerate(frames):
-        plots.epoch_frame(slices(2), slices(2, seed=epoch + 1), epoch, "SSIM 0.5", frame, TITLE, "reconstruction")
+        plots.epoch_frame({"original": slices(2), "made": slices(2, seed=epoch + 1)}, "SSIM 0.5", frame, TITLE)
     plots.animate(frames, run / "progress.gif", 0.5)
     plots.samples(slices(4), folder / "samples.png", TITLE)
     plots.ssim_distribution([0.5, 0.7, 0.9], folder / "ssim_distribution.png", TITLE)

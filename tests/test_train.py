@@ -31,7 +31,7 @@ from networks.pixelcnn import PixelCNN
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from scoring.metrics import reconstruction_scores, summarise
-from training import likelihood, setup, validation
+from training import figures, likelihood, setup, validation
 from training.validation import validation_ssim
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +46,7 @@ def test_run_folder_holds_everything(tiny_run):
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {"config.json", "metrics.csv", "log.txt", "vqvae.pth", "dcgan.pth", "last.pth", "progress.gif"}
     assert names >= {"epoch_001.png", "epoch_002.png", "training_curves.png", "report.html"}
+    assert names >= {"dcgan_001.png", "dcgan_progress.gif"}
     assert "last epoch of the DCGAN" in (tiny_run / "report.html").read_text()
     assert not [name for name in names if name.endswith(".partial")]
     config = json.loads((tiny_run / "config.json").read_text())
@@ -304,6 +305,16 @@ def test_out_of_memory_names_the_batch_size_of_its_stage(tmp_path, monkeypatch, 
     monkeypatch.setattr(train, "train_autoencoder", full)
     assert trainer()[0] == 2
     assert capsys.readouterr().err.endswith("start again with --batch-size 8\n")
+
+
+@pytest.mark.parametrize("prior", ["dcgan", "pixelcnn"])
+def test_the_same_seeds_are_sampled_after_every_epoch(prior, tmp_path, monkeypatch):
+    trainer, drawn = tiny.Trainer(tmp_path, monkeypatch), []
+    monkeypatch.setattr(figures, "draw_sampled", lambda run, codec, codes, *args: drawn.append(codes[0]))
+    assert trainer(epochs=1, prior=prior, prior_lr=0)[0] == 0
+    assert len(drawn) == 2
+    assert torch.equal(*drawn)  # since the weights stay as they are
+    assert not torch.equal(drawn[0][0], drawn[0][1])
 
 
 def test_a_prior_for_a_trained_autoencoder(tiny_run, tiny_data, tiny_cache, tmp_path, monkeypatch):

@@ -38,8 +38,8 @@ class Board:
         stage, epoch = values.pop("stage"), values.pop("epoch")
         for column, value in values.items():
             self.writer.add_scalar(f"{stage}/{column}", value, epoch)
-        figure = self.folder / f"epoch_{epoch:03d}.png"
-        if stage == "autoencoder" and figure.is_file():
+        figure = self.folder / f"{'epoch' if stage == 'autoencoder' else stage}_{epoch:03d}.png"
+        if figure.is_file():
             picture = np.asarray(Image.open(figure).convert("RGB"))
             self.writer.add_image(f"{stage}/pictures", picture, epoch, dataformats="HWC")
         self.writer.flush()

@@ -1,4 +1,4 @@
-"""What does a run show of itself? The same slices after every epoch, then curves, codes, samples, and a page of all."""
+"""What does a run show of itself? The same slices and seeds after every epoch, then curves, codes, a page of all."""
 
 import json
 
@@ -9,16 +9,17 @@ from dataset import Box, DataSet, content_box
 from inference.codec import MARGIN, Codec, to_uint8
 from inference.depths import draw_codes
 from inference.model import TrainedModel
-from modules import Autoencoder
+from modules import Autoencoder, Codes
 from networks.painter import Painter
 from report import page, plots
 from runtime.compute import Compute
-from training.run import Run
+from training.run import Run, Stage
 from training.settings import TrainSettings
 
 SLICES = 4  # in the fixed batch that is redrawn every epoch
 SAMPLES = 16  # of the prior
-FRAME_SECONDS = 0.5  # of an animation
+EPOCH_SAMPLES = 8  # of it after every epoch
+FRAMES, FRAME_SECONDS = 24, 0.5  # of an animation: how many at most, and how long each
 
 
 def _fixed_slices(data: DataSet) -> np.ndarray:
@@ -38,9 +39,10 @@ def draw_epoch(run: Run, model: Autoencoder, data: DataSet, box: Box, epoch: int
     with on.autocast():
         reconstruction = model(box.crop(images))[0].float().clamp(0, 1)
     made = box.paste(reconstruction, originals.shape[1:])[:, 0].cpu().numpy()
-    window, title = box.around(MARGIN, originals.shape[1:]), f"{data.title}, validation split"
-    path, text = run.folder / f"epoch_{epoch:03d}.png", f"validation SSIM {score:.4f}"
-    plots.epoch_frame(window.crop(originals), window.crop(made), epoch, text, path, title, "reconstruction")
+    rows = {"original": originals, "reconstruction": made}
+    what = f"{data.title}, validation split; {SLICES} slices"
+    window = box.around(MARGIN, originals.shape[1:])
+    _draw_frame(run, "epoch", epoch, f"SSIM {score:.4f} on the whole validation split", rows, window, what)
 
 
 def draw_painted(run: Run, codec: Codec, painter: Painter, data: DataSet, stage: str, epoch: int, loss: float) -> None:
@@ -50,21 +52,38 @@ def draw_painted(run: Run, codec: Codec, painter: Painter, data: DataSet, stage:
     originals = _fixed_slices(data)
     painting = Codec(codec.autoencoder, {"box": codec.box, "size": codec.size}, codec.on, painter)
     made = painting.paint(painting.encode(originals, codec.box)[:1], range(len(originals)))
-    window, title = codec.window(originals), f"{data.title}, validation split"
-    path, text = run.folder / f"{stage}_{epoch:03d}.png", f"validation loss {loss:.4f}"
-    what = "painted from the first codes"
-    plots.epoch_frame(window.crop(originals), window.crop(made), epoch, text, path, title, what)
-    frames = sorted(run.folder.glob(f"{stage}_*.png"))
-    plots.animate(frames, run.folder / f"{stage}_progress.gif", FRAME_SECONDS)
+    rows = {"original": originals, "painted from the first codes": made}
+    what = f"{data.title}, validation split; {SLICES} slices"
+    _draw_frame(run, stage, epoch, f"validation loss {loss:.4f}", rows, codec.window(originals), what)
+
+
+def draw_sampled(run: Run, codec: Codec, codes: Codes, data: DataSet, stage: Stage, epoch: int) -> None:
+    """Samples of the first `EPOCH_SAMPLES` seeds, from their codes: a frame of <prior>_progress.gif."""
+    made = codec.paint([grid[:EPOCH_SAMPLES] for grid in codes], range(EPOCH_SAMPLES))
+    half, score = EPOCH_SAMPLES // 2, f"{stage.score_name} {stage.sign * stage.score:.4f}"
+    rows = {f"seeds 0 to {half - 1}": made[:half], f"seeds {half} to {EPOCH_SAMPLES - 1}": made[half:]}
+    what = f"{stage.name} trained on {data.title}; {EPOCH_SAMPLES} seeds"
+    _draw_frame(run, stage.name, epoch, score, rows, codec.window(made), what)
+
+
+def _draw_frame(
+    run: Run, name: str, epoch: int, score: str, rows: dict[str, np.ndarray], window: Box, title: str
+) -> None:
+    """Rows of pictures as <name>_<n>.png; with those so far, `FRAMES` at most, as <name>_progress.gif."""
+    path = run.folder / f"{name}_{epoch:03d}.png"
+    cropped = {label: window.crop(pictures) for label, pictures in rows.items()}
+    plots.epoch_frame(cropped, f"Epoch {epoch}, {score}", path, title)
+    frames = sorted(run.folder.glob(f"{name}_[0-9]*.png"))
+    chosen = frames[:: -max(-(-len(frames) // FRAMES), 1)][::-1]  # the last among them
+    gif = "progress.gif" if name == "epoch" else f"{name}_progress.gif"
+    plots.animate(chosen, run.folder / gif, FRAME_SECONDS)
 
 
 def draw_autoencoder(run: Run, codec: Codec, data: DataSet) -> None:
-    """The curves of all epochs, the frames as an animation, and what one validation slice becomes."""
+    """The curves of all epochs, and what one validation slice becomes."""
     if not run.main:
         return
     plots.training_curves(run.rows_of("autoencoder"), run.folder / "training_curves.png", data.title)
-    if frames := sorted(run.folder.glob("epoch_*.png")):
-        plots.animate(frames, run.folder / "progress.gif", FRAME_SECONDS)
     slices = data.splits["validate"]
     middle = len(slices) // 2
     title = f"{data.title}, {slices.names[middle]}"

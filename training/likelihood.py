@@ -17,6 +17,7 @@ from report import plots
 from runtime import compute
 from runtime.compute import Compute
 from runtime.errors import InputError
+from training import figures
 from training.codes import AugmentedCodes, CodeBatch, EncodedSplit, neighbour_rows
 from training.optim import MovingAverage, cosine, muon, set_rate, update
 from training.run import Run, Stage
@@ -111,6 +112,10 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
             row["validation_bits_between"] = held_out_bits(average.module, held_out, on, adjacent)
         if stage.is_best(-row["validation_bits"]):
             run.save_prior(name, average.module, description["identity"], epoch, row)
+        if run.main:
+            with torch.no_grad(), on.autocast():
+                codes = average.module.sample(range(figures.EPOCH_SAMPLES), temperature=prior.temperature)
+            figures.draw_sampled(run, codec, codes, data, stage, epoch)
         stage.end_epoch(row)
     if run.main:
         plots.likelihood_curves(run.rows_of(name), run.folder / f"{name}_curves.png", data.title)
