@@ -1,7 +1,7 @@
 """What is known of the people of a data set? The columns of `participants.tsv`, as BIDS has it.
 
-https://bids-specification.readthedocs.io: tab-separated, a row for each `participant_id`, with or without `sub-`, `n/a`
-where a value is missing. `participants.json` beside it may tell a column's `Units`, and `Levels`, its categories.
+https://bids-specification.readthedocs.io: tab-separated, a row for each `participant_id`, `n/a` where a value is
+missing. `participants.json` beside it may tell a column's `Units`, and `Levels`, its categories.
 """
 
 import csv
@@ -79,7 +79,12 @@ def read_participants(root: Path, people: Collection[str]) -> Participants | Non
 
 
 def _participants(folder: Path, names: list[str], rows: dict, found: dict, people: Collection[str]) -> Participants:
-    described = _descriptions(folder / DESCRIPTION) if os.path.lexists(folder / DESCRIPTION) else {}
+    described = {}
+    if os.path.lexists(path := folder / DESCRIPTION):
+        try:
+            described = TypeAdapter(dict[str, Description]).validate_json(_text(path))
+        except ValidationError as error:
+            raise InputError(f"{path}: {complaints(error)}") from error
     covariates, columns, left_out, notes = [], [], [], []
     for i, name in enumerate(names):
         if name == ID:
@@ -91,8 +96,7 @@ def _participants(folder: Path, names: list[str], rows: dict, found: dict, peopl
         if len(set(numbers.values()) if numbers else texts) < 2:
             left_out.append(f"{name} (the same for everybody)" if texts else f"{name} (nobody has a value)")
         elif numbers is None and not about.levels and len(texts) > MOST_CATEGORIES:
-            example = min(text for text in texts if _number(text) is None)
-            left_out.append(f"{name} ({len(texts):,} different texts, such as {example})")
+            left_out.append(f"{name} ({len(texts):,} different texts, such as {max(texts)})")
         else:
             order = [level for level in about.levels or () if level in texts]
             order += sorted(texts.difference(order), key=natural)
@@ -116,8 +120,6 @@ def _key(person: str) -> str:
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path} is no file, or a link to nothing: move it away, or put the table there")
     try:
         return path.read_text("utf-8-sig")  # spreadsheets put a mark before the first letter
     except UnicodeDecodeError as error:
@@ -157,24 +159,11 @@ def _rows(path: Path) -> tuple[list[str], dict[str, tuple[int, list[str]]]]:
     return names, rows
 
 
-def _descriptions(path: Path) -> dict[str, Description]:
-    try:
-        return TypeAdapter(dict[str, Description]).validate_json(_text(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: {complaints(error)}") from error
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def _numbers(cells: dict[str, tuple[int, str]], where: str) -> dict[str, float] | None:
     """The column's numbers, None where some cell is none."""
-    numbers = {person: _number(text) for person, (_, text) in cells.items()}
-    if None in numbers.values():
+    try:
+        numbers = {person: float(text) for person, (_, text) in cells.items()}
+    except ValueError:
         return None
     for person, (line, text) in cells.items():
         if not abs(numbers[person]) < LARGEST:
