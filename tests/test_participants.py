@@ -112,5 +112,5 @@ def test_a_data_set_has_the_table_beside_its_splits_or_one_above_that_knows_its_
     assert "participants.tsv has no rows of people" in capsys.readouterr().out
     (root / "participants.tsv").unlink()
     (root / "participants.tsv").symlink_to("nothing")
-    with pytest.raises(InputError, match="participants.tsv: No such file"):
+    with pytest.raises(InputError, match="No such file"):
         dataset.load(str(root))
