@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ from inference.depths import code_pictures
 from inference.model import TrainedModel
 from inference.reconstruction import reconstruct
 from inference.sampling import FILES as PRIORS
-from inference.sampling import WALK, Sampler
+from inference.sampling import WALK, Sampler, Where
 from inference.settings import Computing
 from inference.volumes import write_volume
 from networks.transformer import Transformer
@@ -126,12 +126,15 @@ class Playground:
         [path] = nifti.write_all(new_folder(), slices.paths, pictures, slices.ranges, **self.model.cut())
         return path.rename(path.with_name(f"reconstructed_{path.name}"))
 
-    def sample(self, prior: str, seed: float, samples: float, level: str, temperature: float) -> tuple[list, str]:
+    def sample(
+        self, prior: str, seed: float, samples: float, level: str, temperature: float, where: Where | None = None
+    ) -> tuple[list, str]:
         """Samples of seeds from `seed` on, each with its label, and a ZIP file of PNG files."""
         model, seeds = self.priors[prior], range(checked_seed(seed), checked_seed(seed) + int(samples))
         temperature = None if model.sampler.is_gan else temperature
-        pictures = to_uint8(model.sample(seeds, level_number(level), temperature=temperature))
+        pictures = to_uint8(model.sample(seeds, level_number(level), temperature=temperature, where=where))
         source = f"{model.sampler.title} trained on {model.description['data']['title']}, slice level {level}"
+        source += "".join(f", {name}={value}" for name, value in (where or {}).items())
         folder = new_folder() / f"samples_{model.sampler.path.stem}_seeds_{seeds[0]}_to_{seeds[-1]}"
         for number, picture in zip(seeds, pictures, strict=True):
             write_png(folder / f"seed_{number:05d}.png", picture, f"{source}, seed {number}")
@@ -145,9 +148,9 @@ class Playground:
         pictures = to_uint8(model.walk((checked_seed(first), checked_seed(last)), level_number(level)))
         return enlarged(model.codec.window(pictures).crop(pictures))
 
-    def brain(self, seed: float) -> tuple[np.ndarray, Path]:
+    def brain(self, seed: float, where: Where | None = None) -> tuple[np.ndarray, Path]:
         """A whole brain's slices, uint8 [levels, h, w], and its NIfTI file."""
-        volume = to_uint8(self.brains.sample_volume(checked_seed(seed)))
+        volume = to_uint8(self.brains.sample_volume(checked_seed(seed), where=where))
         path = new_folder() / f"brain_seed_{checked_seed(seed):05d}.nii.gz"
         write_volume(path, volume, self.model.description["data"])
         return self.model.codec.window(volume).crop(volume), path
@@ -283,6 +286,7 @@ def sample_tab(play: Playground) -> None:
         seed = gr.Number(0, label="first seed", precision=0, elem_id="seed")
         number = gr.Slider(1, MAX_SAMPLES, 16, step=1, label="samples")
         temperature = gr.Slider(0.1, 2, first.prior.temperature, label="temperature", visible=not first.is_gan)
+    asked = covariate_fields(list(play.priors.values()))
     draw = gr.Button("Sample", variant="primary", elem_id="draw")
     drawing = gr.Gallery(label="samples", format="png", object_fit="contain", elem_id="samples")
     packed = gr.File(label="PNG files", interactive=False, elem_id="as-png")
@@ -291,8 +295,12 @@ def sample_tab(play: Playground) -> None:
         sampler = play.priors[name].sampler
         return gr.update(visible=not sampler.is_gan, value=sampler.prior.temperature)
 
+    def sampled(*values) -> tuple[list, str]:
+        return play.sample(*values[: len(fields)], where_of(asked, values[len(fields) :]))
+
     prior.change(prior_changed, prior, temperature)
-    draw.click(show_input_errors(play.sample), [prior, seed, number, level, temperature], [drawing, packed])
+    fields = [prior, seed, number, level, temperature]
+    draw.click(show_input_errors(sampled), [*fields, *asked.values()], [drawing, packed])
 
 
 def walk_tab(play: Playground) -> None:
@@ -312,6 +320,7 @@ def walk_tab(play: Playground) -> None:
 def brain_tab(play: Playground) -> None:
     """A sampled brain in three planes, to scroll through and to download."""
     seed = gr.Number(0, label="seed", precision=0, elem_id="brain-seed")
+    asked = covariate_fields([play.brains])
     draw = gr.Button("Sample a brain", variant="primary", elem_id="draw-brain")
     level = gr.Slider(1, 2, 1, step=1, label="slice of the brain", visible=False, elem_id="level")
     with gr.Row():
@@ -322,13 +331,13 @@ def brain_tab(play: Playground) -> None:
     file = gr.File(label="NIfTI", interactive=False, elem_id="brain-as-nifti")
     brain = gr.State()
 
-    def sampled(number: float) -> tuple:
-        volume, path = play.brain(number)
+    def sampled(number: float, *values) -> tuple:
+        volume, path = play.brain(number, where_of(asked, values))
         middle = len(volume) // 2
         moved = gr.update(maximum=len(volume), value=middle + 1, visible=True)
         return volume, moved, *play.planes(volume, middle), str(path)
 
-    draw.click(show_input_errors(sampled), seed, [brain, level, *planes, file])
+    draw.click(show_input_errors(sampled), [seed, *asked.values()], [brain, level, *planes, file])
     level.input(lambda volume, number: play.planes(volume, int(number) - 1), [brain, level], planes, **LIVE)
 
 
@@ -344,6 +353,24 @@ def choice_of_prior(play: Playground) -> tuple["gr.Radio", "gr.Dropdown"]:
         level = gr.Dropdown(levels(names[0]), value=ANY, label="slice level")
     prior.change(lambda name: gr.update(choices=levels(name), value=ANY), prior, level)
     return prior, level
+
+
+def covariate_fields(models: list[TrainedModel]) -> dict[str, "gr.Component"]:
+    """A field for each covariate that one of these priors knows, by its name."""
+
+    def field(name: str, known: list[str] | tuple[float, float]) -> "gr.Component":
+        if isinstance(known, list):
+            return gr.Dropdown([ANY, *known], value=ANY, label=name)
+        return gr.Number(None, label=name, info=f"{known[0]:.4g} to {known[1]:.4g}; empty: {ANY}")
+
+    known = {name: values for model in models for name, values in model.covariates.items()}
+    with gr.Row():
+        return {name: field(name, values) for name, values in known.items()}
+
+
+def where_of(fields: dict[str, "gr.Component"], values: Sequence) -> Where:
+    """What the fields' values ask for."""
+    return {name: value for name, value in zip(fields, values, strict=True) if value not in (None, ANY)}
 
 
 def figure(name: str, label: str) -> "gr.Image":

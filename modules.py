@@ -11,6 +11,7 @@ Images are float32 `[B, 1, H, W]` in [0, 1]. Decoders end in a linear layer: `de
 forward pass does not, since a clamp has no gradient outside its range. The other networks are in `networks/`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -432,6 +433,7 @@ class Prior(nn.Module, ABC):
         arguments: plain values, every size of the network among them; the constructor takes them again.
         title: its name in figures.
         levels: the number of slice levels.
+        covariates: what else it can be asked for, a mapping each, see `CovariateEmbedding`.
         temperature: the default that autoregressive priors sample at, see `networks.autoregressive.draw_code`.
         level_share: float32 [levels + 1], how often each level occurs in training; where no level is asked for, one
             is drawn with these probabilities.
@@ -443,14 +445,52 @@ class Prior(nn.Module, ABC):
     def __init__(self, levels: int, arguments: dict[str, Any]):
         super().__init__()
         self.levels, self.arguments = levels, arguments
+        self.covariates: list[dict[str, Any]] = arguments.get("covariates", [])
         self.register_buffer("level_share", torch.ones(levels + 1))
 
     @abstractmethod
-    def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
-        """One sample per seed, a function of that seed and its level alone: code grids int64 [len(seeds), h, w].
+    def sample(
+        self, seeds: Sequence[int], levels: Tensor | None = None, covariates: Tensor | None = None, **options: Any
+    ) -> Codes:
+        """One sample per seed, a function of that seed and its conditioning: code grids int64 [len(seeds), h, w].
 
-        `levels` int64 [len(seeds)] in [0, levels]; None draws them by `level_share`. In eval mode only.
+        `levels` int64 [len(seeds)] in [0, levels]; None draws them by `level_share`. `covariates` float32
+        [len(seeds), n], see `CovariateEmbedding`; None leaves all of them open. In eval mode only.
         """
+
+    def unknown(self, n: int) -> Tensor:
+        """The covariates of n slices of which nothing is known: NaN [n, len(covariates)]."""
+        return self.level_share.new_full((n, len(self.covariates)), math.nan)
+
+
+class CovariateEmbedding(nn.Module):
+    """What is known of the person: numbers and categories, each of which may be unknown.
+
+    `covariates`: a mapping each, see `training.covariates.Covariates`; here only "categories" counts.
+    """
+
+    def __init__(self, covariates: Sequence[dict[str, Any]], width: int, hidden: int = 64):
+        super().__init__()
+        self.covariates, self.width = covariates, width
+        columns = sum(len(each["categories"] or ["number"]) + 1 for each in covariates)
+        if covariates:
+            self.layers = nn.Sequential(nn.Linear(columns, hidden), nn.SiLU(), nn.Linear(hidden, width))
+            nn.init.zeros_(self.layers[2].weight)
+            nn.init.zeros_(self.layers[2].bias)
+            nn.init.zeros_(self.layers[2].weight)
+            nn.init.zeros_(self.layers[2].bias)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """values float32 [B, n], numbers standardised, a category as its index, NaN where unknown -> [B, width]."""
+        if not self.covariates:
+            return values.new_zeros(len(values), self.width)
+        columns = [~values.isnan()]
+        for each, value in zip(self.covariates, values.split(1, dim=1), strict=True):
+            if each["categories"]:
+                columns.append(value.round() == torch.arange(len(each["categories"]), device=values.device))
+            else:
+                columns.append(value.nan_to_num(0))
+        return self.layers(torch.cat(columns, dim=1))
 
 
 def level_shares(levels: Tensor, known: int) -> Tensor:
@@ -498,9 +538,10 @@ class DCGAN(Prior):
         codes: int,
         network: str = "residual",
         width: int = 128,
+        covariates: Sequence[dict[str, Any]] = (),
     ):
         arguments = {"grid": list(grid), "channels": channels, "levels": levels, "codes": codes, "network": network}
-        super().__init__(levels, arguments | {"width": width})
+        super().__init__(levels, arguments | {"width": width, "covariates": list(covariates)})
         self.grid, self.channels, self.codes, self.width = tuple(grid), channels, codes, width
         self.generator = self.make_generator()
         self._autoencoder = (autoencoder,)  # in a tuple, since it is no part of this network
@@ -509,11 +550,11 @@ class DCGAN(Prior):
         self.register_buffer("scale", torch.ones(1, channels, 1, 1))
 
     def make_generator(self) -> nn.Module:
-        return Generator(self.grid, self.channels, self.levels, self.width)
+        return Generator(self.grid, self.channels, self.levels, self.covariates, self.width)
 
     def make_discriminator(self) -> nn.Module:
         """The generator's opponent in training; sampling needs none."""
-        return Discriminator(self.grid, self.channels, self.levels)
+        return Discriminator(self.grid, self.channels, self.levels, self.covariates)
 
     @torch.no_grad()
     def fit(self, latents: Tensor, levels: Tensor) -> None:
@@ -542,14 +583,17 @@ class DCGAN(Prior):
         return self.noise_scale * seeded_rows(seeds, self.generator.z_dim, torch.randn).to(self.mean.device)
 
     @torch.no_grad()
-    def generate(self, z: Tensor, levels: Tensor) -> Codes:
-        """z [B, z_dim], levels int64 [B] -> codes. In eval mode only: batch norm would mix the samples."""
-        return self._autoencoder[0].quantise(self.denormalise(self.generator(z, levels)))[: self.codes]
+    def generate(self, z: Tensor, levels: Tensor, covariates: Tensor) -> Codes:
+        """z [B, z_dim], levels int64 [B], covariates [B, n] -> codes. In eval mode only: batch norm would mix them."""
+        upright = torch.zeros_like(levels, dtype=torch.bool)
+        latents = self.generator(z, levels, upright, covariates)
+        return self._autoencoder[0].quantise(self.denormalise(latents))[: self.codes]
 
-    def sample(self, seeds: Sequence[int], levels: Tensor | None = None) -> Codes:
+    def sample(self, seeds: Sequence[int], levels: Tensor | None = None, covariates: Tensor | None = None) -> Codes:
         if levels is None:
             levels = draw_levels(seeds, self.level_share)
-        return self.generate(self.noise(seeds), levels.to(self.mean.device))
+        covariates = self.unknown(len(seeds)) if covariates is None else covariates
+        return self.generate(self.noise(seeds), levels.to(self.mean.device), covariates.to(self.mean.device))
 
 
 GLOBAL_NOISE, LOCAL_NOISE = 128, 16  # random numbers of a sample, and of each of its positions
@@ -564,12 +608,15 @@ class Generator(nn.Module):
     position as in StyleGAN (Karras et al. 2019).
     """
 
-    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 128):
+    def __init__(
+        self, grid: tuple[int, int], channels: int, levels: int, covariates: Sequence[dict] = (), width: int = 128
+    ):
         super().__init__()
         self.grid, self.half = grid, tuple(-(-side // 2) for side in grid)
         self.z_dim = GLOBAL_NOISE + LOCAL_NOISE * grid[0] * grid[1]
         self.level_embedding = nn.Embedding(levels + 1, 64)
         self.augmented_embedding = nn.Embedding(2, 64)
+        self.covariate_embedding = CovariateEmbedding(covariates, 64)
         self.style = nn.Sequential(
             nn.Linear(GLOBAL_NOISE + 64, STYLE_DIM),
             nn.LeakyReLU(0.2),
@@ -590,15 +637,15 @@ class Generator(nn.Module):
             nn.init.zeros_(layer.bias)
         self.register_buffer("mean", torch.zeros(levels + 1, channels, *grid))  # of each level
 
-    def forward(self, z: Tensor, levels: Tensor, augmented: Tensor | None = None) -> Tensor:
-        """z [B, z_dim] of N(0, 1), levels int64 [B] -> normalised latents [B, channels, h, w].
+    def forward(self, z: Tensor, levels: Tensor, augmented: Tensor, covariates: Tensor) -> Tensor:
+        """z [B, z_dim] of N(0, 1), levels int64 [B], covariates [B, n] -> normalised latents [B, channels, h, w].
 
-        `augmented`: bool [B], which of them are to look like augmented slices; None for none (Karras et al. 2022,
-        appendix F.2: augmentations that don't leak into samples).
+        `augmented`: bool [B], which of them are to look like augmented slices (Karras et al. 2022, appendix F.2:
+        augmentations that don't leak into samples).
         """
-        augmented = torch.zeros_like(levels) if augmented is None else augmented.long()
         z, noise = z.split([GLOBAL_NOISE, z.shape[1] - GLOBAL_NOISE], dim=1)
-        conditioning = self.level_embedding(levels) + self.augmented_embedding(augmented)
+        conditioning = self.level_embedding(levels) + self.augmented_embedding(augmented.long())
+        conditioning = conditioning + self.covariate_embedding(covariates)
         style = self.style(torch.cat([z, conditioning], dim=1))
         scale_shift = [layer(style)[:, :, None, None].chunk(2, dim=1) for layer in self.modulation]
         x = self.first(self.start(style).view(-1, START_CHANNELS, *self.half))
@@ -614,10 +661,12 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """A residual network without normalisation: a score depends on its own image alone, as gradient penalties need it.
 
-    Slice level and augmentation enter by projection (Miyato and Koyama 2018).
+    Slice level, augmentation and covariates enter by projection (Miyato and Koyama 2018).
     """
 
-    def __init__(self, grid: tuple[int, int], channels: int, levels: int, width: int = 96):
+    def __init__(
+        self, grid: tuple[int, int], channels: int, levels: int, covariates: Sequence[dict] = (), width: int = 96
+    ):
         super().__init__()
         self.position = nn.Parameter(torch.zeros(1, width, *grid))
         self.first = nn.Conv2d(channels, width, 3, padding=1)
@@ -636,9 +685,11 @@ class Discriminator(nn.Module):
         self.augmented_embedding = nn.Embedding(2, 4 * width)
         for embedding in (self.level_embedding, self.augmented_embedding):
             nn.init.normal_(embedding.weight, 0, 0.1)
+        self.covariate_embedding = CovariateEmbedding(covariates, 4 * width)
 
-    def forward(self, latents: Tensor, levels: Tensor, augmented: Tensor) -> Tensor:
-        """latents [B, channels, h, w], levels int64 [B], augmented bool [B] -> logits [B], higher for real ones."""
+    def forward(self, latents: Tensor, levels: Tensor, augmented: Tensor, covariates: Tensor) -> Tensor:
+        """latents [B, channels, h, w], conditioning as the generator's -> logits [B], higher for real ones."""
         features = self.layers(self.first(latents) + self.position)
         conditioning = self.level_embedding(levels) + self.augmented_embedding(augmented.long())
+        conditioning = conditioning + self.covariate_embedding(covariates)
         return (self.score(features.flatten(1))[:, 0] + (features.mean(dim=(2, 3)) * conditioning).sum(1)).float()

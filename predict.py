@@ -47,7 +47,7 @@ COLUMNS = 6  # slices in a figure of reconstructions
 MAX_SAMPLES_SHOWN = 32
 MAX_VOLUMES_SHOWN = 4
 MIN_VOLUMES = 16  # to judge them
-SAMPLING_OPTIONS = ("samples_only", "volumes", "slice", "temperature", "nucleus", "ceiling")
+SAMPLING_OPTIONS = ("samples_only", "volumes", "slice", "where", "temperature", "nucleus", "ceiling")
 
 
 @dataclass
@@ -67,7 +67,8 @@ class Context:
     @property
     def source(self) -> str:
         """The prior and its training data, for figures of samples."""
-        return f"{self.model.sampler.title} trained on {self.model.description['data']['title']}"
+        asked = "".join(f", {text}" for text in self.settings.where)
+        return f"{self.model.sampler.title} trained on {self.model.description['data']['title']}{asked}"
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -91,11 +92,11 @@ def load_model(settings: PredictSettings) -> TrainedModel:
                     "and neither --input nor --samples 0"
                 )
         return model
-    model.sampler.check(settings.slice, settings.temperature, settings.nucleus)
+    model.sampler.check(settings.slice, settings.temperature, settings.nucleus, settings.asked)
     if settings.volumes:
         VolumeSampler(model.sampler)
-    if settings.ceiling and (settings.samples < MIN_SAMPLES or settings.slice is not None):
-        raise InputError(f"--ceiling: only {MIN_SAMPLES} samples or more, of all levels, are judged")
+    if settings.ceiling and (settings.samples < MIN_SAMPLES or settings.slice is not None or settings.where):
+        raise InputError(f"--ceiling: only {MIN_SAMPLES} samples or more, of all levels and people, are judged")
     return model
 
 
@@ -246,7 +247,7 @@ def sample(context: Context, ceiling: Sampler | None) -> None:
     """Sample slices, save and show them, and judge them if there are enough."""
     settings, model, results = context.settings, context.model, context.results
     seeds = range(settings.seed, settings.seed + settings.samples)
-    codes = model.sample_codes(seeds, settings.slice, settings.temperature, settings.nucleus)
+    codes = model.sample_codes(seeds, settings.slice, settings.temperature, settings.nucleus, settings.asked)
     pictures = to_uint8(model.codec.paint(codes, seeds))
     source = context.source + ("" if settings.slice is None else f", slice level {settings.slice}")
     results.metrics["samples"] = {"number": len(seeds), "first_seed": seeds[0], "source": source}
@@ -258,6 +259,7 @@ def sample(context: Context, ceiling: Sampler | None) -> None:
         results.draw("walk.gif", plots.walk, model.codec.window(walk).crop(walk), title=which)
     print(f"{counted(len(seeds), 'sample')} of the {source}")
     obstacle = None if settings.slice is None else "leave out --slice, so that they are of all levels"
+    obstacle = "leave out --where, so that they are of all people" if settings.where else obstacle
     if len(seeds) < MIN_SAMPLES:
         obstacle = obstacle or f"fewer than {MIN_SAMPLES} are too few to judge: give --samples 1000"
     judge_or_note(context, "samples", obstacle, partial(judge_samples, context, ceiling, pictures))
@@ -342,7 +344,7 @@ def sample_volumes(context: Context, around: np.ndarray | None, level: int | Non
     """Sample brains, save them as NIfTI, and show them in three planes beside real ones."""
     settings, model, results, slices = context.settings, context.model, context.results, context.slices
     seeds, trained_on = range(settings.seed, settings.seed + settings.volumes), model.description["data"]
-    options = {"temperature": settings.temperature, "nucleus": settings.nucleus}
+    options = {"temperature": settings.temperature, "nucleus": settings.nucleus, "where": settings.asked}
     volumes = to_uint8(model.sample_volumes(seeds, around, level, **options))
     source = context.source
     if settings.around:
@@ -368,7 +370,7 @@ def sample_volumes(context: Context, around: np.ndarray | None, level: int | Non
     results.draw("volumes.png", draw, shown, title=title if real is None else f"{title}; {results.title}")
     results.draw("volume_levels.gif", plots.volume_levels, shown[0], title=f"{source}, seed {seeds[0]}, level by level")
     print(f"{counted(len(seeds), 'whole brain')} of {volumes.shape[1]} levels each, of the {source}")
-    obstacle = "leave out --around" if settings.around else None
+    obstacle = next((f"leave out --{name}" for name in ("around", "where") if getattr(settings, name)), None)
     if len(seeds) < MIN_VOLUMES:
         obstacle = obstacle or f"fewer than {MIN_VOLUMES} are too few to judge: give --volumes 32"
     judge_or_note(context, "whole brains", obstacle, partial(judge_volumes, context, seeds, volumes))

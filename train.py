@@ -35,6 +35,7 @@ from scoring.metrics import perplexity
 from training import board, figures, setup
 from training.augment import Variation, augment
 from training.codes import EncodedSplit
+from training.covariates import Covariates, hide
 from training.likelihood import train_by_likelihood
 from training.losses import bce_losses, gradient_penalty, l1_ssim, mean_squared_error, r3gan_losses
 from training.optim import MovingAverage, constant_then_linear, cosine, muon, set_rate, update
@@ -194,9 +195,11 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
     from scoring.judge import Judge  # here, since this import takes seconds that training starts without
 
     recipe, train, on = GAN_RECIPES[settings.gan], data.splits["train"], codec.on
-    encoded = EncodedSplit(codec, train, description["data"]["levels"], settings.prior_codes)
+    covariates = Covariates(data, settings.covariates if settings.gan == "residual" else "none")
+    values = covariates.values["train"]
+    encoded = EncodedSplit(codec, train, description["data"]["levels"], settings.prior_codes, values)
     batches = Batches(train, settings.prior_batch, on.device, None, on.rank, on.world_size)
-    prior = make_gan(recipe, settings, codec, data, encoded)
+    prior = make_gan(recipe, settings, codec, data, encoded, covariates.described)
     discriminator = prior.make_discriminator().to(on.device, memory_format=torch.channels_last)
     average = MovingAverage(prior, recipe.decay)
     peak_rate = 2e-4 if settings.prior_lr is None else settings.prior_lr
@@ -224,7 +227,9 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
                     )
             variation = Variation.draw(len(images), recipe.augmented, on.device)
             real = prior.normalise(latents_of(recipe, codec, variation.apply(images, codec.box)))
-            conditioning = encoded.levels[rows.to(on.device, non_blocking=True)], variation.augmented.flatten()
+            rows = rows.to(on.device, non_blocking=True)
+            asked = hide(covariates.scaled(encoded.covariates[rows], variation))
+            conditioning = encoded.levels[rows], variation.augmented.flatten(), asked
             losses = gan_step(prior.generator, discriminator, optimizers, real, conditioning, recipe.loss, gamma, on)
             average.update_parameters(prior)
             stage.add(**losses)
@@ -245,15 +250,15 @@ def gan_step(
     discriminator: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     real: Tensor,
-    conditioning: tuple[Tensor, Tensor],
+    conditioning: tuple[Tensor, Tensor, Tensor],
     loss: str,
     gamma: float,
     on: Compute,
 ) -> dict[str, Tensor]:
     """One step of the discriminator, then one of the generator, on real, normalised latents; the scalars to log.
 
-    `optimizers`: the discriminator's and the generator's. `conditioning`: slice levels int64 [B], and which slices
-    were augmented, bool [B]. `gamma`: weight of R1 and R2 with the loss "r3gan".
+    `optimizers`: the discriminator's and the generator's. `conditioning`: slice levels int64 [B], which slices were
+    augmented, bool [B], and covariates float32 [B, n]. `gamma`: weight of R1 and R2 with the loss "r3gan".
     """
     relativistic = loss == "r3gan"
     gan_losses = r3gan_losses if relativistic else bce_losses
@@ -264,7 +269,7 @@ def gan_step(
     both, penalties = torch.cat([real.detach(), fake]).requires_grad_(), {}
     with on.autocast():
         if relativistic:  # its discriminator has no batch statistics: one pass for both halves
-            real_score, fake_score = discriminator(both, *(each.repeat(2) for each in conditioning)).chunk(2)
+            real_score, fake_score = discriminator(both, *(torch.cat([each, each]) for each in conditioning)).chunk(2)
         else:
             real_score, fake_score = (discriminator(each, *conditioning) for each in (real, fake))
     _, discriminator_loss = gan_losses(real_score, fake_score)
@@ -297,13 +302,21 @@ def latents_of(recipe: GANRecipe, codec: Codec, images: Tensor) -> Tensor:
         return codec.autoencoder.embed(codec.autoencoder.quantise(latents)) if recipe.quantised else latents
 
 
-def make_gan(recipe: GANRecipe, settings: TrainSettings, codec: Codec, data: DataSet, encoded: EncodedSplit) -> DCGAN:
+def make_gan(
+    recipe: GANRecipe,
+    settings: TrainSettings,
+    codec: Codec,
+    data: DataSet,
+    encoded: EncodedSplit,
+    described: list[dict],
+) -> DCGAN:
     """The GAN's prior, its normalisation set from the latents of up to `EXAMPLES` training slices, as they are."""
     on, slices = codec.on, data.splits["train"]
     images, rows = draw_examples(slices, EXAMPLES, codec.box, settings.seed, on)
     latents = torch.cat([latents_of(recipe, codec, part) for part in images.split(64)])
     sizes = {"channels": latents.shape[1], "levels": encoded.unknown, "codes": len(encoded.codes)}
-    prior = GANS[settings.gan](codec.autoencoder, tuple(latents.shape[2:]), **sizes, network=settings.gan).to(on.device)
+    sizes |= {"network": settings.gan, "covariates": described}
+    prior = GANS[settings.gan](codec.autoencoder, tuple(latents.shape[2:]), **sizes).to(on.device)
     prior.fit(latents, encoded.levels[rows.to(on.device)])
     prior.level_share.copy_(level_shares(encoded.levels, encoded.unknown))
     return prior.to(memory_format=torch.channels_last)

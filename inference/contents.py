@@ -24,6 +24,18 @@ Millimetres = Annotated[float, Field(ge=-1e5, le=1e5)]
 Row = Annotated[list[Millimetres], Field(min_length=4, max_length=4)]
 
 
+class CovariateContent(Schema):
+    """What a prior knows of a covariate, see `training.covariates`."""
+
+    name: str
+    unit: str | None
+    categories: Annotated[list[str], Field(min_length=2, max_length=100)] | None
+    low: float
+    high: float
+    mean: float
+    deviation: Annotated[float, Field(gt=0)]
+
+
 class Arguments(Schema):
     """What any network's constructor takes; each file has those of its own network."""
 
@@ -32,6 +44,7 @@ class Arguments(Schema):
     channels: Width = None
     codebook_size: CodebookSize = None
     codes: Depth = None
+    covariates: Annotated[list[CovariateContent], Field(max_length=100)] = None
     depth: Depth = None
     dim: Width = None
     downsample: Literal[4, 8, 16] = None

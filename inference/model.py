@@ -19,7 +19,7 @@ from torch import Tensor
 
 from inference.codec import Codec, PlacedCodes
 from inference.loading import load_autoencoder, load_painter
-from inference.sampling import Sampler, find_prior
+from inference.sampling import Sampler, Where, find_prior
 from inference.volumes import VolumeSampler
 from reading.inputs import MAX_SIDE
 from runtime import compute
@@ -86,10 +86,16 @@ class TrainedModel:
             grids = PlacedCodes(grids, codes.box, codes.size)
         return _like(codes[0], torch.from_numpy(self.codec.decode(grids)))
 
-    def sample(self, seeds: Sequence[int], level: int | None = None, **options: float | None) -> np.ndarray:
+    @property
+    def covariates(self) -> dict[str, tuple[float, float] | list[str]]:
+        """What samples can be asked for with `where`: of a number its range in training, of others their categories."""
+        known = self.sampler.prior.covariates if self.sampler else []
+        return {each["name"]: each["categories"] or (each["low"], each["high"]) for each in known}
+
+    def sample(self, seeds: Sequence[int], level: int | None = None, **options) -> np.ndarray:
         """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1].
 
-        `options`: temperature and nucleus, as `sample_codes` takes them. The pictures have texture where
+        `options`: temperature, nucleus and where, as `sample_codes` takes them. The pictures have texture where
         a painter.pth lies beside the weights; without one, the plain decoder blurs them.
         """
         sampler, seeds = self._ready(seeds, level, **options)
@@ -101,15 +107,18 @@ class TrainedModel:
         level: int | None = None,
         temperature: float | None = None,
         nucleus: float | None = None,
+        where: Where | None = None,
     ) -> list[np.ndarray]:
         """Codes of novel slices, int16 [len(seeds), h, w] each; each slice depends on its own seed only.
 
         `level`, the axial slice level, from 0; None draws each one's as often as it is in training. `temperature`
         (default 1.1 for a transformer, 1 for a PixelCNN) and `nucleus` (default 1): lower for likelier and more alike.
-        Raises InputError when there is no prior, or it knows no such level, temperature or nucleus.
+        `where`: values of some of `covariates`, {"cdr": 1, "ventricles": 0.12}; the others stay open. Raises InputError
+        when there is no prior, or it knows no such level, temperature, nucleus or covariate.
         """
-        sampler, seeds = self._ready(seeds, level, temperature, nucleus)
-        return [grid.to(torch.int16).cpu().numpy() for grid in sampler.sample(seeds, level, temperature, nucleus)]
+        sampler, seeds = self._ready(seeds, level, temperature, nucleus, where)
+        codes = sampler.sample(seeds, level, temperature, nucleus, where)
+        return [grid.to(torch.int16).cpu().numpy() for grid in codes]
 
     def walk(self, seeds: Sequence[int], level: int | None = None) -> np.ndarray:
         """Pictures on the way from one seed's sample to another's: float32 [24, H, W] in [0, 1]."""
@@ -124,14 +133,14 @@ class TrainedModel:
         return self.sample_volumes([seed], around, level, **options)[0]
 
     def sample_volumes(
-        self, seeds: Sequence[int], around: Array | None = None, level: int | None = None, **options: float | None
+        self, seeds: Sequence[int], around: Array | None = None, level: int | None = None, **options
     ) -> np.ndarray:
         """Novel brains whose slices belong together, one a seed: float32 [len(seeds), levels, H, W] in [0, 1].
 
         `around`: a real slice [H, W] of the training's size, at slice level `level`, that all brains are sampled
-        around; it comes back as its first codes have it, and the rest is invented. `options`: temperature and nucleus,
-        as `sample_codes` takes them. Raises InputError when the prior samples single slices only, or doesn't know the
-        level.
+        around; it comes back as its first codes have it, and the rest is invented. `options`: temperature, nucleus and
+        where, as `sample_codes` takes them. Raises InputError when the prior samples single slices only, or can't be
+        asked for that.
         """
         sampler, seeds = self._ready(seeds, level, **options)
         volumes, start = VolumeSampler(sampler), None
@@ -153,7 +162,12 @@ class TrainedModel:
         return {name: self.description["data"][name] if value is None else value for name, value in given.items()}
 
     def _ready(
-        self, seeds: Sequence[int], level: int | None, temperature: float | None = None, nucleus: float | None = None
+        self,
+        seeds: Sequence[int],
+        level: int | None,
+        temperature: float | None = None,
+        nucleus: float | None = None,
+        where: Where | None = None,
     ) -> tuple[Sampler, list[int]]:
         """The sampler, and the seeds as a list. Raises InputError when these can't be sampled."""
         if self.sampler is None:
@@ -161,7 +175,7 @@ class TrainedModel:
         seeds = list(seeds) if isinstance(seeds, Iterable) else []
         if not seeds or not all(isinstance(seed, Integral) and 0 <= seed <= LARGEST_SEED for seed in seeds):
             raise InputError(f"seeds are a list of whole numbers from 0 to {LARGEST_SEED:,}, at least one")
-        self.sampler.check(level, temperature, nucleus)
+        self.sampler.check(level, temperature, nucleus, where)
         return self.sampler, [int(seed) for seed in seeds]
 
     def _check_codes(self, codes: Sequence[Array]) -> None:

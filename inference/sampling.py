@@ -1,7 +1,7 @@
 """How is a prior sampled? Codes of novel slices, each from a seed of its own, and walks between two of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from runtime.errors import InputError
 
 FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
 BATCH = 64
+Where = Mapping[str, float | str]  # values of covariates by their names
 WALK = 24  # pictures
 
 
@@ -47,8 +48,11 @@ class Sampler:
         self.num_grids = prior.arguments["codes"] if self.is_gan else len(prior.arguments["sizes"])
         self.levels = 0 if isinstance(prior, BaselineGAN) else prior.levels
 
-    def check(self, level: int | None, temperature: float | None, nucleus: float | None) -> None:
-        """Raises InputError when the prior knows no such level, or takes no such temperature or nucleus."""
+    def check(
+        self, level: int | None, temperature: float | None, nucleus: float | None, where: Where | None = None
+    ) -> None:
+        """Raises InputError when the prior knows no such level or covariates, or takes no such options."""
+        self.covariates(where, 1)
         if level is not None and (not isinstance(level, Integral) or not 0 <= level < self.levels):
             known = f"knows slice levels 0 to {self.levels - 1}" if self.levels else "was trained without slice levels"
             raise InputError(f"slice level {level}: {self.path} {known}")
@@ -67,11 +71,12 @@ class Sampler:
         level: int | None = None,
         temperature: float | None = None,
         nucleus: float | None = None,
+        where: Where | None = None,
     ) -> Codes:
         """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
 
         `level` None draws each sample's level as often as it occurs in training. `temperature` (default the prior's
-        own) and `nucleus` (default 1) are for a transformer or a PixelCNN, see `draw_code`.
+        own) and `nucleus` (default 1) are for a transformer or a PixelCNN, see `draw_code`. `where`: see `covariates`.
         """
         temperature = temperature or self.prior.temperature
         options = {} if self.is_gan else {"temperature": temperature, "nucleus": nucleus or 1.0}
@@ -79,7 +84,8 @@ class Sampler:
         for start in tqdm(range(0, len(seeds), BATCH), "sampling", unit="batch", disable=None):
             batch = seeds[start : start + BATCH]
             with self.codec.on.autocast():
-                parts.append(self.prior.sample(batch, self._levels(level, len(batch)), **options))
+                asked = self._levels(level, len(batch)), self.covariates(where, len(batch))
+                parts.append(self.prior.sample(batch, *asked, **options))
         return [torch.cat(grids) for grids in zip(*parts, strict=True)]
 
     @torch.no_grad()
@@ -95,7 +101,8 @@ class Sampler:
             a, b = self.prior.noise(seeds)
             angle = t * math.pi / 2
             level = int(draw_levels(seeds[:1], self.prior.level_share)) if level is None else level
-            return self.prior.generate(angle.cos() * a + angle.sin() * b, self._levels(level, WALK))
+            z = angle.cos() * a + angle.sin() * b
+            return self.prior.generate(z, self._levels(level, WALK), self.prior.unknown(WALK))
         codes = self.sample(seeds, level)
         a, b = self.codec.autoencoder.embed(codes)
         return self.codec.autoencoder.quantise(torch.lerp(a, b, t[..., None, None]))[: len(codes)]
@@ -119,5 +126,38 @@ class Sampler:
                 total += self.prior([grid[rows].long() for grid in codes], levels[rows]).sum().item()
         return total / len(levels) + rest
 
+    def covariates(self, where: Where | None, n: int) -> Tensor | None:
+        """What `where` asks of n samples, as the prior takes it; None where it asks nothing.
+
+        `where`: values of covariates by their names, in their own units; what is left out stays open. Raises
+        InputError when the prior doesn't know such covariates, or such values.
+        """
+        if not where:
+            return None
+        known = {each["name"]: i for i, each in enumerate(self.prior.covariates)}
+        values = self.prior.unknown(n)
+        for name, value in where.items():
+            if name not in known:
+                can = f"can be asked for {', '.join(known)}" if known else "was trained without covariates"
+                raise InputError(f"{name}: {self.path} {can}")
+            values[:, known[name]] = _standardised(self.prior.covariates[known[name]], value)
+        return values
+
     def _levels(self, level: int | None, n: int) -> Tensor | None:
         return None if level is None else torch.full((n,), level, device=self.codec.on.device)
+
+
+def _standardised(covariate: Mapping, value: float | str) -> float:
+    """A value of a covariate as priors take it. Raises InputError when training had none like it."""
+    name = covariate["name"]
+    if categories := covariate["categories"]:
+        if str(value) not in categories:
+            raise InputError(f"{name}={value}: it can be {', '.join(categories)}")
+        return categories.index(str(value))
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not covariate["low"] <= number <= covariate["high"]:
+        raise InputError(f"{name}={value}: it can be from {covariate['low']:.4g} to {covariate['high']:.4g}")
+    return (number - covariate["mean"]) / covariate["deviation"]

@@ -41,6 +41,7 @@ class Sampling(Settings):
     around: Path | None = option(None, "a real slice to draw the brains around, at --slice", "FILE")
     seed: int = option(0, "of the first", ge=0, le=LARGEST_SEED)
     slice: int | None = option(None, "axial slice level (default: any)", ge=0, le=1023)
+    where: list[str] = option([], "samples and brains of such people: cdr=1 ventricles=0.12", "NAME=VALUE")
     temperature: float | None = option(
         None, "of a transformer (default: 1.1) or a PixelCNN (1)", ge=LEAST_TEMPERATURE, le=100
     )
@@ -63,11 +64,18 @@ class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help sh
     out: Path | None = option(None, "folder (default: predict/ beside the checkpoint)", "DIR")
 
     @property
+    def asked(self) -> dict[str, str]:
+        """The covariates asked for, by name."""
+        return dict(text.split("=", 1) for text in self.where)
+
+    @property
     def folder(self) -> Path:
         return self.out or self.checkpoint.parent / ("predict_input" if self.input else "predict")
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
+        if wrong := [text for text in self.where if not all(text.partition("="))]:
+            raise InputError(f"--where {wrong[0]}: give NAME=VALUE, such as ventricles=0.12")
         if self.input and self.data:
             raise InputError("give --data or --input, not both")
         if self.samples_only and (self.input or not (self.samples or self.volumes)):

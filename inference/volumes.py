@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from inference.sampling import BATCH, Sampler
+from inference.sampling import BATCH, Sampler, Where
 from modules import Codes
 from networks.transformer import MAX_OFFSET, Neighbours, Transformer
 from reading import nifti
@@ -75,13 +75,14 @@ class VolumeSampler:
         start: tuple[int, Codes] | None = None,
         temperature: float | None = None,
         nucleus: float | None = None,
+        where: Where | None = None,
     ) -> Codes:
         """A brain a seed, which depends on that seed only: code grids int64 [len(seeds), levels, h, w].
 
         `start`: the level and the codes, [1, h, w] each, of a slice that all brains are sampled around; None samples
-        that slice, too.
+        that slice, too. `where`: what is asked of them, see `Sampler.covariates`.
         """
-        options = {"temperature": temperature or self.prior.temperature, "nucleus": nucleus or 1.0}
+        options = {"where": where, "temperature": temperature or self.prior.temperature, "nucleus": nucleus or 1.0}
         first = self.middle if start is None else start[0]
         codes = self._empty(len(seeds))
         with tqdm(total=len(seeds) * len(self.levels), desc="drawing brains", unit="slice", disable=None) as bar:
@@ -90,15 +91,15 @@ class VolumeSampler:
                     for grid, given in zip(codes, start[1], strict=False):
                         grid[:, first - self.levels[0]] = given.to(grid)
                 else:
-                    self._sample_round(codes, seeds, places, options)
+                    self._sample_round(codes, seeds, places, **options)
                 bar.update(len(seeds) * len(places))
         return codes
 
     def sample_independent(self, seeds: Sequence[int]) -> Codes:
         """As `sample`, but each slice on its own: the baseline for brains whose slices belong together."""
-        codes, options = self._empty(len(seeds)), {"temperature": self.prior.temperature, "nucleus": 1.0}
+        codes, options = self._empty(len(seeds)), {"where": None, "temperature": self.prior.temperature, "nucleus": 1.0}
         for level in tqdm(self.levels, "drawing independent slices", unit="level", disable=None, leave=False):
-            self._sample_round(codes, seeds, [Place(level, [])], options)
+            self._sample_round(codes, seeds, [Place(level, [])], **options)
         return codes
 
     def paint(self, codes: Codes, seeds: Sequence[int], independent: bool = False) -> np.ndarray:
@@ -118,7 +119,9 @@ class VolumeSampler:
         return [torch.zeros(shape, dtype=torch.long, device=self.on.device) for _ in self.prior.arguments["sizes"]]
 
     @torch.no_grad()
-    def _sample_round(self, codes: Codes, seeds: Sequence[int], places: list[Place], options: dict) -> None:
+    def _sample_round(
+        self, codes: Codes, seeds: Sequence[int], places: list[Place], where: Where | None, **options: float
+    ) -> None:
         """Sample the slices at these places of each brain into `codes`."""
         rows = [(brain, place) for brain in range(len(seeds)) for place in places]
         for begin in range(0, len(rows), BATCH):
@@ -127,8 +130,10 @@ class VolumeSampler:
             levels = torch.tensor([place.level for _, place in batch], device=self.on.device)
             # A stream of random numbers for each slice: 2**32 seeds below, the level above.
             streams = [seeds[brain] + ((place.level + 2) << 32) for brain, place in batch]
+            options["neighbours"] = self._conditioning(codes, batch)
+            covariates = self.sampler.covariates(where, len(batch))
             with self.on.autocast():
-                sampled = self.prior.sample(streams, levels, **options, neighbours=self._conditioning(codes, batch))
+                sampled = self.prior.sample(streams, levels, covariates, **options)
             for grid, new in zip(codes, sampled, strict=True):
                 grid[brains, levels - self.levels[0]] = new
 

@@ -51,8 +51,8 @@ class BaselineGenerator(nn.Module):
         )
         self.apply(_dcgan_init)
 
-    def forward(self, z: Tensor, levels: Tensor, augmented: Tensor | None = None) -> Tensor:
-        """z [B, z_dim] of N(0, 1), levels int64 [B] -> latents [B, channels, h, w] in [-1, 1]."""
+    def forward(self, z: Tensor, *conditioning: Tensor) -> Tensor:
+        """z [B, z_dim] of N(0, 1) -> latents [B, channels, h, w] in [-1, 1]; the conditioning is left out."""
         latents = self.layers(z[:, :, None, None])
         top, left = ((made - side) // 2 for made, side in zip(latents.shape[2:], self.grid, strict=True))
         return latents[:, :, top : top + self.grid[0], left : left + self.grid[1]]
@@ -77,8 +77,8 @@ class BaselineDiscriminator(nn.Module):
         self.score = nn.Conv2d(8 * width, 1, tuple(max(side // 16, 1) for side in grid), bias=False)
         self.apply(_dcgan_init)
 
-    def forward(self, latents: Tensor, levels: Tensor, augmented: Tensor | None = None) -> Tensor:
-        """latents [B, channels, h, w], levels int64 [B] -> logits [B]: above 0 means real."""
+    def forward(self, latents: Tensor, *conditioning: Tensor) -> Tensor:
+        """latents [B, channels, h, w] -> logits [B]: above 0 means real."""
         below, beside = (max(16 - side, 0) for side in latents.shape[2:])  # four halvings need 16 a side
         return self.score(self.layers(F.pad(latents, (0, beside, 0, below)))).mean(dim=(1, 2, 3))
 

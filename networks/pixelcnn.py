@@ -203,9 +203,14 @@ class PixelCNN(Prior):
         return torch.stack(nats).sum(0) / math.log(2)
 
     def sample(
-        self, seeds: Sequence[int], levels: Tensor | None = None, temperature: float = 1.0, nucleus: float = 1.0
+        self,
+        seeds: Sequence[int],
+        levels: Tensor | None = None,
+        covariates: None = None,
+        temperature: float = 1.0,
+        nucleus: float = 1.0,
     ) -> Codes:
-        """As `Prior.sample`; `temperature` and `nucleus` as in `draw_code`."""
+        """As `Prior.sample`, without covariates; `temperature` and `nucleus` as in `draw_code`."""
         device = self.level_share.device
         if levels is None:
             levels = draw_levels(seeds, self.level_share)

@@ -8,13 +8,13 @@ so one network samples single slices, the slice beside another, and the slice be
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules import Codes, Prior, draw_levels, level_shares, seeded_rows
+from modules import Codes, CovariateEmbedding, Prior, draw_levels, level_shares, seeded_rows
 from networks.autoregressive import draw_code
 
 ABOVE, BESIDE = 2, 2  # rows above and columns to either side in the receptive field of the first layer
@@ -173,6 +173,7 @@ class Transformer(Prior):
 
     title = "transformer"
     temperature = 1.1  # at 1, samples are nearer to training slices than held-out people's slices are
+    guidance = 1.0  # see `sample`
 
     def __init__(
         self,
@@ -184,10 +185,12 @@ class Transformer(Prior):
         layers: int = 6,
         heads: int = 3,
         inner: int = 64,
-        dropout: float = 0.05,
+        dropout: float = 0.15,
+        covariates: Sequence[dict[str, Any]] = (),
     ):
         arguments = {"grid": list(grid), "sizes": list(sizes), "dim": dim, "levels": levels, "width": width}
-        super().__init__(levels, arguments | {"layers": layers, "heads": heads, "inner": inner, "dropout": dropout})
+        arguments |= {"layers": layers, "heads": heads, "inner": inner, "dropout": dropout}
+        super().__init__(levels, arguments | {"covariates": list(covariates)})
         self.grid, self.inner = tuple(grid), inner
         self.input_embeddings = nn.ModuleList([CodeEmbedding(k, dim, inner) for k in sizes])
         self.output_embeddings = nn.ModuleList([CodeEmbedding(k, dim, width) for k in sizes])
@@ -196,6 +199,7 @@ class Transformer(Prior):
         self.neighbour_encoder = NeighbourEncoder(inner, width)
         self.position = nn.Parameter(0.02 * torch.randn(math.prod(grid), width))  # the brains are aligned
         self.level_embedding = nn.Embedding(levels + 1, width)
+        self.covariate_embedding = CovariateEmbedding(covariates, width)
         self.augmented_embedding = nn.Parameter(torch.zeros(width))  # added for augmented training slices
         self.blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
@@ -211,14 +215,21 @@ class Transformer(Prior):
         self.level_share.copy_(level_shares(levels, self.levels))
 
     def forward(
-        self, codes: Codes, levels: Tensor, augmented: Tensor | None = None, neighbours: Neighbours | None = None
+        self,
+        codes: Codes,
+        levels: Tensor,
+        augmented: Tensor | None = None,
+        covariates: Tensor | None = None,
+        neighbours: Neighbours | None = None,
     ) -> Tensor:
-        """Bits per image [B]: -log2 p(codes | level, neighbours), which is also what an entropy coder would need.
+        """Bits per image [B]: -log2 p(codes | conditioning), which is also what an entropy coder would need.
 
-        `augmented`: bool [B], which slices training augmented; samples are drawn as not augmented.
+        `augmented`: bool [B], which slices training augmented; samples are drawn as not augmented. `covariates`: as in
+        `Prior.sample`.
         """
         flat = [grid.flatten(1) for grid in codes]
-        x = self.causal_conv(self._embed(flat)) + self._conditioning(levels, neighbours)
+        covariates = self.unknown(len(levels)) if covariates is None else covariates
+        x = self.causal_conv(self._embed(flat)) + self._conditioning(levels, covariates, neighbours)
         if augmented is not None:
             x = x + augmented[:, None, None] * self.augmented_embedding
         for block in self.blocks:
@@ -233,9 +244,10 @@ class Transformer(Prior):
         """Codes [B, ...] of each depth -> the sum of their input embeddings, [B, ..., inner]."""
         return sum(F.embedding(grid, table()) for grid, table in zip(codes, self.input_embeddings, strict=True))
 
-    def _conditioning(self, levels: Tensor, neighbours: Neighbours | None) -> Tensor:
-        """Position, slice level and neighbours, [B, rows * columns, width]."""
-        conditioning = self.position + self.level_embedding(levels)[:, None]
+    def _conditioning(self, levels: Tensor, covariates: Tensor, neighbours: Neighbours | None) -> Tensor:
+        """Position, slice level, covariates and neighbours, [B, rows * columns, width]."""
+        of_slice = self.level_embedding(levels) + self.covariate_embedding(covariates)
+        conditioning = self.position + of_slice[:, None]
         if neighbours is None:
             return conditioning
         return conditioning + self.neighbour_encoder(self._embed(neighbours.codes), neighbours.offsets)
@@ -252,6 +264,7 @@ class Transformer(Prior):
         self,
         seeds: Sequence[int],
         levels: Tensor | None = None,
+        covariates: Tensor | None = None,
         temperature: float = 1.0,
         nucleus: float = 1.0,
         neighbours: Neighbours | None = None,
@@ -260,19 +273,26 @@ class Transformer(Prior):
         """As `Prior.sample`; `temperature` and `nucleus` as in `draw_code`. Keys and values are computed once.
 
         `neighbours`: slices of the same brains that are known already. `choose`, an entropy coder say, takes
-        `draw_code`'s place: logits [B, K], (row, column, depth) -> codes int64 [B].
+        `draw_code`'s place: logits [B, K], (row, column, depth) -> codes int64 [B]. Where covariates are asked for,
+        `guidance` is the weight of the logits given them against those without (Ho and Salimans 2022), 1 for neither.
         """
         device = self.level_share.device
         if levels is None:
             levels = draw_levels(seeds, self.level_share)
         (rows, columns), depth, n = self.grid, len(self.output_embeddings), len(seeds)
         uniform = seeded_rows(seeds, rows * columns * depth, torch.rand).to(device).view(n, rows, columns, depth)
-        conditioning = self._conditioning(levels.to(device), neighbours)  # [B, N, width]
+        unknown, levels = self.unknown(n), levels.to(device)
+        conditioning = self._conditioning(levels, unknown, neighbours)  # [B, N, width]
+        if covariates is not None:
+            given = self._conditioning(levels, covariates.to(device), neighbours)
+            conditioning = given if self.guidance == 1 else torch.cat([given, conditioning])
+        streams = len(conditioning) // n  # 2 with guidance
         tables = self.input_embeddings, self.output_embeddings, self.depth_embeddings
         inputs, outputs, depths = ([embedding() for embedding in each] for each in tables)
-        canvas = conditioning.new_zeros(n, rows + ABOVE, columns + 2 * BESIDE, self.inner)  # for `causal_conv`
+        canvas = conditioning.new_zeros(streams * n, rows + ABOVE, columns + 2 * BESIDE, self.inner)  # `causal_conv`'s
         kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else conditioning.dtype
-        cache = conditioning.new_zeros(len(self.blocks), 2, n, rows * columns, self.blocks[0].size, dtype=kind)
+        size = self.blocks[0].size
+        cache = conditioning.new_zeros(len(self.blocks), 2, streams * n, rows * columns, size, dtype=kind)
         codes = torch.zeros(depth, n, rows, columns, dtype=torch.long, device=device)
         choose = choose or (lambda logits, place: draw_code(logits, uniform[:, *place], temperature, nucleus))
         for position in range(rows * columns):
@@ -282,12 +302,20 @@ class Transformer(Prior):
                 x = block.step(x, keys, values, position)
             context = self.norm(x)[:, 0]
             for k in range(depth):
-                logits = _logits(context, outputs[k])
+                logits = self._guided(_logits(context, outputs[k]), streams)
                 codes[k, :, i, j] = choose(logits, (i, j, k))
-                canvas[:, i + ABOVE, j + BESIDE] += F.embedding(codes[k, :, i, j], inputs[k])
+                drawn = codes[k, :, i, j].repeat(streams)
+                canvas[:, i + ABOVE, j + BESIDE] += F.embedding(drawn, inputs[k])
                 if k + 1 < depth:
-                    context = self.depth_layers[k](context, F.embedding(codes[k, :, i, j], depths[k]))
+                    context = self.depth_layers[k](context, F.embedding(drawn, depths[k]))
         return list(codes.unbind())
+
+    def _guided(self, logits: Tensor, streams: int) -> Tensor:
+        """One row of logits a sample, of a stream without guidance or of two with it."""
+        if streams == 1:
+            return logits
+        given, without = logits.chunk(2)
+        return torch.lerp(without, given, self.guidance)
 
 
 def _logits(context: Tensor, table: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class Volumes:
     """Whole stacks of real slices, one for each scan."""
 
     images: np.ndarray  # uint8 [P, L, H, W]
+    names: list[str]  # P, of the scans
     people: list[str]  # P; a person with two scans is there twice
     levels: np.ndarray  # int64 [L], consecutive
 
@@ -78,7 +79,7 @@ def volumes_of(slices: Slices, levels: Sequence[int] | None = None, box: Box | N
         raise InputError(f"nobody has slices of all levels from {levels[0]} to {levels[-1]}")
     rows = np.array([[scans[scan][level] for level in levels] for scan in whole])
     pictures = slices.images if box is None else box.crop(slices.images)
-    return Volumes(pictures[rows], [people[scan] for scan in whole], np.array(levels))
+    return Volumes(pictures[rows], whole, [people[scan] for scan in whole], np.array(levels))
 
 
 def common_levels(scans: Sequence[tuple[str, Sequence[int]]]) -> range:
@@ -154,6 +155,31 @@ def areas(volumes: np.ndarray, core: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
     tissue, ventricles = np.moveaxis(np.array(on_all_cores(of_volume, volumes, "areas")), -1, 0)
     return tissue, ventricles
+
+
+class SizeMeasure:
+    """How large brains and their ventricles are, measured alike for all: where ventricles lie, training people say."""
+
+    def __init__(self, train: Slices):
+        """Raises InputError when too few training people have the same levels."""
+        real = volumes_of(train, box=train.box)
+        self.levels, self.box, self.core = real.levels, train.box, core_of(real.images.mean(axis=0))
+
+    def __call__(self, volumes: np.ndarray) -> dict[str, np.ndarray]:
+        """uint8 [V, L, H, W], cropped to `box`, a slice for each of `levels` -> float64 [V] each: `ventricles`, share
+        of the brain, and `brain`, tissue and ventricles in pixels a slice."""
+        tissue, ventricles = (each.sum(axis=1) for each in areas(volumes, self.core))
+        return {"ventricles": ventricles / (tissue + ventricles), "brain": (tissue + ventricles) / len(self.levels)}
+
+    def of_slices(self, slices: Slices) -> dict[str, np.ndarray]:
+        """The same of the scan that each slice belongs to, float64 [N] each; NaN where it lacks some of `levels`."""
+        try:
+            whole = volumes_of(slices, self.levels.tolist(), self.box)
+        except InputError:  # nobody has all levels
+            return {name: np.full(len(slices), np.nan) for name in ("ventricles", "brain")}
+        row = {scan: i for i, scan in enumerate(whole.names)}
+        index = [row.get(volume_of(name), len(whole.names)) for name in slices.names]
+        return {name: np.append(values, np.nan)[index] for name, values in self(whole.images).items()}
 
 
 def planes_of(mean: np.ndarray, axis: int) -> np.ndarray:

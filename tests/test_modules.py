@@ -1,6 +1,7 @@
 """The autoencoders and the GAN priors: shapes, round trips, and who sees what."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from inference.loading import AUTOENCODERS, GANS
-from modules import DCGAN, VQVAE, Autoencoder, draw_levels
+from modules import DCGAN, VQVAE, Autoencoder, CovariateEmbedding, draw_levels
 from networks.baseline_gan import BaselineDiscriminator, BaselineGenerator
 
 NAMES = sorted(AUTOENCODERS)
@@ -186,6 +187,14 @@ def test_a_pixel_depends_on_its_neighbourhood_only():
 LEVELS = torch.tensor([0] * 4 + [1] * 6 + [3] * 5 + [4])  # 4: unknown
 
 
+COVARIATES = [{"categories": None}, {"categories": ["F", "M", "X"]}]
+
+
+def upright(prior: DCGAN, levels: list[int]) -> tuple[torch.Tensor, ...]:
+    """The conditioning of slices that aren't augmented, of people of whom nothing is known."""
+    return torch.tensor(levels), torch.zeros(len(levels), dtype=torch.bool), prior.unknown(len(levels))
+
+
 def gan(network="residual", name="vqvae") -> tuple[DCGAN, torch.Tensor, Autoencoder]:
     """A prior, the latents that set its normalisation, and their autoencoder."""
     model = autoencoder(name)
@@ -226,7 +235,7 @@ def test_normalisation_of_a_constant_channel_is_finite(network):
     real[:, 0] = 5.0
     prior.fit(real, LEVELS)
     assert prior.normalise(real).isfinite().all()
-    assert prior.generator(prior.noise([1]), torch.tensor([3])).isfinite().all()
+    assert prior.generator(prior.noise([1]), *upright(prior, [3])).isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -274,34 +283,51 @@ def test_standard_deviation_of_the_noise(network, deviation):
 
 def test_a_new_generator_draws_the_mean_of_each_level():
     prior, real, _ = gan()
-    levels = torch.tensor([0, 3])
-    means = [prior.normalise(real)[level == LEVELS].mean(0) for level in levels]
-    torch.testing.assert_close(prior.generator(prior.noise([1, 2]), levels), torch.stack(means))
+    means = [prior.normalise(real)[level == LEVELS].mean(0) for level in (0, 3)]
+    torch.testing.assert_close(prior.generator(prior.noise([1, 2]), *upright(prior, [0, 3])), torch.stack(means))
 
 
-def test_generator_is_conditioned_on_level_and_augmentation():
-    generator = (prior := gan()[0]).generator
+def test_generator_is_conditioned_on_level_augmentation_and_covariates():
+    prior = DCGAN(VQVAE(16), (8, 8), channels=6, levels=3, codes=1, covariates=COVARIATES).eval()
+    generator = prior.generator
     nn.init.normal_(generator.last.weight)
-    z, levels = prior.noise([1, 2]), torch.tensor([0, 3])
-    plain, augmented = generator(z, levels), generator(z, levels, torch.tensor([True, False]))
-    assert not torch.equal(augmented[0], plain[0])
-    assert torch.equal(augmented[1], plain[1])  # as where nothing is given
-    other = generator(z, levels.flip(0)) - generator.mean[levels.flip(0)]
-    assert (other - (plain - generator.mean[levels])).abs().max() > 1e-3
+    nn.init.normal_(generator.modulation[-1].weight)
+    nn.init.normal_(generator.covariate_embedding.layers[2].weight)
+    z, (levels, augmented, covariates) = prior.noise([1, 2]), upright(prior, [0, 3])
+    plain = generator(z, levels, augmented, covariates)
+    for changed in (
+        generator(z, levels, torch.tensor([True, False]), covariates),
+        generator(z, levels, augmented, torch.tensor([[0.5, math.nan], [math.nan, math.nan]])),
+        generator(z, levels, augmented, torch.tensor([[math.nan, 1.0], [math.nan, math.nan]])),
+        generator(z, torch.tensor([1, 3]), augmented, covariates),
+    ):
+        assert not torch.equal(changed[0], plain[0])
+        assert torch.equal(changed[1], plain[1])
+
+
+def test_covariates_in_closed_form():
+    """Numbers as they are, categories one-hot, what is unknown as such: the columns that the first layer gets."""
+    embedding = CovariateEmbedding(COVARIATES, 4)
+    columns = []
+    embedding.layers[0].register_forward_hook(lambda layer, given, _: columns.extend(given[0].tolist()))
+    zero = embedding(torch.tensor([[0.5, 1.1], [math.nan, 0.0], [-2.0, math.nan]]))
+    assert columns == [[1, 1, 0.5, 0, 1, 0], [0, 1, 0, 1, 0, 0], [1, 0, -2, 0, 0, 0]]
+    assert torch.equal(zero, torch.zeros(3, 4))  # before training nothing depends on them
+    assert torch.equal(CovariateEmbedding([], 4)(torch.zeros(3, 0)), torch.zeros(3, 4))
 
 
 @pytest.mark.parametrize("network", GANS)
 @pytest.mark.parametrize("grid", [(44, 52), (8, 8), (16, 8)])
 def test_gan_fits_any_grid(grid, network):
     prior = GANS[network](VQVAE(16), grid, channels=6, levels=3, codes=1).eval()
-    fake = prior.generator(prior.noise([0, 1]), torch.tensor([0, 3]))
+    fake = prior.generator(prior.noise([0, 1]), *upright(prior, [0, 3]))
     assert fake.shape == (2, 6, *grid)
-    assert prior.make_discriminator()(fake, torch.tensor([0, 3]), torch.tensor([True, False])).shape == (2,)
+    assert prior.make_discriminator()(fake, *upright(prior, [0, 3])).shape == (2,)
 
 
 def test_baseline_gan_ends_in_tanh_and_logits():
     prior, _, _ = gan("baseline")
-    assert prior.generator(100 * prior.noise([0]), None).abs().max() <= 1
+    assert prior.generator(100 * prior.noise([0])).abs().max() <= 1
     layers = list(prior.make_discriminator().modules())
     assert not any(isinstance(layer, nn.Sigmoid) for layer in layers)
     assert not any(isinstance(layer, nn.Conv2d) and layer.bias is not None for layer in layers)

@@ -99,7 +99,7 @@ def test_cached_sampling_equals_slow_sampling(kind, temperature):
                 logits = grid_model(codes, slow, levels)[depth].flatten(1, 2)[:, position] / temperature
                 codes[depth].view(len(seeds), -1)[:, position] = draw_code(logits, numbers[:, i])
             slow += codes
-    for a, b in zip(model.sample(seeds, levels, temperature), slow, strict=True):
+    for a, b in zip(model.sample(seeds, levels, temperature=temperature), slow, strict=True):
         assert torch.equal(a, b)
     assert len(torch.cat([grid.flatten() for grid in slow]).unique()) > 2
 

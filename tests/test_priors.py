@@ -94,7 +94,7 @@ class Scale(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, x, levels, augmented):
+    def forward(self, x, levels, augmented, covariates):
         return self.weight * (x[:, :, None, None] if x.dim() == 2 else x.mean((1, 2, 3)))
 
 
@@ -104,7 +104,7 @@ def test_gan_step_in_closed_form(loss, gamma):
     generator, discriminator = Scale(), Scale()
     optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (discriminator, generator)]
     real = 2 + torch.randn(6, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    conditioning = torch.zeros(6, dtype=torch.long), torch.zeros(6, dtype=torch.bool)
+    conditioning = torch.zeros(6, dtype=torch.long), torch.zeros(6, dtype=torch.bool), torch.zeros(6, 0)
     torch.manual_seed(5)
     logged = gan_step(generator, discriminator, optimizers, real, conditioning, loss, 3.0, CPU)
     torch.manual_seed(5)
@@ -138,7 +138,7 @@ def test_a_new_gan_knows_the_training_latents(network, codec, data, encoded):
     latents = latents_of(recipe, codec, images)
     quantised = codec.autoencoder.embed(codec.autoencoder.quantise(latents))
     assert torch.allclose(latents, quantised, atol=1e-5) == (network == "baseline")
-    prior = make_gan(recipe, SimpleNamespace(seed=0, gan=network), codec, data, encoded)
+    prior = make_gan(recipe, SimpleNamespace(seed=0, gan=network), codec, data, encoded, [])
     torch.testing.assert_close(prior.mean.flatten(), latents.mean((0, 2, 3)), atol=1e-5, rtol=0)
     torch.testing.assert_close(prior.level_share, torch.tensor([4 / 64] * LEVELS + [0.0]))
     assert [grid.shape for grid in prior.eval().sample([1, 2])] == [(2, 8, 8)]
@@ -238,14 +238,14 @@ def test_steps_lower_the_bits_of_their_own_batch(codec, data, encoded, name, mon
     monkeypatch.setattr(likelihood, "Transformer", partial(Transformer, width=48, layers=2))
     torch.manual_seed(0)
     recipe, rows = RECIPES[name], torch.arange(16)
-    prior = recipe.make(codec.autoencoder, encoded)
+    prior = recipe.make(codec.autoencoder, encoded, [])
     optimizer = recipe.optimizer(prior, 3e-3)
-    batch = CodeBatch(*encoded.at(rows), torch.zeros(16, dtype=torch.bool), None)
-    bits = [likelihood_step(prior, optimizer, batch, recipe.neighbours, CPU).item() for _ in range(6)]
+    batch = CodeBatch(*encoded.at(rows), torch.zeros(16, dtype=torch.bool), torch.zeros(16, 0), None)
+    bits = [likelihood_step(prior, optimizer, batch, recipe.conditional, CPU).item() for _ in range(6)]
     assert bits[0] == pytest.approx(math.log2(16), rel=0.2)  # all 16 codes about equally likely
     assert bits[-1] < bits[0] - 0.1
     assert torch.equal(prior.level_share, encoded.levels.bincount(minlength=LEVELS + 1) / 64)
-    if recipe.neighbours:
+    if recipe.conditional:
         adjacent = neighbour_rows(data.splits["train"])[:, [15, 17]]
         nn.init.normal_(prior.neighbour_encoder.conv_out.weight)
         assert held_out_bits(prior.eval(), encoded, CPU, adjacent) != held_out_bits(prior, encoded, CPU)

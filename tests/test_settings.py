@@ -145,7 +145,7 @@ CHANGED = {
     "epochs": 30, "batch_size": 4, "optimizer": "adam", "lr": 0.5, "beta": 1.0, "downsample": 4, "depth": 2,
     "width": 32, "blocks": 1, "codebook_size": 64, "codebook": "gradient", "loss": "mse",
     "autoencoder": "/x.pth", "prior": "pixelcnn", "prior_epochs": 90, "prior_batch_size": 4, "prior_lr": 0.1,
-    "gan": "baseline", "gan_gamma": 1.0, "painter_slices": 30,
+    "gan": "baseline", "gan_gamma": 1.0, "painter_slices": 30, "covariates": "age", "prior_from": "/y.pth",
     "painter_width": 8, "painter_batch_size": 4, "painter_steps": 2,
     "augment": "off", "prior_codes": 3, "out": "there", "seed": 5, "device": "cpu", "precision": "fp32",
     "save_minutes": 1.0, "time_limit": 3.0, "tensorboard": True,
@@ -195,3 +195,19 @@ def test_a_trained_autoencoder_must_be_there_and_get_a_prior():
         settled("--autoencoder=vqvae.pth", "--prior=none")
     with pytest.raises(InputError, match="no checkpoint at "):
         settled("--autoencoder=nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--prior=transformer", "--prior-from=x.pth"],
+            "--prior-from takes --prior transformer or pixelcnn, and the",
+        ),
+        (["--prior=pixelcnn", "--covariates=age"], "--covariates are for --prior transformer and the residual dcgan"),
+        (["--gan=baseline", "--covariates=age"], "--covariates are for --prior transformer and the residual dcgan"),
+    ],
+)
+def test_priors_that_take_no_covariates_or_have_nothing_to_go_on_from(arguments, message):
+    with pytest.raises(InputError, match=message):
+        settled(*arguments)

@@ -14,9 +14,10 @@ GRID, SIZES, LEVELS = (4, 5), (7, 6), 3
 KINDS = {"one code": SIZES[:1], "two codes": SIZES}
 
 
-def prior(kind: str) -> Transformer:
+def prior(kind: str, covariates: tuple[dict, ...] = ()) -> Transformer:
     torch.manual_seed(0)
-    model = Transformer(GRID, KINDS[kind], 3, LEVELS, width=24, layers=2, heads=3, inner=8).eval()
+    sizes = {"width": 24, "layers": 2, "heads": 3, "inner": 8}
+    model = Transformer(GRID, KINDS[kind], 3, LEVELS, **sizes, covariates=covariates).eval()
     for parameter in model.parameters():  # large weights, so that nothing that leaks is too small to see
         torch.nn.init.normal_(parameter, std=0.4)
     model.fit([torch.randn(k, 3) for k in KINDS[kind]], torch.tensor([0, 1, 2, 3, 3]))
@@ -36,13 +37,17 @@ def some_neighbours(kind: str, offsets: list[list[int]]) -> Neighbours:
 
 
 def logits_of(
-    model: Transformer, codes: list[torch.Tensor], levels: torch.Tensor, neighbours: Neighbours | None = None
+    model: Transformer,
+    codes: list[torch.Tensor],
+    levels: torch.Tensor,
+    neighbours: Neighbours | None = None,
+    covariates: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """Logits [B, N, K] of each code, by the forward pass that training takes."""
     logits, original = [], module._logits
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_logits", lambda *args: logits.append(original(*args)) or logits[-1])
-        model(codes, levels, neighbours=neighbours)
+        model(codes, levels, covariates=covariates, neighbours=neighbours)
     return logits
 
 
@@ -94,7 +99,8 @@ def test_cached_sampling_equals_slow_sampling(kind, beside, temperature, nucleus
             for k in range(depth):
                 logits = logits_of(model, slow, levels, neighbours)[k][:, position]
                 slow[k].view(3, -1)[:, position] = draw_code(logits, uniform[:, position, k], temperature, nucleus)
-    for a, b in zip(model.sample(seeds, levels, temperature, nucleus, neighbours), slow, strict=True):
+    options = {"temperature": temperature, "nucleus": nucleus, "neighbours": neighbours}
+    for a, b in zip(model.sample(seeds, levels, **options), slow, strict=True):
         assert torch.equal(a, b)
     assert len(slow[0].unique()) > 2
 
@@ -127,6 +133,26 @@ def test_neighbours_condition_by_their_codes_and_offsets(kind):
     farther = model(codes, levels, neighbours=given._replace(offsets=2 * given.offsets))
     assert farther[0] == bits[0]
     assert (farther[1:] != bits[1:]).all()
+
+
+def test_guidance_weighs_logits_given_covariates_against_those_without(monkeypatch):
+    model, levels, covariates = (
+        prior("one code", ({"categories": None},)),
+        torch.tensor([1, 2]),
+        torch.tensor([[0.5], [-1.0]]),
+    )
+    monkeypatch.setattr(model, "guidance", 1.7)
+    [codes] = some_codes("one code", 2)
+    seen = []
+
+    def known(logits, place):
+        seen.append(logits)
+        return codes[:, *place[:2]]
+
+    model.sample([0, 1], levels, covariates, choose=known)
+    given, without = (logits_of(model, [codes], levels, covariates=each)[0] for each in (covariates, None))
+    assert (given - without).abs().max() > 0.1
+    torch.testing.assert_close(torch.stack(seen, dim=1), without + 1.7 * (given - without), atol=1e-4, rtol=1e-4)
 
 
 def test_before_training_neighbours_change_nothing():

@@ -1,6 +1,7 @@
 """Whole brains: the order of drawing, what each slice is shown, and that a brain depends on its own seed."""
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,8 @@ def test_a_brain_is_varied_as_a_whole_and_the_same_for_the_same_epoch(codec):
     slices = tiny.slices(8, 4)
     plain = EncodedSplit(codec, slices, 4, 1)
     varied = AugmentedCodes(codec, slices, plain, 8)
-    codes, changed = varied._augmented(0, 1)
+    codes, variation = varied._augmented(0, 1)
+    changed = variation.augmented.flatten()
     assert changed.view(8, 4).unique(dim=1).shape[1] == 1
     assert 0 < changed.float().mean() < 1
     same = (codes[0] == plain.codes[0]).flatten(1).all(1)
@@ -118,6 +120,12 @@ def test_a_brain_is_varied_as_a_whole_and_the_same_for_the_same_epoch(codec):
 
 
 # ------------------------------------------------------------------------------------------- drawing
+
+
+COVARIATES = [
+    {"name": "age", "unit": "years", "categories": None, "low": 20.0, "high": 90.0, "mean": 50.0, "deviation": 10.0},
+    {"name": "sex", "unit": None, "categories": ["F", "M"], "low": 0.0, "high": 1.0, "mean": 0.0, "deviation": 1.0},
+]
 
 
 @pytest.fixture
@@ -142,6 +150,36 @@ def test_a_brain_depends_on_its_own_seed_only(model):
     assert not np.array_equal(together[0], together[1])
 
 
+def test_brains_that_are_asked_for(model):
+    prior = Transformer((4, 4), [16], 4, 14, width=24, layers=2, heads=3, inner=8, covariates=COVARIATES).eval()
+    torch.manual_seed(0)
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    prior.level_share.copy_(model.sampler.prior.level_share)
+    model.sampler.prior = prior
+    assert model.covariates == {"age": (20.0, 90.0), "sex": ["F", "M"]}
+    codes = VolumeSampler(model.sampler).sample
+    [anyone], [old], [young] = codes([3]), codes([3], where={"age": 90}), codes([3], where={"age": 20, "sex": "M"})
+    assert not torch.equal(old, anyone)
+    assert not torch.equal(old, young)
+    assert torch.equal(codes([3], where={"sex": "M", "age": "20.0"})[0], young)
+    expected = torch.tensor([[math.nan, 1.0], [math.nan, 1.0]])
+    torch.testing.assert_close(model.sampler.covariates({"sex": "M"}, 2), expected, equal_nan=True)
+    assert model.sampler.covariates({"age": 70}, 1)[0, 0] == (70 - 50) / 10
+    [drawn], [asked] = model.sample_codes([3], 5), model.sample_codes([3], 5, where={"age": 90})
+    assert not np.array_equal(drawn, asked)
+    for where, message in (
+        ({"cdr": 1}, "can be asked for age, sex"),
+        ({"age": 91}, "age=91: it can be from 20 to 90"),
+        ({"age": "old"}, "age=old: it can be from 20 to 90"),
+        ({"age": math.nan}, "age=nan: it can be from 20 to 90"),
+        ({"sex": "f"}, "sex=f: it can be F, M"),
+    ):
+        for call in (model.sample, model.sample_volumes):
+            with pytest.raises(InputError, match=message):
+                call([0], where=where)
+
+
 def test_each_slice_is_drawn_given_the_codes_beside_it(model):
     """The codes of a brain are those that the prior draws, slice by slice, given what the plan shows."""
     volumes = VolumeSampler(model.sampler)
@@ -154,7 +192,8 @@ def test_each_slice_is_drawn_given_the_codes_beside_it(model):
         assert given.offsets[0, : len(place.neighbours)].tolist() == [other - place.level for other in place.neighbours]
         for i, other in enumerate(place.neighbours):
             assert torch.equal(given.codes[0][0, i], codes[0, other - 2])
-        [sampled] = model.sampler.prior.sample([seed], level, model.sampler.prior.temperature, neighbours=given)
+        prior = model.sampler.prior
+        [sampled] = prior.sample([seed], level, temperature=prior.temperature, neighbours=given)
         assert torch.equal(sampled[0], codes[0, place.level - 2])
 
 

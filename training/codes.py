@@ -15,6 +15,7 @@ from modules import Codes
 from networks.transformer import MAX_OFFSET, Neighbours
 from reading.names import volume_of
 from training.augment import Variation
+from training.covariates import Covariates
 
 ENCODING_BATCH = 64  # slices
 AUGMENTED = 0.6  # share of the brains
@@ -27,22 +28,32 @@ class CodeBatch(NamedTuple):
     codes: Codes  # int64 [b, h, w] each
     levels: Tensor  # int64 [b]
     augmented: Tensor  # bool [b]
+    covariates: Tensor  # float32 [b, n], NaN where unknown
     neighbours: Neighbours | None  # slices of the same brain, augmented alike
 
 
 class EncodedSplit:
-    """A split's codes, [N, h, w] each, and slice levels int64 [N], on the device.
+    """A split's codes, [N, h, w] each, slice levels int64 [N], and covariates float32 [N, n], on the device.
 
     `levels` of the data set: that number stands for an unknown level. `num_codes`: how many codes per position, coarse
     to fine, a prior learns (None: all): the first ones hold the brain's shape, the last ones its noise. An autoencoder
     whose decoder needs all codes keeps them all.
     """
 
-    def __init__(self, codec: Codec, slices: Slices, levels: int, num_codes: int | None = None):
+    def __init__(
+        self,
+        codec: Codec,
+        slices: Slices,
+        levels: int,
+        num_codes: int | None = None,
+        covariates: np.ndarray | None = None,
+    ):
         self.codes = codec.encode(slices.images, codec.box)[: num_codes if codec.autoencoder.depth > 1 else None]
         known = torch.from_numpy(slices.levels).to(codec.on.device)
         self.unknown = levels
         self.levels = torch.where((known < 0) | (known > levels), levels, known)
+        covariates = np.zeros((len(slices), 0), np.float32) if covariates is None else covariates
+        self.covariates = torch.from_numpy(covariates).to(codec.on.device)
         self.codes_per_image = sum(grid[0].numel() for grid in self.codes)
 
     def __len__(self) -> int:
@@ -57,9 +68,11 @@ class EncodedSplit:
 class AugmentedCodes:
     """Batches of a split's codes, in which every brain is augmented anew in every epoch, with neighbouring slices."""
 
-    def __init__(self, codec: Codec, slices: Slices, encoded: EncodedSplit, batch_size: int):
-        """`encoded`: the same slices as they are, whose levels and number of codes hold here."""
-        self.codec, self.encoded, self.on = codec, encoded, codec.on
+    def __init__(
+        self, codec: Codec, slices: Slices, encoded: EncodedSplit, batch_size: int, covariates: Covariates | None = None
+    ):
+        """`encoded`: the same slices as they are, whose levels, number of codes and `covariates` hold here."""
+        self.codec, self.encoded, self.covariates, self.on = codec, encoded, covariates, codec.on
         self.brains, self.neighbour_rows = brain_of_slice(slices), neighbour_rows(slices)
         # Every process encodes all slices: any of them can be a neighbour in its share of a batch.
         self.slices = Batches(slices, ENCODING_BATCH, self.on.device)
@@ -69,7 +82,10 @@ class AugmentedCodes:
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[CodeBatch]:
         """An epoch's batches from step `start` on; the same for the same seed and epoch."""
         encoded, on = self.encoded, self.on
-        codes, augmented = self._augmented(seed, epoch)
+        codes, variation = self._augmented(seed, epoch)
+        covariates = encoded.covariates
+        covariates = self.covariates.scaled(covariates, variation) if self.covariates else covariates
+        augmented = variation.augmented.flatten()
         order = shuffled_shares(len(encoded), self.batch_size, seed, epoch, on.rank, on.world_size)
         for step, rows in enumerate(order[start:], start=start):
             random = np.random.default_rng([seed, epoch, step, on.rank])
@@ -77,10 +93,11 @@ class AugmentedCodes:
             on_device = [torch.as_tensor(each).to(on.device, non_blocking=True) for each in (rows, known, offsets)]
             rows, known, offsets = on_device
             neighbours = Neighbours([grid[known].long() for grid in codes], offsets)
-            yield CodeBatch([grid[rows].long() for grid in codes], encoded.levels[rows], augmented[rows], neighbours)
+            own = [grid[rows].long() for grid in codes]
+            yield CodeBatch(own, encoded.levels[rows], augmented[rows], covariates[rows], neighbours)
 
-    def _augmented(self, seed: int, epoch: int) -> tuple[Codes, Tensor]:
-        """The codes of all slices in this epoch, int16 [N, h, w] each, and which slices were augmented, bool [N]."""
+    def _augmented(self, seed: int, epoch: int) -> tuple[Codes, Variation]:
+        """The codes of all slices in this epoch, int16 [N, h, w] each, and how each slice is varied."""
         device, depth = self.on.device, len(self.encoded.codes)
         entropy = int(np.random.default_rng([seed, epoch]).integers(2**63))
         generator = torch.Generator(device).manual_seed(entropy)
@@ -90,7 +107,7 @@ class AugmentedCodes:
             varied = variation.of(brains[rows]).apply(images, self.codec.box)
             with torch.no_grad(), self.on.autocast():
                 parts.append([grid.to(torch.int16) for grid in self.codec.autoencoder.encode(varied)[:depth]])
-        return [torch.cat(grids) for grids in zip(*parts, strict=True)], variation.augmented.flatten()[brains]
+        return [torch.cat(grids) for grids in zip(*parts, strict=True)], variation.of(brains)
 
 
 def brain_of_slice(slices: Slices) -> Tensor:

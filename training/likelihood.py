@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from dataset import DataSet
 from inference.codec import Codec
-from modules import Autoencoder
+from inference.loading import load_prior
+from modules import Autoencoder, Prior
 from networks.pixelcnn import PixelCNN
 from networks.transformer import MAX_OFFSET, Neighbours, Transformer
 from report import plots
@@ -19,6 +21,7 @@ from runtime.compute import Compute
 from runtime.errors import InputError
 from training import figures
 from training.codes import AugmentedCodes, CodeBatch, EncodedSplit, neighbour_rows
+from training.covariates import Covariates, hide
 from training.optim import MovingAverage, cosine, muon, set_rate, update
 from training.run import Run, Stage
 from training.settings import TrainSettings
@@ -33,7 +36,7 @@ HELD_OUT_BATCH = 16
 # Two networks
 
 
-def make_pixelcnn(autoencoder: Autoencoder, encoded: EncodedSplit) -> PixelCNN:
+def make_pixelcnn(autoencoder: Autoencoder, encoded: EncodedSplit, described: list[dict]) -> PixelCNN:
     """A PixelCNN for these codes."""
     grids = [list(grid.shape[1:]) for grid in encoded.codes]
     prior = PixelCNN(grids, autoencoder.codebook_sizes[: len(grids)], encoded.unknown)
@@ -41,7 +44,7 @@ def make_pixelcnn(autoencoder: Autoencoder, encoded: EncodedSplit) -> PixelCNN:
     return prior
 
 
-def make_transformer(autoencoder: Autoencoder, encoded: EncodedSplit) -> Transformer:
+def make_transformer(autoencoder: Autoencoder, encoded: EncodedSplit, described: list[dict]) -> Transformer:
     """A transformer for these codes, its embeddings based on their code vectors.
 
     Raises InputError when their grids differ in size.
@@ -51,7 +54,7 @@ def make_transformer(autoencoder: Autoencoder, encoded: EncodedSplit) -> Transfo
         raise InputError("--prior transformer models one grid of codes, and vqvae2 has two; use --prior pixelcnn")
     codebooks = autoencoder.codebooks[: len(encoded.codes)]
     sizes, dim = [len(codebook) for codebook in codebooks], codebooks[0].shape[1]
-    prior = Transformer(*shapes, sizes, dim, encoded.unknown)
+    prior = Transformer(*shapes, sizes, dim, encoded.unknown, covariates=described)
     prior.fit(codebooks, encoded.levels)
     return prior
 
@@ -63,15 +66,15 @@ def adamw(prior: PixelCNN, rate: float) -> torch.optim.Optimizer:
 class Recipe(NamedTuple):
     """How a network is built and trained."""
 
-    make: Callable[[Autoencoder, EncodedSplit], PixelCNN | Transformer]
+    make: Callable[[Autoencoder, EncodedSplit, list[dict]], PixelCNN | Transformer]
     optimizer: Callable[[Any, float], torch.optim.Optimizer]
     rate: float
-    neighbours: bool  # whether slices of the same brain condition it
+    conditional: bool  # whether covariates and slices of the same brain condition it
 
 
 RECIPES = {
-    "pixelcnn": Recipe(make_pixelcnn, adamw, 1e-3, neighbours=False),
-    "transformer": Recipe(make_transformer, partial(muon, betas=(0.9, 0.98)), 2e-3, neighbours=True),
+    "pixelcnn": Recipe(make_pixelcnn, adamw, 1e-3, conditional=False),
+    "transformer": Recipe(make_transformer, partial(muon, betas=(0.9, 0.98)), 2e-3, conditional=True),
 }
 
 
@@ -82,14 +85,17 @@ RECIPES = {
 def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, description: dict) -> None:
     """Train the prior of --prior; its <name>.pth is the one with the fewest bits on validation people."""
     name, recipe, on = settings.prior, RECIPES[settings.prior], codec.on
+    covariates = Covariates(data, settings.covariates if recipe.conditional else "none")
     train, held_out = (
-        EncodedSplit(codec, data.splits[split], description["data"]["levels"], settings.prior_codes)
-        for split in ("train", "validate")
+        EncodedSplit(codec, data.splits[split], description["data"]["levels"], settings.prior_codes, values)
+        for split, values in covariates.values.items()
     )
     adjacent = neighbour_rows(data.splits["validate"])[:, [MAX_OFFSET - 1, MAX_OFFSET + 1]]
-    batches = AugmentedCodes(codec, data.splits["train"], train, settings.prior_batch)
+    batches = AugmentedCodes(codec, data.splits["train"], train, settings.prior_batch, covariates)
     peak_rate = recipe.rate if settings.prior_lr is None else settings.prior_lr
-    prior = recipe.make(codec.autoencoder, train).to(on.device, memory_format=torch.channels_last)
+    prior = recipe.make(codec.autoencoder, train, covariates.described).to(on.device, memory_format=torch.channels_last)
+    if settings.prior_from:
+        go_on_from(prior, load_prior(settings.prior_from, codec.autoencoder)[0], settings.prior_from)
     average, optimizer = MovingAverage(prior, AVERAGE_DECAY), recipe.optimizer(prior, peak_rate)
     parts = {"prior": prior, "average": average, "optimizer": optimizer}
     stage = Stage(run, name, settings.prior_epochs, batches, parts, "validation bits per code", less_is_better=True)
@@ -103,12 +109,12 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
         for batch in stage.steps(settings.seed):
             rate = peak_rate * cosine(stage.steps_done, stage.total_steps)
             set_rate(optimizer, rate)
-            bits = likelihood_step(prior, optimizer, batch, recipe.neighbours, on)
+            bits = likelihood_step(prior, optimizer, batch, recipe.conditional, on)
             average.update_parameters(prior)
             stage.add(train_bits=bits, learning_rate=rate)
 
         row = stage.means() | {"validation_bits": held_out_bits(average.module, held_out, on)}
-        if recipe.neighbours:
+        if recipe.conditional:
             row["validation_bits_between"] = held_out_bits(average.module, held_out, on, adjacent)
         if stage.is_best(-row["validation_bits"]):
             run.save_prior(name, average.module, description["identity"], epoch, row)
@@ -121,13 +127,22 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
         plots.likelihood_curves(run.rows_of(name), run.folder / f"{name}_curves.png", data.title)
 
 
+def go_on_from(prior: PixelCNN | Transformer, trained: Prior, path: Path) -> None:
+    """Start with a trained prior's weights, which may know other covariates. Raises InputError if it is another."""
+    own = {name: tensor for name, tensor in trained.state_dict().items() if "covariate_embedding" not in name}
+    expected = [name for name in prior.state_dict() if "covariate_embedding" not in name]
+    if type(trained) is not type(prior) or list(own) != expected:
+        raise InputError(f"--prior-from: {path} holds another prior than --prior asks for")
+    prior.load_state_dict(own, strict=False)
+
+
 def likelihood_step(
-    prior: PixelCNN | Transformer, optimizer: torch.optim.Optimizer, batch: CodeBatch, neighbours: bool, on: Compute
+    prior: PixelCNN | Transformer, optimizer: torch.optim.Optimizer, batch: CodeBatch, conditional: bool, on: Compute
 ) -> Tensor:
     """One step; the mean bits per code."""
     hidden = torch.rand(len(batch.levels), device=on.device) < LEVEL_DROPOUT
     conditioning = [torch.where(hidden, prior.levels, batch.levels), batch.augmented]
-    conditioning += [batch.neighbours] if neighbours else []
+    conditioning += [hide(batch.covariates), batch.neighbours] if conditional else []
     with on.autocast():
         bits = prior(batch.codes, *conditioning)
     loss = bits.mean() / sum(grid[0].numel() for grid in batch.codes)
@@ -150,7 +165,8 @@ def held_out_bits(
         if adjacent is not None:
             rows = torch.from_numpy(adjacent[indices]).to(on.device)
             offsets = torch.tensor([-1, 1], device=on.device) * (rows >= 0)
-            conditioning += [None, Neighbours([grid[rows.clamp_min(0)].long() for grid in encoded.codes], offsets)]
+            beside = [grid[rows.clamp_min(0)].long() for grid in encoded.codes]
+            conditioning += [None, None, Neighbours(beside, offsets)]
         with on.autocast():
             total += prior(codes, *conditioning).sum()
     return compute.mean(total).item() * on.world_size / len(encoded) / encoded.codes_per_image

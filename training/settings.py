@@ -85,6 +85,13 @@ class PriorSettings(Settings):
     autoencoder: Path | None = option(None, "trained vqvae.pth to learn a prior for, instead of training one")
     prior: Literal["dcgan", "transformer", "pixelcnn", "none"] = option("dcgan", "prior over the codes")
     prior_codes: Depth = option(1, "rqvae: codes per position that the prior draws; the painter adds texture")
+    prior_from: Path | None = option(None, "transformer or pixelcnn: go on from the weights in this file", "PATH")
+    covariates: str | None = option(
+        None,
+        "dcgan, transformer: what samples can be asked for, columns of participants.tsv, 'ventricles' and 'brain'"
+        " (their size), with commas between; or 'none' (default: all, the first eight)",
+        "NAMES",
+    )
     prior_epochs: int = option(80, "passes over the training codes", ge=1, le=1_000_000)
     prior_batch_size: int | None = option(
         None, "slices a step, over all processes together (default: 64 for dcgan, else 16)", ge=1, le=1_000_000
@@ -104,7 +111,7 @@ class PriorSettings(Settings):
         """Slices a step of the prior's training."""
         return self.prior_batch_size or (64 if self.prior == "dcgan" else 16)
 
-    @field_validator("autoencoder")
+    @field_validator("autoencoder", "prior_from")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """So that a run can be resumed from any directory."""
@@ -173,6 +180,13 @@ def settle(command: TrainCommand) -> tuple[TrainSettings, Config | None]:
             raise InputError("--autoencoder with --prior none leaves nothing to train")
         if not command.resume:  # a run has its own copy
             require_checkpoint(settings.autoencoder)
+    if settings.prior_from:
+        if settings.prior not in ("transformer", "pixelcnn") or not settings.autoencoder:
+            raise InputError("--prior-from takes --prior transformer or pixelcnn, and the --autoencoder of that prior")
+        if not command.resume:
+            require_checkpoint(settings.prior_from)
+    if settings.covariates not in (None, "none") and (settings.prior == "pixelcnn" or settings.gan == "baseline"):
+        raise InputError("--covariates are for --prior transformer and the residual dcgan: leave them out")
     if settings.prior == "dcgan" and settings.gan == "baseline" and settings.prior_batch < 2:
         raise InputError("--gan baseline has batch normalisation: give a --prior-batch-size of 2 at least")
     return settings, base if command.resume else None
