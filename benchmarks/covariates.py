@@ -259,7 +259,12 @@ def asked_table(found: dict) -> str:
     """What was asked for beside what was measured."""
     keys = ("low", "high", "correlation", "slope", "error", "deviation", "spread")
     heads = ["asked for", "brains", "from", "to", "correlation", "slope", "mean error", "its deviation"]
-    rows = [[MEASURED[name], str(one["brains"])] + [f"{one[key]:.4g}" for key in keys] for name, one in found.items()]
+    rows = []
+    for name, one in found.items():
+        digits = ",.0f" if one["high"] > 100 else ".4f"
+        ratios = ("correlation", "slope")
+        cells = [f"{one[key]:{'.3f' if key in ratios else digits}}" for key in keys]
+        rows.append([MEASURED[name], str(one["brains"]), *cells])
     return tables.markdown([*heads, "deviation of training people"], rows)
 
 
