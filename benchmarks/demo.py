@@ -156,9 +156,9 @@ def main() -> int:
         "out": settings.out.absolute(),
     }
     where = [f"--device={settings.device}", f"--precision={settings.precision}"]
-    before = set(settings.out.glob("*"))
+    before = set(settings.out.glob("*/"))
     run("train.py", *(f"--{name}={value}" for name, value in options.items()), *where)
-    [folder] = set(settings.out.glob("*")) - before
+    [folder] = set(settings.out.glob("*/")) - before
     run("predict.py", str(folder.absolute() / "vqvae.pth"), "--samples=16", *where)
     picture = draw_comparison(folder, size.people, settings.device)
     print(f"\nthe demo took {duration(time.monotonic() - start)}. To look at:")

@@ -42,7 +42,7 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen:
 
 def run_folder(folder: Path) -> Path | None:
     """The run in `folder`, None where there is none yet."""
-    return next((folder / "runs").glob("[!.]*"), None)
+    return next((folder / "runs").glob("[!.]*/"), None)
 
 
 def stage_of(folder: Path) -> str:

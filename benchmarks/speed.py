@@ -162,7 +162,7 @@ def main() -> int:
         slices = 256 if args.quick else 8 * len(paths)  # so that the student has some steps
         epochs = ["--epochs=1", "--prior-epochs=1", "--painter-slices", slices]
         measure_training(meter, stages, *shared, *autoencoder, *epochs)
-        [run] = Path(folder).iterdir()
+        [run] = Path(folder).glob("*/")
         prior = [*shared, "--prior-epochs=1", "--autoencoder", run / "vqvae.pth"]
         measure_training(meter, {"dcgan": "DCGAN of the course baseline"}, *prior, "--gan=baseline")
         for name in ("transformer", "pixelcnn"):

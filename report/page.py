@@ -48,7 +48,13 @@ HEADINGS = {  # of figures that have none of their own
 }
 LABELS = {  # words of keys that are written otherwise
     **{"ssim": "SSIM", "ms": "multi-scale", "psnr": "PSNR", "pca": "PCA", "randconv": "random network", "auc": "AUC"},
-    **{"std": "standard deviation", "min": "lowest", "max": "highest", "frechet": "Frechet distance", "lr": "rate"},
+    **{
+        "std": "standard deviation",
+        "min": "lowest",
+        "max": "highest",
+        "frechet": "Frechet distance",
+        "lr": "learning rate",
+    },
     **{"vqvae": "VQ-VAE", "dcgan": "DCGAN", "r1": "R1", "r2": "R2", "baseline": "independent slices"},
 }
 
@@ -70,7 +76,8 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _webp(image: Image.Image, **options: Any) -> str:
+def webp(image: Image.Image, **options: Any) -> str:
+    """The address of an image within a page, as WebP."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", **options)
     return _data_uri(buffer.getvalue(), "webp")
@@ -86,9 +93,9 @@ def figure(path: Path, title: str) -> dict[str, Any]:
             "height": image.height,
         }
         if path.suffix == ".gif":
-            moving = _webp(image, save_all=True, quality=80)
+            moving = webp(image, save_all=True, quality=80)
             image.seek(image.n_frames - 1)
-            return about | {"source": moving, "still": _webp(image.convert("RGB"), quality=80), "kind": "animation"}
+            return about | {"source": moving, "still": webp(image.convert("RGB"), quality=80), "kind": "animation"}
         kind = "chart" if image.convert("RGB").getpixel((0, 0)) == (255, 255, 255) else "pictures"
     return about | {"source": _data_uri(path.read_bytes(), "png"), "still": None, "kind": kind}
 
@@ -101,7 +108,7 @@ def _slider(scores: Sequence[Mapping], images: tuple[np.ndarray, np.ndarray]) ->
     pairs = {}
     for row in ranked[np.unique(np.linspace(0, len(ranked) - 1, SLIDER_SLICES).round().astype(int))].tolist():
         pair = (Image.fromarray(to_bytes(stack[row])) for stack in images)
-        original, reconstruction = (_webp(picture, lossless=True) for picture in pair)
+        original, reconstruction = (webp(picture, lossless=True) for picture in pair)
         name = f"{scores[row]['name']}, SSIM {scores[row]['ssim']:.4f}"
         pairs[row] = {"name": name, "original": original, "reconstruction": reconstruction}
     return pairs

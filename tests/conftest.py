@@ -72,7 +72,7 @@ def tiny_run(tiny_data, tiny_cache, tmp_path_factory):
     ]
     done = run_script("train.py", "--data", tiny_data, *options, "--out", out, cache=tiny_cache)
     assert done.returncode == 0, done.stderr
-    [folder] = out.iterdir()
+    [folder] = out.glob("*/")
     return folder
 
 

@@ -34,7 +34,7 @@ def test_two_processes_stop_resume_and_finish_with_the_same_weights(tiny_data, t
     arguments = ["--data", tiny_data, *OPTIONS, "--out", out, "--time-limit=0"]
     stopped = launch(*arguments, show=tmp_path, cache=tiny_cache)
     assert "exitcode  : 143" in stopped.stderr
-    [folder] = out.iterdir()  # one, however many processes
+    [folder] = out.glob("*/")  # one, however many processes
     assert checkpoint.load(folder / "last.pth", "run")["epoch"] == 0
 
     done = launch("--resume", folder, "--time-limit=1000", show=tmp_path, cache=tiny_cache)

@@ -1,5 +1,6 @@
 """The report page: whole, self-contained, safe whatever the slices are called, and alive in a browser."""
 
+import json
 import re
 import time
 import urllib.request
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from report import plots
+from report.index import write_index
 from report.page import SLIDER_SLICES, label, write_report
 
 TITLE = "synthetic demo set, test split"
@@ -281,3 +283,59 @@ def test_page_fits_a_phone_and_no_number_breaks(opened):
     assert width == 390  # wide tables and figures scroll within themselves
     assert len(lines) > 900
     assert set(lines) == {1}
+
+
+# ------------------------------------------------------------------------------------------- the index
+
+
+def test_index_compares_runs(tmp_path):
+    """Newest first; columns for the settings that differ; unreadable runs are left out."""
+    for day, (lr, ssim) in enumerate([(1e-3, "0.5,0.75"), (2e-3, "")], start=1):
+        folder = tmp_path / f"2026-01-0{day} <b>"
+        folder.mkdir()
+        config = {
+            "model": "vqvae",
+            "lr": lr,
+            "commit": "0123456789",
+            "computed_on": "computing on a CPU",
+            "minutes": 12.5,
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        scores = "".join(f"autoencoder,{score}\n" for score in ssim.split(",") if score)
+        (folder / "metrics.csv").write_text(f"stage,validation_ssim\n{scores}dcgan,\n")
+    Image.fromarray(slices(1)[0]).save(folder / "dcgan_001.png")
+    for name, content in (("broken", "{"), ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    write_index(tmp_path)
+    page = Page(tmp_path / "index.html")
+    assert not page.stack
+    assert [text for _, text in page.all("th")] == [
+        *("run", "", "best SSIM", "minutes", "device", "commit", "learning rate"),
+        *("2026-01-02 <b>", "2026-01-01 <b>"),
+    ]
+    cells = [text for _, text in page.all("td")]
+    assert cells == [
+        "",
+        "-",
+        "12.50",
+        "a CPU",
+        "0123456",
+        "0.0020",
+        "",
+        "0.7500",
+        "12.50",
+        "a CPU",
+        "0123456",
+        "0.0010",
+    ]
+    assert page.all("a")[0][0]["href"] == "2026-01-02%20%3Cb%3E/"
+    [picture] = page.all("img")
+    with urllib.request.urlopen(picture[0]["src"]) as data, Image.open(data) as image:
+        assert image.size == (48, 64)
+
+
+def test_index_never_replaces_another_page(tmp_path):
+    (tmp_path / "index.html").write_text("mine")
+    write_index(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "mine"

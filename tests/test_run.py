@@ -159,7 +159,7 @@ def test_killed_without_warning_goes_on_from_the_last_save(whole, trainer, monke
     trainer.at_step(STEPS + 3, die)
     with pytest.raises(Killed):
         trainer(save_minutes=0)
-    folder = next(trainer.out.iterdir())
+    folder = next(trainer.out.glob("*/"))
     state = checkpoint.load(folder / "last.pth", "run")
     assert (state["epoch"], state["step"]) == (1, 2)
     monkeypatch.setattr(run.Stage, "add", run.Stage.add)

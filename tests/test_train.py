@@ -108,7 +108,7 @@ def test_ctrl_c_saves_exits_and_says_how_to_go_on(tiny_data, tiny_cache, tmp_pat
         process.kill()
     assert process.returncode == 130, complaints
     assert "Traceback" not in complaints
-    (folder,) = out.iterdir()
+    (folder,) = out.glob("*/")
     assert f"--resume {folder}" in printed.splitlines()[-1]
     state = checkpoint.load(folder / "last.pth", "run")
     assert state["epoch"] + state["step"] > 0
@@ -324,7 +324,7 @@ def test_a_prior_for_a_trained_autoencoder(tiny_run, tiny_data, tiny_cache, tmp_
     monkeypatch.setattr(likelihood, "PixelCNN", partial(PixelCNN, width=16, layers=3))
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"--out={tmp_path}", "--device=cpu"])
     assert train.main() == 0
-    [run] = tmp_path.iterdir()
+    [run] = tmp_path.glob("*/")
     autoencoder, about = load_autoencoder(run / "vqvae.pth")
     assert about["identity"] == load_autoencoder(trained)[1]["identity"]
     load_prior(run / "pixelcnn.pth", autoencoder)

@@ -29,6 +29,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from modules import Prior
+from report.index import write_index
 from runtime import checkpoint, compute
 from runtime.errors import InputError, one_line, visible
 from runtime.files import atomic, locked, whole_folder
@@ -76,9 +77,12 @@ class Run:
     def training(self) -> Iterator[None]:
         """Around the whole training: a signal stops it between two steps, and the log says how to resume.
 
+        Before and after it, index.html beside the run folder is written anew.
+
         A process that waits for one which has left gets a RuntimeError, and leaves, too.
         """
         with self.signals:
+            self._write_index()
             try:
                 yield
             except SystemExit:
@@ -88,6 +92,12 @@ class Run:
                 if self.signals.received is None or not dist.is_initialized():
                     raise
                 self.signals.leave()
+            finally:
+                self._write_index()
+
+    def _write_index(self) -> None:
+        if self.main:
+            write_index(self.folder.parent)
 
     def log(self, text: str) -> None:
         """Print a line and keep it in log.txt."""
