@@ -31,6 +31,7 @@ from runtime import cli, compute
 from runtime.compute import Compute
 from runtime.errors import exit_on_input_error
 from runtime.signals import StopSignals
+from runtime.wording import counted
 from scoring.metrics import perplexity
 from training import board, figures, setup
 from training.augment import Variation, augment
@@ -195,6 +196,7 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
     from scoring.judge import Judge  # here, since this import takes seconds that training starts without
 
     recipe, train, on = GAN_RECIPES[settings.gan], data.splits["train"], codec.on
+    run.log(f"dcgan: encoding {counted(len(train), 'slice')} and learning to judge samples; then it trains")
     covariates = Covariates(data, settings.covariates if settings.gan == "residual" else "none")
     values = covariates.values["train"]
     encoded = EncodedSplit(codec, train, description["data"]["levels"], settings.prior_codes, values)
@@ -365,6 +367,7 @@ def main() -> int:
     with setup.naming_the_cause(folder, data, settings):
         run = Run(folder, settings.save_minutes, settings.time_limit, settings.tensorboard)
         setup.check_state(run, settings)
+        run.work = setup.work(settings, len(data.splits["train"]))
         if command.resume:
             run.write_config(config)
         run.log(f"{'resuming' if command.resume else 'writing to'} {folder}, {on.describe()}")

@@ -1,7 +1,9 @@
 """What a training logs: a line an epoch, the time that is left, the values of some steps; no bars in files."""
 
 import csv
+import re
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -9,7 +11,8 @@ import torch
 
 from runtime.errors import InputError
 from runtime.wording import counted, duration
-from training import telling
+from training import setup, telling
+from training.settings import TrainSettings
 from training.telling import Pace, StepTable, describe_epoch, short
 
 
@@ -33,11 +36,29 @@ def test_the_time_that_is_left_follows_from_the_steps_after_the_first_two(clock)
         estimates.append(pace.step(step / 10))
     assert estimates == [False, False, False, False, True, True, True, True, True, True]  # after 12 s
     assert pace.left(1.0) == "1 min"  # 20 steps of 4 s
+    assert pace.left(1.0, later=2.0) == "5 min"  # and 60 steps' time for other stages
     assert not pace.step(1.1)  # it comes once
     clock[0] += 40
     pace.slices_a_second = 2.0
     assert pace.describe(2) == ["2 slices/s", "40 s left"]  # 72 s for 1.8 epochs
     assert pace.describe(3) == ["2 slices/s", "done in 3 min"]
+
+
+def test_the_first_estimate_is_of_the_stage_and_of_those_after_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(telling, "FIRST_ESTIMATE", 1e-3)
+    tiny.Trainer(tmp_path / "runs", monkeypatch)(prior="pixelcnn")
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"\nautoencoder: 2 epochs of 4 steps of 16 slices, about .+ left; roughly .+ with pixelcnn\n", printed
+    )
+    assert re.search(r"\npixelcnn: 2 epochs of 4 steps of 16 slices, about [^;]+ left\n", printed)
+
+
+def test_the_work_of_a_stage_grows_with_what_it_trains_on(monkeypatch):
+    monkeypatch.setattr(setup, "SLICE_COST", {"rqvae": 1.0, "painter": 0.5, "student": 0.25, "dcgan": 2.0})
+    given = TrainSettings(epochs=3, prior_epochs=5, painter_slices=600, painter_width=64)
+    assert setup.work(given, 100) == {"autoencoder": 300, "painter": 1200, "student": 600, "dcgan": 1000}
+    assert setup.work(given.model_copy(update={"autoencoder": Path("vqvae.pth")}), 100) == {"dcgan": 1000}
 
 
 def test_no_time_is_given_before_any_is_known(clock):

@@ -19,6 +19,7 @@ from report import plots
 from runtime import compute
 from runtime.compute import Compute
 from runtime.errors import InputError
+from runtime.wording import counted
 from training import figures
 from training.codes import AugmentedCodes, CodeBatch, EncodedSplit, neighbour_rows
 from training.covariates import Covariates, hide
@@ -85,6 +86,8 @@ RECIPES = {
 def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, description: dict) -> None:
     """Train the prior of --prior; its <name>.pth is the one with the fewest bits on validation people."""
     name, recipe, on = settings.prior, RECIPES[settings.prior], codec.on
+    number = counted(len(data.splits["train"]), "slice")
+    run.log(f"{name}: encoding {number}; before each epoch they are varied and encoded anew")
     covariates = Covariates(data, settings.covariates if recipe.conditional else "none")
     train, held_out = (
         EncodedSplit(codec, data.splits[split], description["data"]["levels"], settings.prior_codes, values)

@@ -66,6 +66,7 @@ class Run:
         self.save_seconds = 60 * save_minutes
         self.deadline = time.monotonic() + 60 * time_limit if time_limit is not None else float("inf")
         self.saved_at = time.monotonic()
+        self.work: dict[str, float] = {}  # each stage's, in any unit, to estimate the time of those to come
 
     def _lock(self) -> None:
         self.lock = ExitStack()
@@ -320,11 +321,15 @@ class Stage:
             self._save_or_stop(UNSAVED_SECONDS)  # what follows is no step, and nothing of it can be saved
 
     def _announce(self, place: float) -> None:
-        """After the first steps: how long the stage will take."""
+        """After the first steps: how long the stage will take, and roughly the whole run."""
         self.check_finite()  # waits until a GPU has done its queue
         sizes = (self.epochs, "epoch"), (self.batches.steps, "step"), (self.batches.batch_size, "slice")
         plan = " of ".join(counted(*each) for each in sizes)
-        self.run.log(f"{self.name}: {plan}, about {self.pace.left(place)} left")
+        text, work = f"{self.name}: {plan}, about {self.pace.left(place)} left", self.run.work
+        if later := [*work][[*work].index(self.name) + 1 :] if self.name in work else []:
+            share = sum(work[name] for name in later) / work[self.name]
+            text += f"; roughly {self.pace.left(place, share)} with {' and '.join(later)}"
+        self.run.log(text)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -37,13 +37,16 @@ class Pace:
             self.start = time.monotonic(), place
         return bool(self.start) and not self.estimated and time.monotonic() - self.start[0] > FIRST_ESTIMATE
 
-    def left(self, place: float) -> str:
-        """`12 min` to the stage's end, including validation and figures of the epochs so far; "" if unknown."""
+    def left(self, place: float, later: float = 0.0) -> str:
+        """`12 min` to the stage's end, including validation and figures of the epochs so far; "" if unknown.
+
+        With `later` stages, that take so many times what this one takes, to the end of those.
+        """
         self.estimated = True
         if self.start is None or place <= self.start[1]:
             return ""
         seconds_an_epoch = (time.monotonic() - self.start[0]) / (place - self.start[1])
-        return duration(seconds_an_epoch * (self.epochs - place))
+        return duration(seconds_an_epoch * (self.epochs * (1 + later) - place))
 
     def describe(self, place: int) -> list[str]:
         """Slices a second, and the time that is left or, at the end, that the stage took."""
