@@ -4,6 +4,7 @@
     python train.py --data demo                   the same on a small synthetic set
     python train.py --resume runs/<run>           resume a run that was stopped
     python train.py --config runs/<run>/config.json --seed 1               the same settings again, with another seed
+    python train.py --from resources/pretrained/vqvae.pth                  fine-tune a trained autoencoder
     python train.py --autoencoder runs/<run>/vqvae.pth --prior pixelcnn    another prior for the same autoencoder
     torchrun --nproc_per_node=4 train.py          on several GPUs
 
@@ -67,9 +68,11 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
     optimizer = make_optimizer(model, settings)
     parts = {"model": model, "optimizer": optimizer}
     stage = Stage(run, "autoencoder", settings.epochs, batches, parts, "validation SSIM")
-    bypassed_steps = min(BYPASS_STEPS, batches.steps // 2)
+    bypassed_steps = -1 if settings.from_ else min(BYPASS_STEPS, batches.steps // 2)  # -1: its codebooks are set
     description = setup.describe_data(data, settings)
     if not stage.resumed:
+        if settings.from_:
+            model.load_state_dict(load_autoencoder(settings.from_)[0].state_dict())
         count = sum(p.numel() for p in model.parameters())
         run.log(f"{settings.model}: {count:,} weights, on the {box.height}x{box.width} pixels that hold content")
 
@@ -357,6 +360,7 @@ def main() -> int:
     if settings.tensorboard:
         board.require()
     on = compute.choose(settings.device, settings.precision)
+    settings = settings if started else setup.with_sizes_to_go_on_from(settings)
     settings = setup.with_painter_size(settings, on)
     data = setup.load_data(settings)
     setup.check_data(data, settings, command.resume, started)

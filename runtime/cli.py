@@ -59,8 +59,8 @@ def option(default: Any, description: str, metavar: str | None = None, **checks)
 
 
 def flag(name: str) -> str:
-    """`batch_size` -> `--batch-size`; `input.3`, an item of a list, -> `--input`."""
-    return name and "--" + name.partition(".")[0].replace("_", "-")
+    """`batch_size` -> `--batch-size`; `from_` -> `--from`; `input.3`, an item of a list, -> `--input`."""
+    return name and "--" + name.partition(".")[0].rstrip("_").replace("_", "-")
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,7 +86,8 @@ def parse(kind: type[Kind], description: str, arguments: list[str] | None = None
         owner = next(base for base in kind.__mro__ if name in inspect.get_annotations(base))
         if owner not in groups:
             groups[owner] = parser.add_argument_group(owner.__doc__.splitlines()[0].rstrip("."))
-        groups[owner].add_argument(name if field.is_required() else flag(name), **_argument(field))
+        flags = [] if field.is_required() else [flag(name)]
+        groups[owner].add_argument(*flags, dest=name, **_argument(field))
     return kind.checked(vars(parser.parse_args(arguments)))
 
 

@@ -10,6 +10,7 @@ import tiny
 import torch
 from conftest import ROOT
 
+import train
 from dataset import Box
 from inference.codec import Codec, to_uint8
 from inference.loading import identity, load_autoencoder, load_painter
@@ -217,6 +218,28 @@ def test_train_makes_the_painter_of_samples(tmp_path, monkeypatch):
     painted = model.sample(range(3))
     np.testing.assert_allclose(painted, model.codec.paint(codes, range(3)), atol=1e-6)
     assert abs(painted - model.decode(codes)).max() > 1e-3
+
+
+def test_from_goes_on_with_autoencoder_and_painter(tmp_path, monkeypatch):
+    """With rates of 0 all weights that a gradient moves stay, and the codebooks are not set anew."""
+    options = {"epochs": 1, "painter_slices": 64}
+    sizes = {"model": "rqvae", "depth": 2, "width": 16, "codebook_size": 8, "painter_width": 8}
+    trainer = tiny.Trainer(tmp_path, monkeypatch)
+    _, first = trainer(**options, **sizes)
+    monkeypatch.setattr(training, "TEACHER_RATE", 0.0)
+    monkeypatch.setattr(training, "STUDENT_RATE", 0.0)
+    monkeypatch.setattr(train, "initialise_codebooks", None)
+    for name in sizes:
+        monkeypatch.delitem(tiny.OPTIONS, name.replace("_", "-"), raising=False)
+    status, second = trainer("--from", str(first / "vqvae.pth"), **options, lr=0)
+    assert status == 0
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (first, second)]
+    assert [{name: config[name] for name in sizes} for config in configs] == [sizes] * 2
+    for name in ("vqvae.pth", "painter.pth"):
+        before, after = (torch.load(folder / name, weights_only=True)["state"] for folder in (first, second))
+        same = [key for key in before if torch.equal(before[key], after[key])]
+        moved = {key for key in before if key not in same}
+        assert moved <= {"noise_size", *(key for key in before if key.startswith("quantizer."))}
 
 
 def test_a_painter_of_another_autoencoder_is_refused(tmp_path, painter, codec):

@@ -141,7 +141,7 @@ def test_resume_takes_only_a_runs_own_config(tmp_path):
 
 CHANGED = {
     "data": "elsewhere", "limit_people": 3, "allow_overlap": True, "axis": 1, "slices": "1:2", "spacing": 2.0,
-    "person": "P", "model": "vqvae",
+    "person": "P", "model": "vqvae", "from_": "/y.pth",
     "epochs": 30, "batch_size": 4, "optimizer": "adam", "lr": 0.5, "beta": 1.0, "downsample": 4, "depth": 2,
     "width": 32, "blocks": 1, "codebook_size": 64, "codebook": "gradient", "loss": "mse",
     "autoencoder": "/x.pth", "prior": "pixelcnn", "prior_epochs": 90, "prior_batch_size": 4, "prior_lr": 0.1,
@@ -188,6 +188,12 @@ def test_a_trained_autoencoder_in_the_config_excludes_them_too(tmp_path):
         assert settled(*start, "--prior-epochs=90").prior_epochs == 90
         with pytest.raises(InputError, match="leave out --epochs"):
             settled(*start, "--epochs=90")
+
+
+@pytest.mark.parametrize("size", ["--model=vqvae", "--depth=4", "--painter-width=8"])
+def test_networks_to_go_on_from_keep_their_sizes(size):
+    with pytest.raises(InputError, match=f"leave out {size.partition('=')[0]}"):
+        settled("--from=vqvae.pth", size)
 
 
 def test_a_trained_autoencoder_must_be_there_and_get_a_prior():

@@ -18,7 +18,7 @@ from networks.painter import BLOCK, Painter, flow_loss, jump_loss
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from scoring import tissue
-from training import figures
+from training import figures, setup
 from training.optim import MovingAverage, Muon, constant_then_linear, muon, set_rate, update
 from training.run import Run, Stage
 from training.settings import TrainSettings
@@ -94,6 +94,8 @@ def train_teacher(
     parts = {"painter": painter, "average": average, "optimizer": optimizer}
     stage = Stage(run, "painter", epochs, passes, parts, "validation loss", less_is_better=True)
     if not stage.resumed:
+        if before := setup.painter_to_go_on_from(settings):
+            painter.load_state_dict(before.state_dict())
         weights = sum(p.numel() for p in painter.parameters())
         run.log(f"painter: {weights:,} weights; standard deviation of slice - plain picture: {painter.scale:.3f}")
 

@@ -2,9 +2,9 @@
 
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator
 
 from inference.contents import CodebookSize, Depth
 from runtime.cli import LARGEST_SEED, Device, Precision, Settings, flag, option
@@ -14,6 +14,9 @@ from runtime.files import require_checkpoint
 if TYPE_CHECKING:
     from dataset import DataSet
     from runtime.compute import Compute
+
+
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]  # so that a run can be resumed from any directory
 
 
 class StartSettings(Settings):
@@ -40,6 +43,9 @@ class DataSettings(Settings):
 class AutoencoderSettings(Settings):
     """autoencoder"""
 
+    from_: AbsolutePath | None = option(
+        None, "trained vqvae.pth to go on from, with its sizes, and with the painter beside it", "VQVAE.pth"
+    )
     model: Literal["vqvae", "vqvae2", "rqvae"] = option("rqvae", "autoencoder; vqvae is the course baseline")
     epochs: int = option(24, "passes over the training slices", ge=1, le=1_000_000)
     batch_size: int = option(8, "slices a step, over all processes together", ge=1, le=1_000_000)
@@ -82,10 +88,12 @@ class PainterSettings(Settings):
 class PriorSettings(Settings):
     """prior"""
 
-    autoencoder: Path | None = option(None, "trained vqvae.pth to learn a prior for, instead of training one")
+    autoencoder: AbsolutePath | None = option(None, "trained vqvae.pth to learn a prior for, instead of training one")
     prior: Literal["dcgan", "transformer", "pixelcnn", "none"] = option("dcgan", "prior over the codes")
     prior_codes: Depth = option(1, "rqvae: codes per position that the prior draws; the painter adds texture")
-    prior_from: Path | None = option(None, "transformer or pixelcnn: go on from the weights in this file", "PATH")
+    prior_from: AbsolutePath | None = option(
+        None, "transformer or pixelcnn: go on from the weights in this file", "PATH"
+    )
     covariates: str | None = option(
         None,
         "dcgan, transformer: what samples can be asked for, columns of participants.tsv, 'ventricles' and 'brain'"
@@ -110,12 +118,6 @@ class PriorSettings(Settings):
     def prior_batch(self) -> int:
         """Slices a step of the prior's training."""
         return self.prior_batch_size or (64 if self.prior == "dcgan" else 16)
-
-    @field_validator("autoencoder", "prior_from")
-    @classmethod
-    def _absolute(cls, path: Path | None) -> Path | None:
-        """So that a run can be resumed from any directory."""
-        return path and path.absolute()
 
 
 class RunSettings(Settings):
@@ -142,6 +144,7 @@ class TrainCommand(TrainSettings, StartSettings):
     """The command line of train.py."""
 
 
+SIZES = ("model", "codebook", "beta", "codebook_size", "downsample", "depth", "width", "blocks", "painter_width")
 MAY_GROW = ("epochs", "prior_epochs")
 MAY_CHANGE = {*MAY_GROW, "data", "device", "out", "save_minutes", "time_limit", "tensorboard"}
 
@@ -180,6 +183,8 @@ def settle(command: TrainCommand) -> tuple[TrainSettings, Config | None]:
             raise InputError("--autoencoder with --prior none leaves nothing to train")
         if not command.resume:  # a run has its own copy
             require_checkpoint(settings.autoencoder)
+    if settings.from_ and (fixed := [name for name in SIZES if name in given]) and not command.resume:
+        raise InputError(f"--from goes on with the networks of its files: leave out {flag(fixed[0])}")
     if settings.prior_from:
         if settings.prior not in ("transformer", "pixelcnn") or not settings.autoencoder:
             raise InputError("--prior-from takes --prior transformer or pixelcnn, and the --autoencoder of that prior")

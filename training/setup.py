@@ -8,7 +8,8 @@ import torch
 
 import dataset
 from dataset import DataSet
-from inference.loading import load_autoencoder
+from inference.loading import load_autoencoder, load_painter
+from networks.painter import Painter
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError
@@ -16,12 +17,13 @@ from runtime.wording import counted
 from scoring.enough import check_enough
 from training.optim import cosine
 from training.run import BEFORE_PRIOR, NotFiniteError, Run
-from training.settings import Config, DataSettings, TrainSettings
+from training.settings import SIZES, Config, DataSettings, TrainSettings
 
-# CPU time of a training slice, with that of what comes between epochs; of a painter's, 32 channels wide, for each slice
-# that its teacher sees. Measured on an Intel Xeon (AMX, bf16), on slices of 144x176 pixels that hold content.
-SLICE_COST = {"rqvae": 1.0, "vqvae": 0.2, "vqvae2": 0.5, "painter": 0.5, "student": 0.5}
-SLICE_COST |= {"dcgan": 0.9, "transformer": 1.5, "pixelcnn": 1.5}
+# CPU time of a training slice, with what comes between epochs; the painter's and the student's is for each slice that a
+# teacher of 32 channels sees. Measured on two cores of an Intel Xeon (AMX, bf16), on slices with 144x176 pixels of
+# content; those of vqvae, vqvae2 and pixelcnn are estimated.
+SLICE_COST = {"rqvae": 1.0, "vqvae": 0.2, "vqvae2": 0.4, "painter": 0.3, "student": 0.1}
+SLICE_COST |= {"dcgan": 0.9, "transformer": 2.0, "pixelcnn": 1.5}
 
 
 def load_data(settings: DataSettings) -> DataSet:
@@ -70,9 +72,28 @@ def with_painter_size(settings: TrainSettings, on: Compute) -> TrainSettings:
     return settings.model_copy(update={name: size for name, size in sizes if getattr(settings, name) is None})
 
 
+def painter_to_go_on_from(settings: TrainSettings) -> Painter | None:
+    """The painter beside the file of --from, if there is one."""
+    path = settings.from_
+    return path and load_painter(path.with_name("painter.pth"), load_autoencoder(path)[0])
+
+
+def with_sizes_to_go_on_from(settings: TrainSettings) -> TrainSettings:
+    """The settings with the sizes of the networks in the files of --from, if that is given."""
+    if not settings.from_:
+        return settings
+    about = load_autoencoder(settings.from_)[1]
+    sizes = {"model": about["model"], "codebook": "ema" if about["arguments"]["ema"] else "gradient"}
+    sizes |= {name: value for name, value in about["arguments"].items() if name in SIZES}
+    if painter := painter_to_go_on_from(settings):
+        sizes["painter_width"] = painter.arguments["width"]
+    return settings.model_copy(update=sizes)
+
+
 def plan(settings: TrainSettings) -> list[str]:
     """The stages of a run in words, one after the other."""
-    stages = [] if settings.autoencoder else [f"{settings.model}, {counted(settings.epochs, 'epoch')}"]
+    before = f" from {settings.from_}" if settings.from_ else ""
+    stages = [] if settings.autoencoder else [f"{settings.model}{before}, {counted(settings.epochs, 'epoch')}"]
     if has_painter(settings):
         stages.append(f"its painter, {counted(settings.painter_slices, 'slice')}")
     if settings.prior != "none":
