@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo results test lint clean
+.PHONY: demo results weights test lint clean
 
 demo: .venv/installed  ## the whole way on a synthetic set, sized to this machine: data, VQ-VAE, DCGAN, scores, novel brains
 	$(BIN)/python benchmarks/demo.py
 
 results: .venv/installed  ## every number and picture of the README, from the pretrained models: make results DATA=DIR
 	$(BIN)/python benchmarks/readme.py --data "$(DATA)"
+
+weights: .venv/installed  ## the pretrained models, by the commands of their model card, in runs/weights: make weights DATA=DIR
+	$(BIN)/python benchmarks/weights.py "$(DATA)"
 
 test: .venv/installed-dev lint  ## the test suite
 	$(BIN)/python -m pytest

@@ -23,8 +23,9 @@ def finished(folder: Path) -> Path | None:
 
 
 def run_folder(folder: Path, options: list[str]) -> Path:
-    """A finished run in `folder`, which train.py makes now with these options if it isn't there."""
+    """A finished run in `folder`; train.py makes it now with these options, or resumes it, where there is none."""
     if run := finished(folder):
         return run
-    call("train.py", *options, "--out", folder)
+    begun = next(folder.glob("*/last.pth"), None)
+    call("train.py", *(["--resume", begun.parent] if begun else [*options, "--out", folder]))
     return finished(folder)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import run_script
 
-from benchmarks import readme
+from benchmarks import readme, weights
 from benchmarks.tables import markdown
 from inference.loading import load_autoencoder, load_prior
+from runtime import cli
 from runtime.errors import InputError
+from training.settings import TrainCommand, settle
 
 RESULTS = json.loads((readme.RESOURCES / "results.json").read_text())
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +77,15 @@ def test_pretrained_files_are_small_enough():
     sizes = [path.stat().st_size for path in readme.PRETRAINED.rglob("*.pth")]
     assert max(sizes) < 20e6
     assert sum(sizes) < 55e6
+
+
+def test_the_model_card_has_the_command_of_every_file():
+    made = weights.commands(Path("DIR"), readme.DEFAULT)
+    assert set(made) == {str(path.relative_to(readme.PRETRAINED)) for path in readme.PRETRAINED.rglob("*.pth")}
+    for options in made.values():
+        settings, _ = settle(cli.parse(TrainCommand, "", options))
+        assert settings.autoencoder in (None, readme.DEFAULT)
+    assert made["vqvae.pth"] == made["painter.pth"]
 
 
 def test_pictures_and_files_that_the_pages_name_are_there():
