@@ -109,4 +109,5 @@ def draw_report(run: Run, data: DataSet, settings: TrainSettings) -> None:
         draw_samples(run, data, settings)
     last = {f"last epoch of the {row['stage']}": {k: v for k, v in row.items() if k != "stage"} for row in run.rows}
     config = json.loads((run.folder / "config.json").read_text())
-    page.write_report(run.folder, f"{data.title}, training and validation splits", last, [], config)
+    title = f"run {run.folder.name}: {data.title}, training and validation splits"
+    page.write_report(run.folder, title, last, [], config)
