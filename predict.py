@@ -4,7 +4,8 @@
     python predict.py runs/<run>/vqvae.pth --samples 1000       sample more, and judge them
     python predict.py runs/<run>/vqvae.pth --slice 12           sample at one axial slice level
     python predict.py runs/<run>/vqvae.pth --volumes 4          sample whole brains, too: all levels of one person
-    python predict.py runs/<run>/vqvae.pth --input scan.png     reconstruct just these files
+    python predict.py runs/<run>/vqvae.pth --input scan.png     reconstruct just these files; --save-codes compresses
+                                                                them, and --input decodes such codes
 
 Everything goes to predict/ beside the checkpoint (--out), all at once; report.html there shows it.
 """
@@ -23,13 +24,15 @@ import numpy as np
 import dataset
 from dataset import DataSet, Slices
 from inference.codec import MARGIN, to_uint8
+from inference.compression import Coder
 from inference.depths import draw_codes
 from inference.model import TrainedModel
 from inference.reconstruction import Reconstruction, reconstruct
 from inference.sampling import Sampler
 from inference.settings import NO_VOLUMES, PredictSettings
 from inference.volumes import VolumeSampler, write_volume
-from reading import images, nifti
+from reading import images, inputs, nifti
+from reading.kinds import CODES
 from reading.names import stem
 from report import plots
 from report.results import Results, replacing
@@ -171,6 +174,8 @@ def reconstruct_slices(context: Context) -> tuple[list[dict], np.ndarray]:
     scores = {key: values.tolist() for key, values in made.scores.items()}
     rows = [{"name": name, **{key: scores[key][i] for key in scores}} for i, name in enumerate(slices.names)]
     draw_reconstructions(context, made, rows)
+    if settings.save_codes:
+        save_codes(context, made)
     if settings.save_nifti:
         decoded = np.empty(slices.images.shape, np.float32)
         for indices, codes in made.groups:
@@ -190,12 +195,61 @@ def files_to_save(settings: PredictSettings, slices: Slices) -> list[str]:
     """
     if settings.save_nifti and slices.ranges is None:
         raise InputError(NO_VOLUMES)
-    if settings.save_nifti or not settings.input:
-        return []
-    files = [f"{Path(stem(name)).stem}.png" for name in slices.names]
+    return [] if settings.save_nifti or not settings.input else named(slices.names, ".png")
+
+
+def named(sources: list[str], suffix: str) -> list[str]:
+    """Names of files to write, after those they come from. Raises InputError when two would be alike."""
+    files = [(stem(name) if stem(name) != name else Path(name).stem) + suffix for name in sources]
     if doubled := sorted({file for file in files if files.count(file) > 1}):
-        raise InputError(f"several reconstructions would be called {doubled[0]}: give one of them at a time")
+        raise InputError(f"several files would be called {doubled[0]}: give one of them at a time")
     return files
+
+
+def save_codes(context: Context, made: Reconstruction) -> None:
+    """Write a file of codes for each file of --input, and say how large they are."""
+    settings, results, slices = context.settings, context.results, context.slices
+    names = named([path.name for path in dict.fromkeys(slices.paths)], ".codes")
+    cut = context.model.cut(settings.axis, settings.slices, settings.spacing)
+    written = Coder(context.model, settings.prior).write(slices, made, cut)
+    (results.folder / "codes").mkdir()
+    for name, content in zip(names, written, strict=True):
+        (results.folder / "codes" / name).write_bytes(content)
+    size = results.metrics["bytes_in_files"] = sum(map(len, written)) / len(slices)
+    print(f"{counted(len(names), 'file')} of codes: {size:,.0f} bytes a slice, headers and all")
+
+
+def files_of_codes(settings: PredictSettings) -> list[Path]:
+    """The files of --input if they are codes to decode. Raises InputError when options don't fit that."""
+    sources, kinds = inputs.expand(settings.input) if settings.input else ([], set())
+    if kinds != {CODES}:
+        return []
+    for name in ("axis", "slices", "spacing", "save_codes"):
+        if name in settings.model_fields_set:
+            raise InputError(f"{cli.flag(name)}: codes are decoded as they were written: leave it out")
+    return sources
+
+
+def decode(context: Context, sources: list[Path]) -> None:
+    """Decode files of codes, and save the pictures as `reconstruct_slices` does."""
+    settings, results = context.settings, context.results
+    coder, folder = Coder(context.model, settings.prior), results.folder / "reconstructions"
+    for source, name in zip(sources, named([path.name for path in sources], ".nii.gz"), strict=True):
+        header, groups = coder.read(source)
+        pictures = np.empty((len(header.levels), *groups[0][1].size), np.float32)
+        for own, codes in groups:
+            pictures[own] = context.model.decode(codes[: settings.codes])
+        volume, title = header.volume, f"{source.name}, decoded by {settings.checkpoint.name}"
+        if settings.save_nifti and volume is None:
+            raise InputError(NO_VOLUMES)
+        if settings.save_nifti:
+            nifti.put_back(folder / name, volume.image, pictures, volume.span, *volume.cut)
+            continue
+        cut = [(source.name, -1)] if volume is None else nifti.slices_of(volume.image, name, *volume.cut)[0]
+        files = named([one for one, _ in cut], ".png")
+        _, frame = images.placement(header.shape, pictures.shape[1:])
+        results.save_pictures("reconstructions", to_uint8(pictures)[:, *frame], files, title)
+    print(f"{counted(len(sources), 'file')} of codes decoded")
 
 
 def note_outliers(context: Context, made: Reconstruction) -> None:
@@ -414,10 +468,13 @@ def main() -> int:
     ceiling = Sampler(settings.ceiling, model.codec) if settings.ceiling else None
     around, level = load_central_slice(settings, model)
     with replacing(settings.folder) as folder:
-        data, rows, pictures = load_data(settings, model), [], None
-        title = f"{settings.checkpoint.name}, samples" if data is None else data.title
+        codes, rows, pictures = files_of_codes(settings), [], None
+        data = None if codes else load_data(settings, model)
+        title = f"{settings.checkpoint.name}, {'codes' if codes else 'samples'}" if data is None else data.title
         results = Results(folder, title if data is None or settings.input else f"{title}, {settings.split} split")
         context = Context(settings, model, data, results)
+        if codes:
+            decode(context, codes)
         if data is not None:
             results.metrics["synthetic"] = data.synthetic
             rows, reconstructions = reconstruct_slices(context)

@@ -19,7 +19,7 @@ class ReconstructionSettings(Settings):
     checkpoint: Path = option(..., "vqvae.pth of a run; it knows its model and its data")
     data: str | None = option(None, "data set, or 'demo' (default: the checkpoint's own)", "DIR")
     split: Literal["train", "validate", "test"] = option("test", "which part of the data set")
-    input: list[Path] = option([], "just these: pictures, NIfTI, DICOM, or folders of them", "FILE")
+    input: list[Path] = option([], "just these: pictures, NIfTI, DICOM, files of codes, or folders of them", "FILE")
     spacing: float | None = option(
         None, "resample 3-D volumes to cubic voxels of this size in mm (default: as in training)", "MM", ge=0.1, le=20
     )
@@ -29,6 +29,7 @@ class ReconstructionSettings(Settings):
     codes: Depth | None = option(None, "decode the first N codes per position only (default: all)")
     allow_overlap: bool = option(False, "go on when a person is in two splits")
     save_nifti: bool = option(False, "write reconstructions as NIfTI, as the input's were")
+    save_codes: bool = option(False, "write the codes of --input, too, entropy-coded; --input decodes such files")
 
 
 class Sampling(Settings):
@@ -78,6 +79,8 @@ class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help sh
             raise InputError(f"--where {wrong[0]}: give NAME=VALUE, such as ventricles=0.12")
         if self.input and self.data:
             raise InputError("give --data or --input, not both")
+        if self.save_codes and not self.input:
+            raise InputError("--save-codes is about files: give them as --input")
         if self.samples_only and (self.input or not (self.samples or self.volumes)):
             raise InputError("--samples-only leaves nothing to do with --input or --samples 0: leave one out")
         if self.around and not self.volumes:

@@ -11,7 +11,7 @@ import numpy as np
 from reading import images, nifti
 from reading.decoding import THREADS, Problems, some
 from reading.intensity import PERCENTILES, robust_range, scale_to_uint8
-from reading.kinds import DICOM, PICTURE, kind_of
+from reading.kinds import CODES, DICOM, PICTURE, kind_of
 from reading.names import level_of, natural
 from runtime.errors import InputError
 
@@ -33,6 +33,8 @@ class Part(NamedTuple):
 def read(paths: list[Path], axis: int, slices: str | None, spacing: float | None) -> list[Part]:
     """Decode pictures, or volumes, not both. Raises InputError that names each file which can't be used."""
     sources, kinds = expand(paths)
+    if CODES in kinds:
+        raise InputError("files of codes are no slices: give them alone, as predict.py --input")
     if PICTURE in kinds and len(kinds) > 1:
         raise InputError("these are pictures and volumes (such as NIfTI or DICOM): give one kind at a time")
     problems = Problems()

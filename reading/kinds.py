@@ -6,7 +6,8 @@ from pathlib import Path
 
 from reading.names import PICTURES, is_volume
 
-PICTURE, VOLUME, DICOM = "picture", "volume", "DICOM"
+PICTURE, VOLUME, DICOM, CODES = "picture", "volume", "DICOM", "codes"
+CODES_MAGIC = b"BVQ1"
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def decoding_errors(formats: str, file: str = "") -> Iterator[None]:
 
 
 def kind_of(path: Path) -> str | None:
-    """`PICTURE`, `VOLUME` (NIfTI, Analyze, MGH), `DICOM` (a folder is a series), or None. Raises OSError."""
+    """`PICTURE`, `VOLUME` (NIfTI, Analyze, MGH), `DICOM` (a folder is a series), `CODES`, or None. Raises OSError."""
     if path.is_dir():
         return DICOM
     return kind_of_bytes(path) or _kind_of_name(path.name.lower())
@@ -29,6 +30,8 @@ def kind_of_bytes(path: Path) -> str | None:
     """`kind_of` a file, whatever its name."""
     with open(path, "rb") as file:
         start = file.read(352)
+    if start.startswith(CODES_MAGIC):
+        return CODES
     if start[128:132] == b"DICM" or _is_bare_dicom(start):
         return DICOM
     nifti = start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0")

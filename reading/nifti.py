@@ -1,6 +1,7 @@
 """What is in a volume? NIfTI, Analyze, MGH or DICOM: slices, where they lie in space, and the way back to NIfTI."""
 
 import gzip
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,14 @@ def load(path: Path, voxels: bool = True) -> nib.Nifti1Image:
         extra["notes"].append(f"value {padding:g} taken for padding outside of the picture")
     with decoding_errors(FORMATS):
         return nib.Nifti1Image(values, affine, header, extra)
+
+
+def from_header(block: bytes) -> nib.Nifti1Image:
+    """What `load(..., voxels=False)` gives of a file with this NIfTI header. Raises ValueError when it is damaged."""
+    header = _header(io.BytesIO(block))
+    affine = _affine(header)
+    _check_directions(affine)
+    return nib.Nifti1Image(np.broadcast_to(np.float32(0), header.get_data_shape()), affine, header)
 
 
 def partner(path: Path) -> Path | None:
@@ -307,26 +316,25 @@ def write_all(
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"several NIfTI files are called {', '.join(doubled)}: give one of them at a time")
     for (source, own), name in zip(rows.items(), names, strict=True):
-        written = _put_back(source, pictures[own], tuple(ranges[own[0]]), axis, slices, spacing).to_bytes()
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic(folder / name) as file:
-            file.write(gzip.compress(written, 1, mtime=0) if name.lower().endswith(".gz") else written)
+        image, span = load(source, voxels=False), tuple(ranges[own[0]])
+        put_back(folder / name, image, pictures[own], span, axis, slices, spacing)
     return [folder / name for name in names]
 
 
-def _put_back(
-    source: Path,
+def put_back(
+    path: Path,
+    image: nib.Nifti1Image,
     pictures: np.ndarray,
-    intensity_range: tuple[float, float],
+    span: tuple[float, float],
     axis: int,
     slices: str | None,
     spacing: float | None,
-) -> nib.Nifti1Image:
-    image = load(source, voxels=False)
-    low, high = intensity_range
-    named, shape = slices_of(image, source.name, axis, slices, spacing)
+) -> None:
+    """Write one of the files of `write_all`: pictures float [n, H, W] in the place of `image`'s slices."""
+    low, high = span
+    named, shape = slices_of(image, path.name, axis, slices, spacing)
     if len(named) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures for the {len(named)} slices of {source.name}")
+        raise ValueError(f"{len(pictures)} pictures for the {len(named)} slices of {path.name}")
     voxels = np.stack([images.unfit(picture, shape) for picture in pictures]) * (high - low) + low
     if _is_volume(image):
         canonical = _canonical_volume(image)
@@ -343,7 +351,10 @@ def _put_back(
         voxels, affine = voxels.reshape(image.shape), image.affine
     written = nib.Nifti1Image(voxels.astype(np.float32), affine, image.header, dtype=np.float32)
     written.header.set_slope_inter(1, 0)
-    return written
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        content = written.to_bytes()
+        file.write(gzip.compress(content, 1, mtime=0) if path.name.lower().endswith(".gz") else content)
 
 
 def affine_of(
