@@ -87,18 +87,18 @@ class VectorQuantizer(nn.Module):
             z_q = z_e.float() - left.movedim(-1, 1)  # the value of the code vectors' sum, the gradient of z_e
         return z_q, list(codes.view(self.depth, batch, height, width)), loss
 
-    def quantise(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+    def quantise(self, flat: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
         """Latents float32 [N, D] -> codes int64 [depth, N], and residuals [depth + 1, N, D]: before and after each."""
         codes, residuals = [], [flat]
-        for codebook in self.codebooks.detach():
+        for codebook in self.codebooks.detach()[:depth]:
             codes.append(nearest(residuals[-1], codebook))
             residuals.append(residuals[-1] - F.embedding(codes[-1], codebook))
         return torch.stack(codes), torch.stack(residuals)
 
-    def encode(self, z_e: Tensor) -> Codes:
-        """z_e [B, D, h, w] -> codes int64 [B, h, w] for each codebook, coarse to fine."""
-        codes, _ = self.quantise(z_e.float().movedim(1, -1).flatten(0, -2))
-        return list(codes.view(self.depth, len(z_e), *z_e.shape[2:]))
+    def encode(self, z_e: Tensor, depth: int | None = None) -> Codes:
+        """z_e [B, D, h, w] -> codes int64 [B, h, w] for each codebook, or the first `depth`, coarse to fine."""
+        codes, _ = self.quantise(z_e.float().movedim(1, -1).flatten(0, -2), depth)
+        return list(codes.view(-1, len(z_e), *z_e.shape[2:]))
 
     def embed(self, codes: Codes) -> Tensor:
         """Code grids [B, h, w], of all codebooks or the first few -> the sum of their code vectors, [B, D, h, w]."""
@@ -146,7 +146,8 @@ def nearest(x: Tensor, codebook: Tensor) -> Tensor:
     table, bias = codebook.t(), -0.5 * codebook.square().sum(1)
     rows = 512 if x.device.type == "cpu" else len(x)  # the scores stay in the CPU's cache
     with torch.autocast(x.device.type, enabled=False):  # and `max` finds the best in half of `argmax`'s time
-        return torch.cat([torch.addmm(bias, part, table).max(1).indices for part in x.split(rows)])
+        codes = [torch.addmm(bias, part, table).max(1).indices for part in x.split(rows)]
+    return codes[0] if len(codes) == 1 else torch.cat(codes)
 
 
 def kmeans(x: Tensor, k: int, iterations: int = 10) -> tuple[Tensor, Tensor]:

@@ -31,11 +31,12 @@ from report import plots
 from runtime import cli, compute
 from runtime.compute import Compute
 from runtime.errors import exit_on_input_error
+from runtime.replay import Replay
 from runtime.signals import StopSignals
 from runtime.wording import counted
 from scoring.metrics import perplexity
 from training import board, figures, setup
-from training.augment import Variation, augment
+from training.augment import Variation, augment, draw_window
 from training.codes import EncodedSplit
 from training.covariates import Covariates, hide
 from training.likelihood import train_by_likelihood
@@ -65,7 +66,7 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
     window = None if settings.augment == "on" else box  # augmentation takes its window from the whole slice
     batches = Batches(train, settings.batch_size, on.device, window, on.rank, on.world_size)
     model = make_autoencoder(settings).to(on.device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(model, settings, on)
     parts = {"model": model, "optimizer": optimizer}
     stage = Stage(run, "autoencoder", settings.epochs, batches, parts, "validation SSIM")
     bypassed_steps = -1 if settings.from_ else min(BYPASS_STEPS, batches.steps // 2)  # -1: its codebooks are set
@@ -76,18 +77,23 @@ def train_autoencoder(run: Run, data: DataSet, settings: TrainSettings, on: Comp
         count = sum(p.numel() for p in model.parameters())
         run.log(f"{settings.model}: {count:,} weights, on the {box.height}x{box.width} pixels that hold content")
 
+    @partial(Replay, on)
+    def step(images: Tensor, window: tuple[int, int] | None, bypass: bool) -> dict[str, Tensor]:
+        model.bypass_quantizers(bypass)
+        images = augment(images, box, window) if settings.augment == "on" else images
+        num_codes = draw_num_codes(len(images), model.depth, on.device)
+        return autoencoder_step(model, optimizer, images, num_codes, LOSSES[settings.loss], on)
+
     for epoch in stage.remaining_epochs():
         model.train()
         for images, _ in stage.steps(settings.seed):
             if stage.steps_done == bypassed_steps:
                 with stage.interruptible():
                     initialise_codebooks(model, train, settings.seed, on)
-            model.bypass_quantizers(stage.steps_done < bypassed_steps)
             rate = settings.lr * cosine(stage.steps_done, stage.total_steps)
             set_rate(optimizer, rate)
-            images = augment(images, box) if settings.augment == "on" else images
-            num_codes = draw_num_codes(len(images), model.depth, on.device)
-            losses = autoencoder_step(model, optimizer, images, num_codes, LOSSES[settings.loss], on)
+            window = draw_window(box) if settings.augment == "on" else None
+            losses = step(images, window, stage.steps_done < bypassed_steps)
             stage.add(**losses, learning_rate=rate)
 
         score = validation_ssim(model, data, box, on)
@@ -104,7 +110,7 @@ def autoencoder_step(
     model: Autoencoder, optimizer: torch.optim.Optimizer, images: Tensor, num_codes: Tensor | None, loss, on: Compute
 ) -> dict[str, Tensor]:
     """One step on images [B, 1, h, w], reconstructed from `num_codes` codes per position; the scalars to log."""
-    with on.autocast():
+    with on.autocast(model):
         reconstruction, _, latent_loss = model(images, num_codes)
     losses = loss(reconstruction.float(), images)  # [B]
     if num_codes is not None:
@@ -134,14 +140,14 @@ def make_autoencoder(settings: AutoencoderSettings) -> Autoencoder:
     return AUTOENCODERS[settings.model](**arguments)
 
 
-def make_optimizer(model: Autoencoder, settings: AutoencoderSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: Autoencoder, settings: AutoencoderSettings, on: Compute) -> torch.optim.Optimizer:
     """The optimiser of --optimizer; by default Muon for rqvae alone.
 
     Muon makes networks without normalisation unstable: their latents grow faster than the codebook can follow.
     """
     if (settings.optimizer or ("muon" if settings.model == "rqvae" else "adam")) == "muon":
         return muon(model, settings.lr)
-    return torch.optim.Adam(model.parameters(), settings.lr, (0.9, 0.99), fused=True)
+    return torch.optim.Adam(model.parameters(), settings.lr, (0.9, 0.99), fused=True, capturable=on.graphs)
 
 
 def initialise_codebooks(model: Autoencoder, slices: Slices, seed: int, on: Compute) -> None:
@@ -209,13 +215,20 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
     average = MovingAverage(prior, recipe.decay)
     peak_rate = 2e-4 if settings.prior_lr is None else settings.prior_lr
     optimizers = [
-        torch.optim.Adam(network.parameters(), peak_rate, recipe.betas, fused=True)
+        torch.optim.Adam(network.parameters(), peak_rate, recipe.betas, fused=True, capturable=on.graphs)
         for network in (discriminator, prior.generator)
     ]
     parts = {"prior": prior, "discriminator": discriminator, "average": average}
     parts |= {"discriminator_optimizer": optimizers[0], "generator_optimizer": optimizers[1]}
     stage = Stage(run, "dcgan", settings.prior_epochs, batches, parts, "Frechet distance", less_is_better=True)
     judge = Judge(train, data.splits["validate"]) if run.main else None
+
+    @partial(Replay, on)
+    def step(images: Tensor, levels: Tensor, known: Tensor, gamma: Tensor) -> dict[str, Tensor]:
+        variation = Variation.draw(len(images), recipe.augmented, on.device)
+        real = prior.normalise(latents_of(recipe, codec, variation.apply(images, codec.box)))
+        conditioning = levels, variation.augmented.flatten(), hide(covariates.scaled(known, variation))
+        return gan_step(prior.generator, discriminator, optimizers, real, conditioning, recipe.loss, gamma, on)
 
     for epoch in stage.remaining_epochs():
         if compute.from_first(partial(diverged, run)):
@@ -230,12 +243,10 @@ def train_dcgan(run: Run, data: DataSet, settings: TrainSettings, codec: Codec, 
                     set_rate(
                         optimizer, peak_rate * constant_then_linear(stage.steps_done, stage.total_steps, warm_up, 0.5)
                     )
-            variation = Variation.draw(len(images), recipe.augmented, on.device)
-            real = prior.normalise(latents_of(recipe, codec, variation.apply(images, codec.box)))
             rows = rows.to(on.device, non_blocking=True)
-            asked = hide(covariates.scaled(encoded.covariates[rows], variation))
-            conditioning = encoded.levels[rows], variation.augmented.flatten(), asked
-            losses = gan_step(prior.generator, discriminator, optimizers, real, conditioning, recipe.loss, gamma, on)
+            losses = step(
+                images, encoded.levels[rows], encoded.covariates[rows], torch.full((), gamma, device=on.device)
+            )
             average.update_parameters(prior)
             stage.add(**losses)
 
@@ -257,7 +268,7 @@ def gan_step(
     real: Tensor,
     conditioning: tuple[Tensor, Tensor, Tensor],
     loss: str,
-    gamma: float,
+    gamma: Tensor | float,
     on: Compute,
 ) -> dict[str, Tensor]:
     """One step of the discriminator, then one of the generator, on real, normalised latents; the scalars to log.
@@ -269,10 +280,10 @@ def gan_step(
     gan_losses = r3gan_losses if relativistic else bce_losses
     noise = torch.randn(2, len(real), generator.z_dim, device=real.device)
 
-    with torch.no_grad(), on.autocast():
+    with torch.no_grad(), on.autocast(generator):
         fake = generator(noise[0], *conditioning).float()
     both, penalties = torch.cat([real.detach(), fake]).requires_grad_(), {}
-    with on.autocast():
+    with on.autocast(discriminator):
         if relativistic:  # its discriminator has no batch statistics: one pass for both halves
             real_score, fake_score = discriminator(both, *(torch.cat([each, each]) for each in conditioning)).chunk(2)
         else:
@@ -290,7 +301,7 @@ def gan_step(
         "accuracy_fake": (fake_score < boundary).float().mean(),
     }
 
-    with on.autocast():
+    with on.autocast(generator, discriminator):
         fake_score = discriminator(generator(noise[1], *conditioning), *conditioning)
         with torch.no_grad():
             real_score = discriminator(real, *conditioning)
@@ -302,7 +313,7 @@ def gan_step(
 @torch.no_grad()
 def latents_of(recipe: GANRecipe, codec: Codec, images: Tensor) -> Tensor:
     """images [B, 1, *box] -> the latents [B, C, h, w] that count as real."""
-    with codec.on.autocast():
+    with codec.on.autocast(codec.autoencoder):
         latents = codec.autoencoder.latents(images)
         return codec.autoencoder.embed(codec.autoencoder.quantise(latents)) if recipe.quantised else latents
 
@@ -359,7 +370,7 @@ def main() -> int:
     settings, started = settle(command)
     if settings.tensorboard:
         board.require()
-    on = compute.choose(settings.device, settings.precision)
+    on = compute.choose(settings.device, settings.precision, settings.cuda_graphs)
     settings = settings if started else setup.with_sizes_to_go_on_from(settings)
     settings = setup.with_painter_size(settings, on)
     data = setup.load_data(settings)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dataset import Box
-from training.augment import Variation, augment
+from training.augment import Variation, augment, draw_window
 
 BOX, CPU = Box(16, 24, 96, 64), torch.device("cpu")
 
@@ -20,7 +20,7 @@ def test_half_of_the_batches_are_at_most_mirrored_and_the_others_fill_windows_of
     torch.manual_seed(0)
     upright, shapes, plain, mirrored = BOX.crop(slices()), set(), 0, 0
     for _ in range(200):
-        made = augment(slices(), BOX)
+        made = augment(slices(), BOX, draw_window(BOX))
         assert 0 <= made.min() <= made.max() <= 1
         torch.testing.assert_close(made * 255, (made * 255).round(), atol=1e-4, rtol=0)
         shapes.add(tuple(made.shape[2:]))
@@ -42,10 +42,10 @@ def test_half_of_the_batches_are_at_most_mirrored_and_the_others_fill_windows_of
 def test_the_default_generator_alone_decides():
     """It is saved in last.pth, so that a resumed run draws the same pictures."""
     state = torch.get_rng_state()
-    first = augment(slices(), BOX, share=1.0)
-    assert not torch.equal(first.mean(), augment(slices(), BOX, share=1.0).mean())
+    first = augment(slices(), BOX, draw_window(BOX, share=1.0))
+    assert not torch.equal(first.mean(), augment(slices(), BOX, draw_window(BOX, share=1.0)).mean())
     torch.set_rng_state(state)
-    assert torch.equal(first, augment(slices(), BOX, share=1.0))
+    assert torch.equal(first, augment(slices(), BOX, draw_window(BOX, share=1.0)))
 
 
 # ----------------------------------------------------------------------------------------------------

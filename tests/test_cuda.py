@@ -1,6 +1,9 @@
-"""What only a GPU can show: the results of the CPU, and training steps that never wait for it."""
+"""What only a GPU can show: the results of the CPU, steps that never wait, the same by replay and after a resume."""
+
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 import train
@@ -53,14 +56,58 @@ def test_pictures_are_those_of_the_cpu(name):
 def test_a_training_step_never_waits(name, bf16, request):
     on = Compute(torch.device("cuda"), bf16)
     model = autoencoder(name, on).train()
-    optimizer = train.make_optimizer(model, TrainSettings(model=name))
+    optimizer = train.make_optimizer(model, TrainSettings(model=name), on)
     images, stage = pictures().to(on.device), Stage(Unsaved, "autoencoder", 1, None, {}, "SSIM")
     for step in range(4):
         if step == 1:  # the first one looks for the fastest convolutions
             request.getfixturevalue("no_waiting")
         num_codes = train.draw_num_codes(BATCH, model.depth, on.device)
-        augmented = augment(images, BOX)
+        augmented = augment(images, BOX, (32, 48) if step % 2 else None)
         stage.add(**train.autoencoder_step(model, optimizer, augmented, num_codes, train.LOSSES["l1+ssim"], on))
+
+
+STAGES = [
+    {"model": "rqvae", "painter_slices": "512", "painter_width": "8"},
+    {"prior": "dcgan"},
+    {"prior": "transformer"},
+    {"prior": "pixelcnn"},
+]
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    """Trainings in bf16, by sums whose order is fixed."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    training = tiny.Trainer(tmp_path, monkeypatch)
+    yield lambda *flags, **given: training(
+        *flags, **({"device": "cuda", "precision": "bf16", "batch_size": "4"} | given)
+    )
+    torch.use_deterministic_algorithms(False)
+
+
+def steps(folder: Path) -> dict[str, str]:
+    """What a run wrote of its steps, by file."""
+    return {path.name: path.read_text() for path in folder.glob("steps_*.csv")}
+
+
+@pytest.mark.parametrize("given", STAGES, ids=lambda given: "-".join(given.values()))
+def test_replayed_steps_equal_called_ones(given, trainer):
+    called, replayed = (trainer(*flags, **given)[1] for flags in ([], ["--cuda-graphs"]))
+    assert steps(replayed) == steps(called)
+    assert (replayed / "metrics.csv").read_text() == (called / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("graphs", [[], ["--cuda-graphs"]], ids=["called", "replayed"])
+def test_a_resumed_run_is_exact(graphs, trainer, tmp_path, monkeypatch):
+    whole = trainer(*graphs)[1]
+    stopping = tiny.Trainer(tmp_path / "stopped", monkeypatch)
+    stopping.kill_at_step(20)
+    status, stopped = stopping(*graphs, device="cuda", precision="bf16", batch_size="4")
+    assert status == 143
+    assert stopping("--resume", str(stopped), *graphs)[0] == 0
+    tiny.assert_same_run(whole, stopped)
 
 
 class Unsaved:

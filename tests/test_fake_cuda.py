@@ -5,7 +5,6 @@ result depends on the data; `NoWaiting` finds copies that wait. Gradients can't 
 zeros, so that clipping and the optimiser are walked, too.
 """
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,11 @@ from inference.codec import Codec
 from inference.loading import AUTOENCODERS
 from modules import Autoencoder
 from networks.painter import Painter
+from networks.pixelcnn import PixelCNN
+from networks.transformer import Neighbours, Transformer
 from runtime.compute import Compute
-from training import augment, painter
+from training import augment, likelihood, painter
+from training.codes import CodeBatch
 from training.run import Stage
 from training.settings import TrainSettings
 
@@ -36,11 +38,11 @@ SIZE, BOX, BATCH = (64, 64), Box(16, 0, 32, 48), 4
 
 
 class WaitingError(AssertionError):
-    """A tensor was copied from the GPU, or to it by a copy that waits."""
+    """A tensor was copied from the GPU, or to it by a copy that waits; or random numbers were drawn on the host."""
 
 
 class NoWaiting(TorchDispatchMode):
-    """Raises WaitingError where a tensor is copied from `cuda`, or to it without `non_blocking`."""
+    """Raises WaitingError where a tensor is copied from `cuda`, or to it without `non_blocking`, or drawn on a CPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -51,7 +53,8 @@ class NoWaiting(TorchDispatchMode):
         )
         copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         waits = copies and "cpu" in given and not (kwargs.get("non_blocking") or args[2:] == (True,))
-        if ("cuda" in given and "cpu" in made) or ("cuda" in made and waits):
+        drawn = torch.Tag.nondeterministic_seeded in func.tags and "cpu" in made
+        if ("cuda" in given and "cpu" in made) or ("cuda" in made and waits) or drawn:
             raise WaitingError(str(func))
         return out
 
@@ -84,6 +87,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(nn.Module, "to", to)
     monkeypatch.setattr(FakeTensor, "__deepcopy__", deepcopy, raising=False)
     monkeypatch.setattr(Tensor, "backward", backward)
+    monkeypatch.setattr(torch.autograd, "grad", lambda outputs, inputs, **_: (torch.zeros_like(inputs),))
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -103,11 +107,12 @@ def autoencoder(name: str) -> Autoencoder:
         (lambda x: x.cpu(), WaitingError),
         (lambda x: torch.zeros(BATCH).to(x.device), WaitingError),
         (lambda x: torch.tensor([1, 2], device=x.device), WaitingError),
+        (lambda x: torch.rand(BATCH), WaitingError),
         (lambda x: x + torch.zeros(BATCH), FakeTensorDeviceMismatchError),
         (lambda x: x.sum().item(), DataDependentOutputException),
         (lambda x: x[x > 0], DynamicOutputShapeException),
     ],
-    ids=["cpu", "to cuda", "a list to cuda", "two devices", "item", "masked"],
+    ids=["cpu", "to cuda", "a list to cuda", "drawn on the host", "two devices", "item", "masked"],
 )
 def test_what_would_halt_a_gpu_is_found(call, error):
     with pytest.raises(error), NoWaiting():
@@ -121,18 +126,14 @@ class Unsaved:
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
-def test_autoencoder_step(name, monkeypatch):
-    rng = np.random.default_rng(0)
-    monkeypatch.setattr(
-        augment, "random_integer", lambda low, high: int(rng.integers(low, high))
-    )  # the host's aren't fake
+def test_autoencoder_step(name):
     model = autoencoder(name).train()
-    optimizer = train.make_optimizer(model, TrainSettings(model=name))
+    optimizer = train.make_optimizer(model, TrainSettings(model=name), ON)
     stage = Stage(Unsaved, "autoencoder", 1, None, {}, "SSIM")
     for step in range(4):
         model.bypass_quantizers(step == 0)
         with NoWaiting():
-            images = augment.augment(pictures(), BOX)
+            images = augment.augment(pictures(), BOX, (32, 48) if step % 2 else None)
             num_codes = train.draw_num_codes(BATCH, model.depth, ON.device)
             stage.add(**train.autoencoder_step(model, optimizer, images, num_codes, train.LOSSES["l1+ssim"], ON))
     assert stage.sums.device.type == "cuda"
@@ -152,3 +153,32 @@ def test_painter_step(student):
                 painter.student_step(network, optimizer, start, end, batch, ON)
             else:
                 painter.teacher_step(network, optimizer, batch, ON)
+
+
+@pytest.mark.parametrize("network", train.GAN_RECIPES)
+def test_gan_step(network):
+    model, recipe, grid = autoencoder("rqvae"), train.GAN_RECIPES[network], (4, 6)
+    codec = Codec(model, {"box": BOX, "size": SIZE}, ON)
+    prior = train.GANS[network](model, grid, model.quantizer.dim, 8, 1, network=network, width=16).to(ON.device)
+    discriminator = prior.make_discriminator().to(ON.device)
+    optimizers = [torch.optim.Adam(each.parameters(), 1e-3, fused=True) for each in (discriminator, prior.generator)]
+    levels, gamma = torch.zeros(BATCH, dtype=torch.long, device="cuda"), torch.ones((), device="cuda")
+    for _ in range(2):
+        with NoWaiting():
+            variation = augment.Variation.draw(BATCH, recipe.augmented, ON.device)
+            real = prior.normalise(train.latents_of(recipe, codec, variation.apply(pictures(), BOX)))
+            conditioning = levels, variation.augmented.flatten(), torch.zeros(BATCH, 0, device="cuda")
+            train.gan_step(prior.generator, discriminator, optimizers, real, conditioning, recipe.loss, gamma, ON)
+
+
+@pytest.mark.parametrize("name", likelihood.RECIPES)
+def test_likelihood_step(name):
+    recipe, codes = likelihood.RECIPES[name], torch.zeros(BATCH, 3, 4, 6, dtype=torch.long, device="cuda")
+    small = {"width": 24, "layers": 2}
+    prior = PixelCNN([(4, 6)], [16], 8, **small) if name == "pixelcnn" else Transformer((4, 6), [16], 8, 8, **small)
+    optimizer, levels = recipe.optimizer(prior.to(ON.device), 1e-3, ON), codes[:, 0, 0, 0]
+    neighbours, unasked = Neighbours([codes[:, 1:]], codes[:, 1:, 0, 0]), torch.zeros(BATCH, 0, device="cuda")
+    batch = CodeBatch([codes[:, 0]], levels, levels > 0, unasked, neighbours)
+    for _ in range(2):
+        with NoWaiting():
+            likelihood.likelihood_step(prior, optimizer, batch, recipe.conditional, ON)

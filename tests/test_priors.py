@@ -228,7 +228,7 @@ def test_held_out_bits_count_every_slice_once(codec, data, monkeypatch):
     split = EncodedSplit(codec, data.splits["validate"], LEVELS)
     expected = prior(*split.at(torch.arange(len(split)))).mean().item() / 64
     for size in (16, 5):
-        monkeypatch.setattr("training.likelihood.HELD_OUT_BATCH", size)
+        monkeypatch.setattr(Compute, "scoring_batch", size)
         assert held_out_bits(prior, split, CPU) == pytest.approx(expected, rel=1e-5)
 
 
@@ -239,7 +239,7 @@ def test_steps_lower_the_bits_of_their_own_batch(codec, data, encoded, name, mon
     torch.manual_seed(0)
     recipe, rows = RECIPES[name], torch.arange(16)
     prior = recipe.make(codec.autoencoder, encoded, [])
-    optimizer = recipe.optimizer(prior, 3e-3)
+    optimizer = recipe.optimizer(prior, 3e-3, CPU)
     batch = CodeBatch(*encoded.at(rows), torch.zeros(16, dtype=torch.bool), torch.zeros(16, 0), None)
     bits = [likelihood_step(prior, optimizer, batch, recipe.conditional, CPU).item() for _ in range(6)]
     assert bits[0] == pytest.approx(math.log2(16), rel=0.2)  # all 16 codes about equally likely

@@ -148,9 +148,19 @@ CHANGED = {
     "gan": "baseline", "gan_gamma": 1.0, "painter_slices": 30, "covariates": "age", "prior_from": "/y.pth",
     "painter_width": 8, "painter_batch_size": 4, "painter_steps": 2,
     "augment": "off", "prior_codes": 3, "out": "there", "seed": 5, "device": "cpu", "precision": "fp32",
-    "save_minutes": 1.0, "time_limit": 3.0, "tensorboard": True,
+    "save_minutes": 1.0, "cuda_graphs": True, "time_limit": 3.0, "tensorboard": True,
 }  # fmt: skip
-ALLOWED = {"data", "epochs", "prior_epochs", "device", "out", "save_minutes", "time_limit", "tensorboard"}
+ALLOWED = {
+    "cuda_graphs",
+    "data",
+    "epochs",
+    "prior_epochs",
+    "device",
+    "out",
+    "save_minutes",
+    "time_limit",
+    "tensorboard",
+}
 
 
 @pytest.mark.parametrize("name", sorted(TrainSettings.model_fields))

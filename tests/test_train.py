@@ -31,7 +31,7 @@ from networks.pixelcnn import PixelCNN
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from scoring.metrics import reconstruction_scores, summarise
-from training import figures, likelihood, setup, validation
+from training import figures, likelihood, setup
 from training.validation import validation_ssim
 
 ROOT = Path(__file__).parent.parent
@@ -179,7 +179,7 @@ def test_validation_score_counts_every_slice_once_and_empty_ones_not_at_all(batc
         def forward(self, images, num_codes=None):
             return images.clamp(0, 0.5), [], torch.zeros(())
 
-    monkeypatch.setattr(validation, "BATCH", batch_size)
+    monkeypatch.setattr(Compute, "scoring_batch", batch_size)
     data = tiny.data_set()
     images = data.splits["validate"].images
     images[[0, 3]] = np.array([0, 10], np.uint8)[:, None, None]

@@ -35,29 +35,38 @@ def random_integer(low: int, high: int) -> int:
 # For the autoencoder
 
 
-def augment(slices: Tensor, box: Box, share: float = SHARE) -> Tensor:
-    """Whole slices [B, 1, H, W] in [0, 1] -> what the autoencoder is trained on, [B, 1, h, w] in [0, 1].
+def draw_window(box: Box, share: float = SHARE) -> tuple[int, int] | None:
+    """Height and width of the window that a batch is seen through, about as large as `box`; `share` of the batches.
 
-    `box`: where the training slices have their content, the window of batches that aren't augmented. `share` of the
-    batches are.
+    None for the others. Drawn on the host, since it decides the batch's shape.
     """
     if random_integer(0, 1000) >= 1000 * share:
+        return None
+    aspects = (box.height / box.width, *ASPECTS)
+    aspect = aspects[random_integer(0, len(aspects))]
+    height = max(round(math.sqrt(box.height * box.width * aspect) / GRID), 1) * GRID
+    return height, max(round(box.height * box.width / height / GRID), 1) * GRID
+
+
+def augment(slices: Tensor, box: Box, window: tuple[int, int] | None) -> Tensor:
+    """Whole slices [B, 1, H, W] in [0, 1] -> what the autoencoder is trained on, [B, 1, h, w] in [0, 1].
+
+    `box`: where the training slices have their content. `window`: see `draw_window`; None for a batch that isn't
+    augmented, but seen through the box.
+    """
+    if window is None:
         upright = box.crop(slices)
         return torch.where(uniform(len(slices), 0, 1, slices.device) < 0.5, upright.flip(2), upright)
-    return (_flatten(_relight(_crowd(_transform(slices, box)))).clamp(0, 1) * 255).round() / 255
+    return (_flatten(_relight(_crowd(_transform(slices, box, window)))).clamp(0, 1) * 255).round() / 255
 
 
-def _transform(slices: Tensor, box: Box) -> Tensor:
-    """Turned, mirrored, scaled by 0.6 to 1.65, and shifted, through a window of about the box's area."""
-    n, device = len(slices), slices.device
+def _transform(slices: Tensor, box: Box, window: tuple[int, int]) -> Tensor:
+    """Turned, mirrored, scaled by 0.6 to 1.65, and shifted, through the window."""
+    (height, width), n, device = window, len(slices), slices.device
 
     def draw(low: float, high: float) -> Tensor:
         return uniform(n, low, high, device)
 
-    aspects = (box.height / box.width, *ASPECTS)
-    aspect = aspects[random_integer(0, len(aspects))]
-    height = max(round(math.sqrt(box.height * box.width * aspect) / GRID), 1) * GRID
-    width = max(round(box.height * box.width / height / GRID), 1) * GRID
     full_turn = math.pi * draw(-1, 1)
     angle = torch.where(draw(0, 1) < 0.5, 0.1 * full_turn, full_turn)
     zoom, stretch = draw(-0.5, 0.5).exp(), draw(-0.15, 0.15).exp()
@@ -67,7 +76,7 @@ def _transform(slices: Tensor, box: Box) -> Tensor:
     middle_y, middle_x = _middle(box)
     to_x = [angle.cos() * half_width, -angle.sin() * half_height, middle_x + MAX_SHIFT * shifted * draw(-1, 1)]
     to_y = [angle.sin() * half_width, angle.cos() * half_height, middle_y + MAX_SHIFT * shifted * draw(-1, 1)]
-    return _resample(slices, (height, width), to_x, to_y, "bilinear")
+    return _resample(slices, window, to_x, to_y, "bilinear")
 
 
 def _resample(slices: Tensor, window: tuple[int, int], to_x: list[Tensor], to_y: list[Tensor], mode: str) -> Tensor:
@@ -89,9 +98,11 @@ def _middle(box: Box) -> tuple[float, float]:
 
 def _crowd(slices: Tensor) -> Tensor:
     """A quarter of them beside or under themselves, shifted and turned by half, as a brain lies in a skull."""
-    shift = random_integer(-MAX_SHIFT, MAX_SHIFT), random_integer(-MAX_SHIFT, MAX_SHIFT)
     n, device = len(slices), slices.device
-    other = slices.flip((2, 3)).roll(shift, (2, 3)) * uniform(n, 0.3, 1, device)
+    shift = torch.randint(-MAX_SHIFT, MAX_SHIFT, (2,), device=device)
+    size = slices.shape[2:]
+    rows, columns = ((shift[i] - 1 - torch.arange(size[i], device=device)) % size[i] for i in range(2))
+    other = slices[:, :, rows[:, None], columns] * uniform(n, 0.3, 1, device)
     return torch.where(uniform(n, 0, 1, device) < 0.25, torch.maximum(slices, other), slices)
 
 

@@ -19,6 +19,7 @@ from report import plots
 from runtime import compute
 from runtime.compute import Compute
 from runtime.errors import InputError
+from runtime.replay import Replay
 from runtime.wording import counted
 from training import figures
 from training.codes import AugmentedCodes, CodeBatch, EncodedSplit, neighbour_rows
@@ -31,7 +32,6 @@ CLIP = 1.0  # largest norm of the gradient
 AVERAGE_DECAY = 0.998  # of the average that samples
 PATIENCE = 5  # epochs without progress on validation people, after which training stops
 LEVEL_DROPOUT = 0.1  # share of the slices whose level is hidden, so that the prior can sample without one
-HELD_OUT_BATCH = 16
 
 # ----------------------------------------------------------------------------------------------------
 # Two networks
@@ -60,22 +60,26 @@ def make_transformer(autoencoder: Autoencoder, encoded: EncodedSplit, described:
     return prior
 
 
-def adamw(prior: PixelCNN, rate: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(prior.parameters(), rate, (0.9, 0.99), fused=True)
+def by_adamw(prior: PixelCNN, rate: float, on: Compute) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(prior.parameters(), rate, (0.9, 0.99), fused=True, capturable=on.graphs)
+
+
+def by_muon(prior: Transformer, rate: float, on: Compute) -> torch.optim.Optimizer:
+    return muon(prior, rate, betas=(0.9, 0.98))
 
 
 class Recipe(NamedTuple):
     """How a network is built and trained."""
 
     make: Callable[[Autoencoder, EncodedSplit, list[dict]], PixelCNN | Transformer]
-    optimizer: Callable[[Any, float], torch.optim.Optimizer]
+    optimizer: Callable[[Any, float, Compute], torch.optim.Optimizer]
     rate: float
     conditional: bool  # whether covariates and slices of the same brain condition it
 
 
 RECIPES = {
-    "pixelcnn": Recipe(make_pixelcnn, adamw, 1e-3, conditional=False),
-    "transformer": Recipe(make_transformer, partial(muon, betas=(0.9, 0.98)), 2e-3, conditional=True),
+    "pixelcnn": Recipe(make_pixelcnn, by_adamw, 1e-3, conditional=False),
+    "transformer": Recipe(make_transformer, by_muon, 2e-3, conditional=True),
 }
 
 
@@ -99,9 +103,13 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
     prior = recipe.make(codec.autoencoder, train, covariates.described).to(on.device, memory_format=torch.channels_last)
     if settings.prior_from:
         go_on_from(prior, load_prior(settings.prior_from, codec.autoencoder)[0], settings.prior_from)
-    average, optimizer = MovingAverage(prior, AVERAGE_DECAY), recipe.optimizer(prior, peak_rate)
+    average, optimizer = MovingAverage(prior, AVERAGE_DECAY), recipe.optimizer(prior, peak_rate, on)
     parts = {"prior": prior, "average": average, "optimizer": optimizer}
     stage = Stage(run, name, settings.prior_epochs, batches, parts, "validation bits per code", less_is_better=True)
+
+    @partial(Replay, on)
+    def step(batch: CodeBatch) -> Tensor:
+        return likelihood_step(prior, optimizer, batch, recipe.conditional, on)
 
     for epoch in stage.remaining_epochs():
         history = [row["validation_bits"] for row in run.rows_of(name)]
@@ -112,7 +120,7 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
         for batch in stage.steps(settings.seed):
             rate = peak_rate * cosine(stage.steps_done, stage.total_steps)
             set_rate(optimizer, rate)
-            bits = likelihood_step(prior, optimizer, batch, recipe.conditional, on)
+            bits = step(batch)
             average.update_parameters(prior)
             stage.add(train_bits=bits, learning_rate=rate)
 
@@ -146,7 +154,7 @@ def likelihood_step(
     hidden = torch.rand(len(batch.levels), device=on.device) < LEVEL_DROPOUT
     conditioning = [torch.where(hidden, prior.levels, batch.levels), batch.augmented]
     conditioning += [hide(batch.covariates), batch.neighbours] if conditional else []
-    with on.autocast():
+    with on.autocast(prior):
         bits = prior(batch.codes, *conditioning)
     loss = bits.mean() / sum(grid[0].numel() for grid in batch.codes)
     update(loss, prior, optimizer, CLIP)
@@ -162,7 +170,7 @@ def held_out_bits(
     `adjacent`: rows int64 [N, 2] of the slices one level below and above each, -1 for none, which condition the prior.
     """
     total = torch.zeros((), dtype=torch.float64, device=on.device)
-    for indices in torch.arange(len(encoded)).split(HELD_OUT_BATCH)[on.rank :: on.world_size]:
+    for indices in torch.arange(len(encoded)).split(on.scoring_batch)[on.rank :: on.world_size]:
         codes, levels = encoded.at(indices)
         conditioning = [levels]
         if adjacent is not None:

@@ -49,14 +49,16 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-        by_shape: dict[torch.Size, list[int]] = {}  # matrices of one shape are made orthogonal together
+        ahead = [each.movedim(1, -1) for each in ahead]  # as they lie in memory; a matrix's columns may be in any order
+        by_shape: dict[tuple[int, int], list[int]] = {}  # matrices of one shape are made orthogonal together
         for i, each in enumerate(ahead):
-            by_shape.setdefault(each.flatten(1).shape, []).append(i)
+            by_shape.setdefault((len(each), each[0].numel()), []).append(i)
         for shape, indices in by_shape.items():
             updates = orthogonalise(torch.stack([ahead[i].flatten(1) for i in indices]))
-            updates = updates.mul_(-group["lr"] * 0.2 * max(shape) ** 0.5)
+            updates = updates.mul_(group["lr"] * (-0.2 * max(shape) ** 0.5))
             for i, update in zip(indices, updates, strict=True):
-                parameters[i].add_(update.view(parameters[i].shape))
+                ahead[i] = update.view(ahead[i].shape).movedim(-1, 1)
+        torch._foreach_add_(parameters, ahead)
 
     def _adam(self, parameters: list[Tensor], group: dict) -> None:
         for parameter in parameters:
@@ -138,8 +140,8 @@ class MovingAverage(nn.Module):
         """Follow the network's weights by one step; its buffers are copied."""
         share = max(9 / (10 + self.updates), 1 - self.decay) if self.updates else 1.0
         torch._foreach_lerp_(list(self.module.parameters()), list(network.parameters()), share)
-        for average, newest in zip(self.module.buffers(), network.buffers(), strict=True):
-            average.copy_(newest)
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(network.buffers()))
         self.updates += 1
 
     def get_extra_state(self) -> int:
@@ -163,6 +165,8 @@ def constant_then_linear(step: int, total: int, warm_up: float, fall: float) -> 
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all of the optimiser's parameters this learning rate."""
+    """Give all of the optimiser's parameters this learning rate, in a tensor on their device."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if not isinstance(group["lr"], Tensor):  # as it was made
+            group["lr"] = torch.zeros((), device=group["params"][0].device)
+        group["lr"].fill_(rate)

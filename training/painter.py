@@ -4,6 +4,7 @@ Encoder, codebooks and decoder are trained by then, and stay as they are: so cod
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import count, islice, pairwise
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from inference.loading import load_painter
 from networks.painter import BLOCK, Painter, flow_loss, jump_loss
 from runtime import checkpoint, compute
 from runtime.compute import Compute
+from runtime.replay import Replay
 from scoring import tissue
 from training import figures, setup
 from training.optim import MovingAverage, Muon, constant_then_linear, muon, set_rate, update
@@ -47,8 +49,9 @@ class PainterBatch(NamedTuple):
 def painter_batch(codec: Codec, scale: float, images: Tensor, phase: Tensor | None = None) -> PainterBatch:
     """The batch of images [B, 1, H, W] in [0, 1]."""
     images = images.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), codec.on.autocast():
-        z_q = codec.autoencoder.embed(codec.autoencoder.encode(images)[:1])
+    with torch.no_grad(), codec.on.autocast(codec.autoencoder):
+        codes = codec.autoencoder.quantizer.encode(codec.autoencoder.latents(images), depth=1)
+        z_q = codec.autoencoder.embed(codes)
         plain = codec.autoencoder.decode_latents(z_q, 1).float().clamp(0, 1)
     return PainterBatch((images - plain) / scale, plain, z_q, phase)
 
@@ -99,11 +102,15 @@ def train_teacher(
         weights = sum(p.numel() for p in painter.parameters())
         run.log(f"painter: {weights:,} weights; standard deviation of slice - plain picture: {painter.scale:.3f}")
 
+    @partial(Replay, codec.on)
+    def step(images: Tensor) -> Tensor:
+        batch = painter_batch(codec, painter.scale, *shift_and_mirror(images, codec.box))
+        return teacher_step(painter, optimizer, batch, codec.on)
+
     for epoch in stage.remaining_epochs():
         for images in stage.steps(settings.seed):
             rate = anneal(optimizer, TEACHER_RATE, stage)
-            batch = painter_batch(codec, painter.scale, *shift_and_mirror(images, codec.box))
-            loss = teacher_step(painter, optimizer, batch, codec.on)
+            loss = step(images)
             average.update_parameters(painter)
             stage.add(train_loss=loss, learning_rate=rate)
 
@@ -134,15 +141,23 @@ def train_student(
     parts = {"painter": painter, "average": average, "optimizer": optimizer, "teacher": teacher}
     stage = Stage(run, "student", epochs, passes, parts, "validation loss", less_is_better=True)
 
+    @partial(Replay, codec.on)
+    def walk(images: Tensor) -> tuple[PainterBatch, list[tuple[float, Tensor]]]:
+        images = codec.box.crop(images)
+        mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+        batch = painter_batch(codec, painter.scale, torch.where(mirrored, images.flip(2), images))
+        return batch, teacher_path(teacher, painter.steps, batch, codec.on)
+
+    @partial(Replay, codec.on)
+    def step(start: tuple[float, Tensor], end: tuple[float, Tensor], batch: PainterBatch) -> Tensor:
+        return student_step(painter, optimizer, start, end, batch, codec.on)
+
     for epoch in stage.remaining_epochs():
         for images in stage.steps(settings.seed):
             rate = anneal(optimizer, STUDENT_RATE, stage)
-            images = codec.box.crop(images)
-            mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-            batch = painter_batch(codec, painter.scale, torch.where(mirrored, images.flip(2), images))
-            losses = []
-            for start, end in pairwise(teacher_path(teacher, painter.steps, batch, codec.on)):
-                losses.append(student_step(painter, optimizer, start, end, batch, codec.on))
+            (batch, path), losses = walk(images), []
+            for start, end in pairwise(path):
+                losses.append(step(start, end, batch))
                 average.update_parameters(painter)
             stage.add(train_loss=torch.stack(losses).mean(), learning_rate=rate)
 
@@ -210,7 +225,7 @@ def teacher_step(painter: Painter, optimizer: Muon, batch: PainterBatch, on: Com
     """One step of the flow, at times between noise and slice, most of them in the middle; the loss."""
     residual, *conditioning = batch
     t = torch.randn(len(residual), device=on.device).sigmoid()  # Esser et al. 2024, section 3.1
-    with on.autocast():
+    with on.autocast(painter):
         loss = flow_loss(painter, residual, t, torch.randn_like(residual), *conditioning).mean()
     update(loss, painter, optimizer, CLIP)
     return loss.detach()
@@ -222,13 +237,13 @@ def teacher_path(
     """Times and states along the teacher's path from noise, `steps` + 1 of them, between which a student jumps."""
     stride = max(TEACHER_STEPS // steps, 1)
     noise = torch.randn_like(batch.residual) if noise is None else noise
-    with torch.no_grad(), on.autocast():
+    with torch.no_grad(), on.autocast(teacher):
         return list(teacher.path(batch.plain, batch.z_q, noise, stride * steps))[::stride]
 
 
 def student_step(painter: Painter, optimizer: Muon, start, end, batch: PainterBatch, on: Compute) -> Tensor:
     """One step towards jumping from `start` to `end`, times and states of the teacher's path; the loss."""
-    with on.autocast():
+    with on.autocast(painter):
         loss = jump_loss(painter, start, end, batch.plain, batch.z_q).mean()
     update(loss, painter, optimizer, CLIP)
     return loss.detach()

@@ -127,6 +127,9 @@ class RunSettings(Settings):
     seed: int = option(0, "seed of everything random", ge=0, le=LARGEST_SEED)
     device: Device = option("auto", "where to compute; auto is CUDA if there is any, else the CPU")
     precision: Precision = option("auto", "auto is bf16 where the device computes in it, else fp32")
+    cuda_graphs: bool = option(
+        False, "record a step's kernels once, and replay them; not of a resumed run (not tried on a GPU yet)"
+    )
     save_minutes: float = option(10.0, "minutes between two saves within an epoch", ge=0, le=1_000_000)
     time_limit: float | None = option(
         None, "minutes after which to save and stop with exit status 143; not of a resumed run", ge=0, le=1_000_000
@@ -146,7 +149,7 @@ class TrainCommand(TrainSettings, StartSettings):
 
 SIZES = ("model", "codebook", "beta", "codebook_size", "downsample", "depth", "width", "blocks", "painter_width")
 MAY_GROW = ("epochs", "prior_epochs")
-MAY_CHANGE = {*MAY_GROW, "data", "device", "out", "save_minutes", "time_limit", "tensorboard"}
+MAY_CHANGE = {*MAY_GROW, "data", "device", "cuda_graphs", "out", "save_minutes", "time_limit", "tensorboard"}
 
 
 class Config(TrainSettings):
@@ -216,9 +219,9 @@ def read_config(path: Path) -> Config:
 
 
 def config_of(settings: TrainSettings, data: "DataSet", on: "Compute") -> Config:
-    """What config.json is to hold; the data's folder is an absolute path, and the time limit is of one start only."""
+    """What config.json is to hold; an absolute path to the data; time limit and graphs are of one start only."""
     folder = settings.data if settings.data == "demo" else str(data.root.resolve())
-    changed = {"data": folder, "time_limit": None, "data_fingerprint": data.fingerprint}
+    changed = {"data": folder, "time_limit": None, "cuda_graphs": False, "data_fingerprint": data.fingerprint}
     return Config(**settings.model_dump() | changed, commit=current_commit(), computed_on=on.describe())
 
 

@@ -54,8 +54,8 @@ def restore(part: Any, saved: dict[str, Any]) -> None:
         if any(value.ndim and value.shape != parameters[index].shape for value in tensors.values()):
             raise ValueError(f"the optimiser's state of weight {index} has another shape")
     for group, before in zip(own, saved["param_groups"], strict=False):
-        if isinstance(rate := before.get("lr"), float) and math.isfinite(rate):
-            group["lr"] = rate
+        if isinstance(rate := before.get("lr"), Tensor) and rate.shape == () and rate.isfinite():
+            group["lr"] = rate.to(parameters[0].device)
     part.load_state_dict({"state": saved["state"], "param_groups": own})
 
 

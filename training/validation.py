@@ -12,8 +12,6 @@ from modules import Autoencoder
 from runtime.compute import Compute
 from scoring.metrics import WINDOW, has_foreground, ssim_in_black
 
-BATCH = 16  # few, so that SSIM's intermediate results stay in a processor's cache
-
 
 @torch.no_grad()
 def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute) -> float:
@@ -27,13 +25,13 @@ def validation_ssim(model: Autoencoder, data: DataSet, box: Box, on: Compute) ->
     counts, shape = has_foreground(images), images.shape[1:]
     windows = math.prod(side - WINDOW + 1 for side in shape)
     total = torch.zeros((), dtype=torch.float64, device=on.device)
-    silent = None if on.rank == 0 else True  # None: unless it is a terminal
+    batch, silent = on.scoring_batch, None if on.rank == 0 else True  # None: unless it is a terminal
     with tqdm(total=counts.sum(), desc="validation", disable=silent, delay=2, leave=False) as bar:
         for coded, rows in rows_by_box(images, box).items():
             seen = coded.around(WINDOW - 1, shape)
             inner = coded.inside(seen)
             own = rows[counts[rows]][on.rank :: on.world_size]
-            for part in (own[start : start + BATCH] for start in range(0, len(own), BATCH)):
+            for part in (own[start : start + batch] for start in range(0, len(own), batch)):
                 original = torch.from_numpy(seen.crop(images)[part])[:, None].to(on.device).float() / 255
                 with on.autocast():
                     reconstruction = model(inner.crop(original))[0]
