@@ -1,6 +1,7 @@
 """How fast is a training step of each stage, and what does it cost? Beside it the course baseline's VQ-VAE, plainly.
 
     python benchmarks/speed.py --data DIR                       on CUDA if there is any
+    python benchmarks/speed.py --data DIR --cuda-graphs         by replayed steps
     python benchmarks/speed.py --device cpu --quick             a check that it runs; its figures mean nothing
 
 Runs train.py's own stages on the data for a while: autoencoder, painter, its student, and each prior. Once a stage is
@@ -148,16 +149,18 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=50, help="that are timed, at most (default: 50)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128], help="(default: 32 128)")
+    parser.add_argument("--cuda-graphs", action="store_true", help="replay steps, without the plain way")
     parser.add_argument("--quick", action="store_true", help="tiny networks and few steps")
     parser.add_argument("--out", type=Path, default=Path("speed.json"), help="(default: speed.json)")
     args = parser.parse_args()
     meter = Meter(torch.device(args.device), 2 if args.quick else args.steps)
     batch_sizes, quick, autoencoder = ([2], QUICK, QUICK_AUTOENCODER) if args.quick else (args.batch_sizes, (), ())
     paths = dataset.load(args.data, ("train",)).splits["train"].paths
-    for batch_size in batch_sizes:  # first: train.py changes PyTorch's settings
+    for batch_size in () if args.cuda_graphs else batch_sizes:  # first: train.py changes PyTorch's settings
         measure_plain(meter, batch_size, paths)
     with tempfile.TemporaryDirectory() as folder:
         shared = ["--data", args.data, "--device", args.device, "--out", folder, *quick]
+        shared += ["--cuda-graphs"] if args.cuda_graphs else []
         stages = {"autoencoder": "rqvae", "painter": "painter", "student": "its student", "dcgan": "DCGAN"}
         slices = 256 if args.quick else 8 * len(paths)  # so that the student has some steps
         epochs = ["--epochs=1", "--prior-epochs=1", "--painter-slices", slices]
@@ -170,7 +173,11 @@ def main() -> int:
         for batch_size in batch_sizes:
             options = ["--model=vqvae", "--augment=off", "--batch-size", batch_size, "--prior=none", "--epochs=1"]
             measure_training(meter, {"autoencoder": "vqvae"}, *shared, *options)
-    about = {"machine": compute.choose(args.device).describe(), "torch": torch.__version__, "data": args.data}
+    about = {
+        "machine": compute.choose(args.device, graphs=args.cuda_graphs).describe(),
+        "torch": torch.__version__,
+        "data": args.data,
+    }
     args.out.write_text(json.dumps(about | {"rows": meter.rows}, indent=1) + "\n")
     print(f"{', '.join(about.values())}\n\n{table(meter.rows)}")
     return 0
