@@ -154,6 +154,7 @@ def reconstruct_slices(context: Context) -> tuple[list[dict], np.ndarray]:
     """Reconstruct, score and show slices; returns each one's name and scores, and the reconstructions."""
     settings, model, results, slices = context.settings, context.model, context.results, context.slices
     files = files_to_save(settings, slices)
+    coder = Coder(model, settings.prior) if settings.save_codes else None
     print(f"{results.title}: {counted(len(slices), 'slice')}, {model.codec.on.describe()}")
     for note in slices.notes:
         results.note(note)
@@ -174,8 +175,8 @@ def reconstruct_slices(context: Context) -> tuple[list[dict], np.ndarray]:
     scores = {key: values.tolist() for key, values in made.scores.items()}
     rows = [{"name": name, **{key: scores[key][i] for key in scores}} for i, name in enumerate(slices.names)]
     draw_reconstructions(context, made, rows)
-    if settings.save_codes:
-        save_codes(context, made)
+    if coder:
+        save_codes(context, coder, made)
     if settings.save_nifti:
         decoded = np.empty(slices.images.shape, np.float32)
         for indices, codes in made.groups:
@@ -206,12 +207,12 @@ def named(sources: list[str], suffix: str) -> list[str]:
     return files
 
 
-def save_codes(context: Context, made: Reconstruction) -> None:
+def save_codes(context: Context, coder: Coder, made: Reconstruction) -> None:
     """Write a file of codes for each file of --input, and say how large they are."""
     settings, results, slices = context.settings, context.results, context.slices
     names = named([path.name for path in dict.fromkeys(slices.paths)], ".codes")
     cut = context.model.cut(settings.axis, settings.slices, settings.spacing)
-    written = Coder(context.model, settings.prior).write(slices, made, cut)
+    written = coder.write(slices, made, cut)
     (results.folder / "codes").mkdir()
     for name, content in zip(names, written, strict=True):
         (results.folder / "codes" / name).write_bytes(content)

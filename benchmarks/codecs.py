@@ -2,10 +2,10 @@
 
     python benchmarks/codecs.py --data DIR --checkpoints runs/<run>/vqvae.pth
 
-Each slice gets the best quality whose whole file, headers and all, fits the bytes (--bytes). A transformer.pth beside a
-checkpoint gives the bytes that its codes take entropy-coded. The table (codecs.md, codecs.json), the rate-distortion
-figure, and for each model its worst, median and best slice beside what the codecs make of them at the model's own
-bytes go to --out. About 5 minutes of one core for each of --bytes and 320 slices.
+Each slice gets the best quality whose whole file, headers and all, fits the bytes (--bytes). Models' codes are counted
+plain and in files, which a transformer.pth beside the checkpoint makes smaller. The table (codecs.md, codecs.json), the
+rate-distortion figure, and for each model its worst, median and best slice beside what the codecs make of them at the
+model's own bytes go to --out. About 5 minutes of one core for each of --bytes and 320 slices.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import get_args
@@ -29,14 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import runtime.environment  # noqa: F401, before PyTorch
 
 # isort: split
-import torch
-
 import dataset
 from benchmarks import tables
 from dataset import Slices
-from inference.codec import Codec, to_uint8
-from inference.loading import load_autoencoder
-from inference.sampling import Sampler
+from inference.codec import to_uint8
+from inference.compression import Coder
+from inference.model import TrainedModel
+from inference.reconstruction import Reconstruction
 from reading.listing import SPLITS
 from report import plots
 from report.style import save_tiles, tile
@@ -130,21 +129,24 @@ def means(images: np.ndarray, pictures: np.ndarray) -> dict[str, float | None]:
 def run_model(path: Path, slices: Slices, on: compute.Compute) -> list[Coded]:
     """Score the autoencoder at `path`, and its first 1, 2, 4, ... codes per position where it makes do with these.
 
-    The first is of all codes, with the entropy-coded bytes where a transformer.pth is beside it.
+    The first is of all codes. "file_bytes" are a slice's share of the files that `predict.py --save-codes` writes, each
+    of one person's slices.
     """
-    autoencoder, about = load_autoencoder(path)
-    codec = Codec(autoencoder, about["data"], on)
-    codes = codec.encode(slices.images)
+    model = TrainedModel.load(path, "none", on.device.type, "fp32")
+    codec, depth = model.codec, model.codec.autoencoder.depth
+    coder, codes = Coder(model), model.encode(slices.images)
+    whole = tuple(slice(0, side) for side in slices.images.shape[1:])
+    persons = [Path(person) for person in slices.people]
+    people = replace(slices, paths=persons, frames=[whole] * len(slices), ranges=None)
     shapes = [(*shape, len(list(same))) for shape, same in groupby(codec.grid_shapes())]
     grids = " + ".join(f"{h}x{w}x{depth}" if depth > 1 else f"{h}x{w}" for h, w, depth in shapes)
     made = []
-    for kept in (None, *(2**i for i in range(autoencoder.depth.bit_length()) if 2**i < autoencoder.depth)):
+    for kept in (None, *(2**i for i in range(depth.bit_length()) if 2**i < depth)):
         pictures, size = codec.decode(codes[:kept]), codec.bytes_per_image(codes.box, kept)
         row = {"name": f"VQ-VAE {path.parent.name}, {grids} codes", "budget": size, "bytes": size, "too_large": 0}
-        row |= means(slices.images, pictures)
-        made.append(Coded(row, to_uint8(pictures), np.full(len(slices), size)))
-    if (prior := path.with_name("transformer.pth")).is_file():
-        made[0].row["entropy_coded_bytes"] = Sampler(prior, codec).bits(codes, torch.from_numpy(slices.levels)) / 8
+        found = Reconstruction([(np.arange(len(slices)), codes[:kept])], to_uint8(pictures), {}, size)
+        row["file_bytes"] = sum(map(len, coder.write(people, found, {}))) / len(slices)
+        made.append(Coded(row | means(slices.images, pictures), found.pictures, np.full(len(slices), size)))
     return made
 
 
@@ -153,7 +155,7 @@ def run_model(path: Path, slices: Slices, on: compute.Compute) -> list[Coded]:
 
 COLUMNS = {  # key of a row -> heading and decimals
     "bytes": ("mean bytes", 0),
-    "entropy_coded_bytes": ("entropy-coded", 0),
+    "file_bytes": ("in files", 0),
     **{key: (score.heading, score.decimals) for key, score in SCORES.items()},
     "lowest_ssim": ("lowest SSIM", 4),
     "too_large": ("did not fit", 0),
@@ -198,13 +200,8 @@ def side_by_side(images: np.ndarray, model: Coded, path: Path, title: str) -> No
 
 
 def rate_distortion_rows(rows: Iterable[dict]) -> list[dict]:
-    """Rows for the figure: a model with a prior is a second point, at its entropy-coded bytes."""
-    points = []
-    for row in rows:
-        points.append(row)
-        if "entropy_coded_bytes" in row:
-            points.append(row | {"name": f"{row['name']}, entropy-coded", "bytes": row["entropy_coded_bytes"]})
-    return points
+    """Rows for the figure: models' bytes are those of their files."""
+    return [row | {"bytes": row.get("file_bytes", row["bytes"])} for row in rows]
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -228,9 +228,22 @@ def measure(settings: ReadmeSettings, work: Path, results: dict) -> dict:
 # Tables
 
 
+def file_bytes(results: dict, name: str) -> float | None:
+    """A slice's share of files of codes; None where there were no weights to write them."""
+    folder, plain = "rqvae" if AUTOENCODERS[name].codes else name, results["autoencoders"][name]["bytes"]
+    rows = [row for row in results["codecs"] if row["name"].startswith(f"VQ-VAE {folder},") and row["bytes"] == plain]
+    return next((row["file_bytes"] for row in rows if "file_bytes" in row), None)
+
+
+def sizes(results: dict, name: str) -> list[str]:
+    """Bytes a slice, plain and in files."""
+    found = results["autoencoders"][name]["bytes"], file_bytes(results, name)
+    return ["" if size is None else f"{size:,.0f}" for size in found]
+
+
 def reconstruction_table(results: dict) -> str:
-    heads = ["model", "bytes a slice", "SSIM (lowest)", "Gaussian SSIM", "foreground SSIM", "PSNR", "codes used"]
-    heads += ["weights", "`train.py`"]
+    heads = ["model", "bytes a slice", "in files", "SSIM (lowest)", "Gaussian SSIM", "foreground SSIM", "PSNR"]
+    heads += ["codes used", "weights", "`train.py`"]
     rows = []
     for name, one in AUTOENCODERS.items():
         if row := results["autoencoders"].get(name):
@@ -238,7 +251,7 @@ def reconstruction_table(results: dict) -> str:
             means = [f"{row[key]['mean']:.4f}" for key in ("gaussian_ssim", "foreground_ssim")]
             used = f"{row['codes_used']:,} of {row['codes']:,}"
             rest = [f"{row['psnr']['mean']:.2f} dB", used, f"{row['parameters']:,}", f"`{one.training}`"]
-            rows.append([one.label, f"{row['bytes']:,.0f}", ssim, *means, *rest])
+            rows.append([one.label, *sizes(results, name), ssim, *means, *rest])
     defaults = "defaults, in parts: see the model card"
     return markdown(heads, [[cell.replace("``", defaults) for cell in row] for row in rows])
 
@@ -246,7 +259,8 @@ def reconstruction_table(results: dict) -> str:
 def codec_table(results: dict) -> str:
     names = ["JPEG", "JPEG 2000", "WebP", "AVIF"]
     at = {(row["budget"], row["name"]): row["ssim"] for row in results["codecs"]}
-    ours = [(row["bytes"], row["ssim"]["mean"]) for row in results["autoencoders"].values()]
+    found = results["autoencoders"].items()
+    ours = [(file_bytes(results, name) or row["bytes"], row["ssim"]["mean"]) for name, row in found]
     rows = []
     for budget in BYTES:
         size, best = max((one for one in ours if one[0] <= budget), key=lambda one: one[1])
@@ -402,9 +416,10 @@ def headline(results: dict) -> str:
     """What the default does, in two sentences: the second is where it beats image codecs at the same bytes."""
     avif = next(row["ssim"] for row in results["codecs"] if (row["name"], row["budget"]) == ("AVIF", min(BYTES)))
     default, small = (results["autoencoders"][name] for name in ("rqvae", "rqvae_2"))
+    size, small_size = (file_bytes(results, name) for name in ("rqvae", "rqvae_2"))
     return (
         f"On {default['images']} slices of ten people it has never seen, the default reconstructs with a mean SSIM of"
-        f" **{default['ssim']['mean']:.4f}** from {default['bytes']:,.0f} bytes per slice. From {small['bytes']:,.0f}"
+        f" **{default['ssim']['mean']:.4f}** from files of {size:,.0f} bytes per slice. From {small_size:,.0f}"
         f" bytes it reaches {small['ssim']['mean']:.4f}, where AVIF has {avif:.4f} with {min(BYTES):,}."
     )
 
@@ -415,8 +430,8 @@ def brief_table(results: dict) -> str:
     for name, one in AUTOENCODERS.items():
         if name != "vqvae2" and (row := results["autoencoders"].get(name)):
             means = [f"{row[key]['mean']:.4f}" for key in ("ssim", "foreground_ssim")]
-            rows.append([one.label, f"{row['bytes']:,.0f}", *means])
-    return markdown(["model", "bytes a slice", "SSIM", "foreground SSIM"], rows)
+            rows.append([one.label, *sizes(results, name), *means])
+    return markdown(["model", "bytes a slice", "in files", "SSIM", "foreground SSIM"], rows)
 
 
 def samples_in_brief(results: dict) -> str:

@@ -34,14 +34,10 @@ def test_jpeg_is_given_the_quality_that_keeps_black_black():
     assert decompress(compress(CODECS["JPEG"], blob(2, 3), 1500))[0, 0] == 0
 
 
-def test_a_model_with_a_prior_is_two_points_and_missing_values_are_blank():
+def test_models_are_drawn_at_the_bytes_of_their_files_and_missing_values_are_blank():
     row = {"name": "VQ-VAE", "budget": 99.5, "bytes": 99.5, "ssim": 0.9, "foreground_ssim": None}
-    points = rate_distortion_rows([row | {"entropy_coded_bytes": 60.0}, row | {"name": "JPEG"}])
-    assert [(point["name"], point["bytes"]) for point in points] == [
-        ("VQ-VAE", 99.5),
-        ("VQ-VAE, entropy-coded", 60.0),
-        ("JPEG", 99.5),
-    ]
+    points = rate_distortion_rows([row | {"file_bytes": 60.0}, row | {"name": "JPEG"}])
+    assert [(point["name"], point["bytes"]) for point in points] == [("VQ-VAE", 60.0), ("JPEG", 99.5)]
     assert "| VQ-VAE | 100 | 100 |  | 0.9000 |  |  |  |  |  |" in markdown([row], "synthetic demo set")
 
 
@@ -54,6 +50,7 @@ def test_the_whole_table_from_the_command_line(tiny_data, tiny_cache, tiny_run, 
     rows = content["rows"]
     assert [row["name"] for row in rows[1:]] == list(CODECS)
     assert {row["budget"] for row in rows[1:]} == {900}
+    assert 0 < rows[0]["file_bytes"] < rows[0]["bytes"]
     assert all(row["bytes"] <= row["budget"] or row["too_large"] for row in rows)
     assert (tmp_path / "codecs.md").read_text() in done.stdout
     for name in ("rate_distortion.png", f"side_by_side_{tiny_run.name}.png"):
