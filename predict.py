@@ -95,7 +95,8 @@ def load_model(settings: PredictSettings) -> TrainedModel:
                     "and neither --input nor --samples 0"
                 )
         return model
-    model.sampler.check(settings.slice, settings.temperature, settings.nucleus, settings.asked)
+    model.sampler.check(settings.slice, settings.temperature, settings.nucleus)
+    model.sampler.covariates(settings.asked, 1)
     if settings.volumes:
         VolumeSampler(model.sampler)
     if settings.ceiling and (settings.samples < MIN_SAMPLES or settings.slice is not None or settings.where):

@@ -3,13 +3,13 @@
     python benchmarks/covariates.py resources/pretrained/vqvae.pth DIR --out OUT
 
 For a data set whose participants.tsv has the dementia rating `cdr`, and a transformer that learnt it and the measured
-sizes. Brains are asked for 25 sizes of the ventricles, then of the brain, and measured as training people are; the
+sizes. Brains are asked for sizes of the ventricles, then of the brain, and measured as training people are; the
 ventricles of brains that are asked for a rating stand beside those of training people with it. Then classifiers of
 rating 0 against higher ones learn from real people, from sampled brains, and from both, and are tested on real people.
 That asks whether samples carry what real slices do; it is no diagnosis.
 
-Tables go to --out as covariates.md and covariates.json, and brains to --out/brains, where a rerun finds them: with the
-defaults 400 and five times as many as there are training people, 1 GB for 155 people, and hours on a CPU.
+Tables go to --out as covariates.md and covariates.json, one seed's brains to asked.png, and all brains to --out/brains,
+where a rerun finds them: with the defaults 208 brains, which take half an hour on two cores with bf16.
 """
 
 import hashlib
@@ -37,8 +37,9 @@ from torch import nn
 
 import dataset
 from benchmarks import tables
-from inference.codec import to_uint8
+from inference.codec import MARGIN, to_uint8
 from inference.model import TrainedModel
+from report import plots
 from runtime import cli
 from runtime.cli import Device, Precision, Settings, option
 from runtime.errors import InputError, exit_on_input_error
@@ -49,12 +50,11 @@ RATING = "cdr"
 COMPARED = (0, 0.5, 1)  # ratings that enough people have
 MEASURED = {"ventricles": "ventricles, share of the brain", "brain": "brain, pixels a slice"}
 PERCENTILES = (5, 95)  # of training people's sizes, between which brains are asked for
-VALUES = 25  # that are asked for, evenly spaced
 TOGETHER = 16  # brains drawn at once
 POOLED = 4  # side, in pixels, of the squares whose mean the network sees
 FOLDS, SEEDS, STEPS, BATCH, RATE = 5, 3, 200, 16, 1e-3
 RESAMPLED, INTERVAL = 2000, (2.5, 97.5)
-Draw = Callable[[str, float, range], np.ndarray]  # see `Drawing.__call__`
+Draw = Callable[[str, np.ndarray, int], np.ndarray]  # see `Drawing.__call__`
 
 
 class CovariateSettings(Settings):
@@ -64,8 +64,8 @@ class CovariateSettings(Settings):
     data: str = option(..., "the data set that it was trained on", "DIR")
     prior: Path | None = option(None, "the transformer (default: the one beside the checkpoint)")
     out: Path = option(Path("covariates"), "folder for tables and brains", "DIR")
-    brains: int = option(200, "of each size, in all", ge=VALUES)
-    times: int = option(5, "as many brains to learn from as training people", ge=1)
+    brains: int = option(96, "that are asked for a size of the ventricles; a third as many, of the brain", ge=6)
+    rated: int = option(20, "that are asked for each rating, for 0 twice as many", ge=2)
     device: Device = option("auto", "where to draw")
     precision: Precision = option("auto", "in which")
 
@@ -103,15 +103,16 @@ class Drawing:
         self.model, self.box, self.folder = model, measure.box, folder / digest[:12]
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, name: str, value: float, seeds: range) -> np.ndarray:
-        """Brains that are asked for a value of a covariate, one a seed: uint8 [V, L, H, W], cropped to the box."""
-        parts = [seeds[first : first + TOGETHER] for first in range(0, len(seeds), TOGETHER)]
-        return np.concatenate([self._part(name, value, part) for part in parts])
+    def __call__(self, name: str, values: np.ndarray, first_seed: int) -> np.ndarray:
+        """Brains that are asked for values [V] of a covariate, one a seed: uint8 [V, L, H, W], cropped to the box."""
+        starts = range(0, len(values), TOGETHER)
+        return np.concatenate([self._part(name, values[at : at + TOGETHER], first_seed + at) for at in starts])
 
-    def _part(self, name: str, value: float, seeds: range) -> np.ndarray:
-        path = self.folder / f"{name}_{value:.6g}_{seeds[0]}_{len(seeds)}.npy"
+    def _part(self, name: str, values: np.ndarray, first_seed: int) -> np.ndarray:
+        path = self.folder / f"{name}_{values[0]:.6g}_to_{values[-1]:.6g}_{first_seed}_{len(values)}.npy"
         if not path.is_file():
-            images = self.box.crop(to_uint8(self.model.sample_volumes(seeds, where={name: value})))
+            seeds = range(first_seed, first_seed + len(values))
+            images = self.box.crop(to_uint8(self.model.sample_volumes(seeds, where={name: values})))
             with atomic(path) as file:
                 np.save(file, images)
         return np.load(path)
@@ -120,10 +121,7 @@ class Drawing:
 def rated(draw: Draw, rating: np.ndarray, first_seed: int, core: np.ndarray) -> Brains:
     """A brain asked for each of the ratings [V], in order of rating, from seeds that follow each other."""
     rating = np.sort(rating)
-    values, starts, numbers = np.unique(rating, return_index=True, return_counts=True)
-    rows = zip(values.tolist(), (starts + first_seed).tolist(), numbers.tolist(), strict=True)
-    images = [draw(RATING, value, range(start, start + number)) for value, start, number in rows]
-    return Brains.of(np.concatenate(images), rating, core)
+    return Brains.of(draw(RATING, rating, first_seed), rating, core)
 
 
 # ------------------------------------------------------------------------------------------- asked and measured
@@ -131,13 +129,11 @@ def rated(draw: Draw, rating: np.ndarray, first_seed: int, core: np.ndarray) -> 
 
 def ask(draw: Draw, measure: Callable, real: dict[str, np.ndarray], number: int) -> dict[str, dict[str, float]]:
     """`agreement` for each measured covariate, of `number` brains; `real`: training people's sizes, [P] each."""
-    found, each = {}, number // VALUES
-    for i, name in enumerate(MEASURED):
-        values = np.linspace(*np.percentile(real[name], PERCENTILES), VALUES)
-        starts = range(i * number, i * number + VALUES * each, each)
-        parts = [draw(name, value, range(at, at + each)) for value, at in zip(values.tolist(), starts, strict=True)]
-        sizes = measure(np.concatenate(parts))[name]
-        found[name] = agreement(values.repeat(each), sizes) | {"spread": float(real[name].std())}
+    found = {}
+    for name, count, first_seed in (("ventricles", number, 0), ("brain", number // 3, number)):
+        values = np.linspace(*np.percentile(real[name], PERCENTILES), count)
+        sizes = measure(draw(name, values, first_seed))[name]
+        found[name] = agreement(values, sizes) | {"spread": float(real[name].std())}
     return found
 
 
@@ -213,21 +209,18 @@ def _train(x: torch.Tensor, labels: torch.Tensor, seed: int) -> nn.Module:
 CLASSIFIERS = {"logistic regression on areas": linear_scores, "network on slices": network_scores}
 
 
-def learn(real: Brains, new: np.ndarray, sampled: list[Brains]) -> Iterator[dict]:
-    """`intervals` for both classifiers, tested on people of no training and on everybody in five folds, by what they
-    learnt from. `new`: bool [V], who those people are; `sampled`: as many brains each as there are training people."""
+def learn(real: Brains, new: np.ndarray, sampled: Brains) -> Iterator[dict]:
+    """`intervals` for both classifiers by what they learnt from: real people, sampled brains, or both. Tested on people
+    of no training, bool `new` [V], and on everybody in five folds."""
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(new, real.rating > 0)
     tests = {"new": [(np.flatnonzero(~new), np.flatnonzero(new))], "folds": list(folds)}
-    brains = {"brains": sampled[0]}
-    if len(sampled) > 1:
-        brains["more brains"] = sampled[0].and_(*sampled[1:])
     for classifier, scores in CLASSIFIERS.items():
-        known = {name: scores(own, real) for name, own in brains.items()}
+        from_brains = scores(sampled, real)
         for test, parts in tests.items():
             rows = np.concatenate([tested for _, tested in parts])
             found = {"people": [scores(real.rows(a), real.rows(b)) for a, b in parts]}
-            found |= {name: [values[rows]] for name, values in known.items()}
-            found["both"] = [scores(real.rows(a).and_(sampled[0]), real.rows(b)) for a, b in parts]
+            found["brains"] = [from_brains[rows]]
+            found["both"] = [scores(real.rows(a).and_(sampled), real.rows(b)) for a, b in parts]
             found = {name: np.concatenate(values) for name, values in found.items()}
             yield {"classifier": classifier, "test": test, **intervals(found, real.rating[rows] > 0)}
 
@@ -286,13 +279,27 @@ def learning_table(found: list[dict]) -> str:
     rows = []
     for one in found:
         auc, difference = one["auc"], one["difference"]
-        shown = auc["people"], auc["brains"], difference["brains"], auc.get("more brains"), auc["both"]
-        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*each) if each else "-" for each in shown]
+        shown = auc["people"], auc["brains"], difference["brains"], auc["both"]
+        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*each) for each in shown]
         rows.append([one["classifier"], tests[one["test"]], ", ".join(map(str, one["numbers"])), *cells])
-    return tables.markdown([*heads, "more brains", "people and brains"], rows)
+    return tables.markdown([*heads, "people and brains"], rows)
 
 
 TABLES = {"asked": asked_table, "ratings": rating_table, "learning": learning_table}
+
+
+def draw_asked(model: TrainedModel, path: Path, sizes: np.ndarray, seed: int = 0) -> None:
+    """One seed's brain through ratings and through ventricles between the percentiles of training people's `sizes`."""
+    asked = [{RATING: rating} for rating in COMPARED]
+    asked += [{"ventricles": float(size)} for size in np.percentile(sizes, (PERCENTILES[0], 50, PERCENTILES[1]))]
+    names = [" ".join(f"{name} {value:.2g}" for name, value in where.items()) for where in asked]
+    brains = np.concatenate([model.sample_volumes([seed], where=where) for where in asked])
+    data = model.description["data"]
+    title = f"{model.sampler.title} trained on {data['title']}, seed {seed}"
+    plots.volumes(
+        model.codec.box.around(MARGIN, model.codec.size).crop(brains), path, title, axis=data["axis"], names=names
+    )
+
 
 # ------------------------------------------------------------------------------------------- the command line
 
@@ -329,14 +336,14 @@ def main() -> int:
     measure = SizeMeasure(data.splits["train"])
     people, new, sizes = rated_people(data, measure)
     draw, train = Drawing(model, measure, settings.out / "brains"), people.rows(~new)
-    found = {"data": data.title, "times": settings.times, "asked": ask(draw, measure, sizes, settings.brains)}
-    firsts = [2 * settings.brains + i * len(train.rating) for i in range(settings.times)]
-    sampled = [rated(draw, train.rating, first, measure.core) for first in firsts]
-    found["ratings"] = compare_ratings(train, sampled[0].and_(*sampled[1:]))
+    found = {"data": data.title, "asked": ask(draw, measure, sizes, settings.brains)}
+    sampled = rated(draw, np.repeat([0, *COMPARED], settings.rated), 2 * settings.brains, measure.core)
+    found["ratings"] = compare_ratings(train, sampled)
     found["learning"] = list(learn(people, new, sampled))
     text = "\n\n".join(table(found[name]) for name, table in TABLES.items())
     print(text)
     tables.save(settings.out, "covariates", text, found)
+    draw_asked(model, settings.out / "asked.png", sizes["ventricles"])
     return 0
 
 

@@ -175,7 +175,8 @@ class TrainedModel:
         seeds = list(seeds) if isinstance(seeds, Iterable) else []
         if not seeds or not all(isinstance(seed, Integral) and 0 <= seed <= LARGEST_SEED for seed in seeds):
             raise InputError(f"seeds are a list of whole numbers from 0 to {LARGEST_SEED:,}, at least one")
-        self.sampler.check(level, temperature, nucleus, where)
+        self.sampler.check(level, temperature, nucleus)
+        self.sampler.covariates(where, len(seeds))
         return self.sampler, [int(seed) for seed in seeds]
 
     def _check_codes(self, codes: Sequence[Array]) -> None:

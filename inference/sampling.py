@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from runtime.errors import InputError
 
 FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
 BATCH = 64
-Where = Mapping[str, float | str]  # values of covariates by their names
+Where = Mapping[str, float | str | Sequence]  # covariates by their names: a value for all samples, or one each
 WALK = 24  # pictures
 
 
@@ -48,11 +49,8 @@ class Sampler:
         self.num_grids = prior.arguments["codes"] if self.is_gan else len(prior.arguments["sizes"])
         self.levels = 0 if isinstance(prior, BaselineGAN) else prior.levels
 
-    def check(
-        self, level: int | None, temperature: float | None, nucleus: float | None, where: Where | None = None
-    ) -> None:
-        """Raises InputError when the prior knows no such level or covariates, or takes no such options."""
-        self.covariates(where, 1)
+    def check(self, level: int | None, temperature: float | None, nucleus: float | None) -> None:
+        """Raises InputError when the prior knows no such level, or takes no such temperature or nucleus."""
         if level is not None and (not isinstance(level, Integral) or not 0 <= level < self.levels):
             known = f"knows slice levels 0 to {self.levels - 1}" if self.levels else "was trained without slice levels"
             raise InputError(f"slice level {level}: {self.path} {known}")
@@ -81,11 +79,12 @@ class Sampler:
         temperature = temperature or self.prior.temperature
         options = {} if self.is_gan else {"temperature": temperature, "nucleus": nucleus or 1.0}
         parts = []
+        covariates = self.covariates(where, len(seeds))
         for start in tqdm(range(0, len(seeds), BATCH), "sampling", unit="batch", disable=None):
             batch = seeds[start : start + BATCH]
             with self.codec.on.autocast():
-                asked = self._levels(level, len(batch)), self.covariates(where, len(batch))
-                parts.append(self.prior.sample(batch, *asked, **options))
+                asked = None if covariates is None else covariates[start : start + BATCH]
+                parts.append(self.prior.sample(batch, self._levels(level, len(batch)), asked, **options))
         return [torch.cat(grids) for grids in zip(*parts, strict=True)]
 
     @torch.no_grad()
@@ -129,8 +128,8 @@ class Sampler:
     def covariates(self, where: Where | None, n: int) -> Tensor | None:
         """What `where` asks of n samples, as the prior takes it; None where it asks nothing.
 
-        `where`: values of covariates by their names, in their own units; what is left out stays open. Raises
-        InputError when the prior doesn't know such covariates, or such values.
+        `where`: values of covariates by their names, in their own units, one for all samples or a sequence of n; what
+        is left out stays open. Raises InputError when the prior doesn't know such covariates, or such values.
         """
         if not where:
             return None
@@ -140,7 +139,11 @@ class Sampler:
             if name not in known:
                 can = f"can be asked for {', '.join(known)}" if known else "was trained without covariates"
                 raise InputError(f"{name}: {self.path} {can}")
-            values[:, known[name]] = _standardised(self.prior.covariates[known[name]], value)
+            each = [value] * n if isinstance(value, str) or not np.ndim(value) else value
+            if len(each) != n:
+                raise InputError(f"{name}: give one value, or {n:,}, not {len(each):,}")
+            covariate = self.prior.covariates[known[name]]
+            values[:, known[name]] = values.new_tensor([_standardised(covariate, one) for one in each])
         return values
 
     def _levels(self, level: int | None, n: int) -> Tensor | None:

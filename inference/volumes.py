@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from inference.sampling import BATCH, Sampler, Where
@@ -82,7 +83,8 @@ class VolumeSampler:
         `start`: the level and the codes, [1, h, w] each, of a slice that all brains are sampled around; None samples
         that slice, too. `where`: what is asked of them, see `Sampler.covariates`.
         """
-        options = {"where": where, "temperature": temperature or self.prior.temperature, "nucleus": nucleus or 1.0}
+        options = {"temperature": temperature or self.prior.temperature, "nucleus": nucleus or 1.0}
+        options["covariates"] = self.sampler.covariates(where, len(seeds))
         first = self.middle if start is None else start[0]
         codes = self._empty(len(seeds))
         with tqdm(total=len(seeds) * len(self.levels), desc="drawing brains", unit="slice", disable=None) as bar:
@@ -97,7 +99,8 @@ class VolumeSampler:
 
     def sample_independent(self, seeds: Sequence[int]) -> Codes:
         """As `sample`, but each slice on its own: the baseline for brains whose slices belong together."""
-        codes, options = self._empty(len(seeds)), {"where": None, "temperature": self.prior.temperature, "nucleus": 1.0}
+        codes = self._empty(len(seeds))
+        options = {"covariates": None, "temperature": self.prior.temperature, "nucleus": 1.0}
         for level in tqdm(self.levels, "drawing independent slices", unit="level", disable=None, leave=False):
             self._sample_round(codes, seeds, [Place(level, [])], **options)
         return codes
@@ -120,7 +123,7 @@ class VolumeSampler:
 
     @torch.no_grad()
     def _sample_round(
-        self, codes: Codes, seeds: Sequence[int], places: list[Place], where: Where | None, **options: float
+        self, codes: Codes, seeds: Sequence[int], places: list[Place], covariates: Tensor | None, **options: float
     ) -> None:
         """Sample the slices at these places of each brain into `codes`."""
         rows = [(brain, place) for brain in range(len(seeds)) for place in places]
@@ -131,9 +134,9 @@ class VolumeSampler:
             # A stream of random numbers for each slice: 2**32 seeds below, the level above.
             streams = [seeds[brain] + ((place.level + 2) << 32) for brain, place in batch]
             options["neighbours"] = self._conditioning(codes, batch)
-            covariates = self.sampler.covariates(where, len(batch))
+            asked = None if covariates is None else covariates[brains]
             with self.on.autocast():
-                sampled = self.prior.sample(streams, levels, covariates, **options)
+                sampled = self.prior.sample(streams, levels, asked, **options)
             for grid, new in zip(codes, sampled, strict=True):
                 grid[brains, levels - self.levels[0]] = new
 

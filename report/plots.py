@@ -326,11 +326,17 @@ def _stacked(volume: np.ndarray, axis: int) -> np.ndarray:
 
 
 def volumes(
-    volumes: np.ndarray, path: Path, title: str, others: np.ndarray | None = None, axis: int = 2, kind: str = "real"
+    volumes: np.ndarray,
+    path: Path,
+    title: str,
+    others: np.ndarray | None = None,
+    axis: int = 2,
+    kind: str = "real",
+    names: Sequence[str] = (),
 ) -> None:
     """Brains [V, levels, H, W] in `three_planes`, each above one of `others`, of a `kind`, where there are any."""
     n = len(volumes)
-    brains, labels = [to_bytes(volume) for volume in volumes], ["sample"] * n
+    brains, labels = [to_bytes(volume) for volume in volumes], [*names] or ["sample"] * n
     caption = f"{title}; {counted(n, 'sample')}, axial and coronal in the middle, sagittal beside it."
     if others is not None and len(others):
         brains += [to_bytes(other) for other in others[:n]]

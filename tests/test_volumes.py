@@ -166,6 +166,8 @@ def test_brains_that_are_asked_for(model):
     expected = torch.tensor([[math.nan, 1.0], [math.nan, 1.0]])
     torch.testing.assert_close(model.sampler.covariates({"sex": "M"}, 2), expected, equal_nan=True)
     assert model.sampler.covariates({"age": 70}, 1)[0, 0] == (70 - 50) / 10
+    [both] = codes([2, 3], where={"age": [30, 20], "sex": ["F", "M"]})
+    assert torch.equal(both[1:], young)
     [drawn], [asked] = model.sample_codes([3], 5), model.sample_codes([3], 5, where={"age": 90})
     assert not np.array_equal(drawn, asked)
     for where, message in (
@@ -174,6 +176,7 @@ def test_brains_that_are_asked_for(model):
         ({"age": "old"}, "age=old: it can be from 20 to 90"),
         ({"age": math.nan}, "age=nan: it can be from 20 to 90"),
         ({"sex": "f"}, "sex=f: it can be F, M"),
+        ({"age": [30, 40]}, "age: give one value, or 1, not 2"),
     ):
         for call in (model.sample, model.sample_volumes):
             with pytest.raises(InputError, match=message):
