@@ -19,6 +19,7 @@ import runtime.environment  # noqa: F401, before PyTorch
 import numpy as np
 
 import dataset
+from benchmarks.tables import markdown
 from dataset import Slices
 from inference.codec import PlacedCodes, to_uint8
 from inference.model import TrainedModel
@@ -68,6 +69,30 @@ def joined(a: Slices, b: Slices) -> Slices:
     levels = np.concatenate([a.levels, b.levels])
     lists = ([*getattr(a, name), *getattr(b, name)] for name in ("names", "people"))
     return Slices(np.concatenate([a.images, b.images]), *lists, levels, [*a.paths, *b.paths])
+
+
+def painter_table(found: dict) -> str:
+    """What is painted of the first codes of people never trained on."""
+    kinds = {"own": "their own slices (floor)", "plain": "plain decoder", "painted": "painted"}
+    figures = ("grey", "ribbon", "boundary", "grain")
+    rows = []
+    for kind, label in kinds.items():
+        one = found[kind]
+        areas = [f"{one['auc'][size]['mean']:.3f}" for size in ("half", "full")]
+        distances = [f"{one['frechet'][space]:.3f}" for space in ("pca", "randconv", "folds")]
+        tissues = [f"{one['tissue'][name]['d']:.2f}, {one['tissue'][name]['spread']:.2f}" for name in figures]
+        rows.append([label, *areas, *distances, *tissues, f"{one['neighbours']:.3f}"])
+    heads = ["", "AUC, half size", "full size", "`pca`", "`randconv`", "`folds`", *figures, "neighbours"]
+    return markdown(heads, rows)
+
+
+def known_by_heart(found: dict) -> str:
+    """SSIM of what is painted, of training and of validation people, in a sentence."""
+    known, new = (found[f"ssim_{name}"] for name in ("train", "validate"))
+    return (
+        f"The SSIM of what is painted from the first codes of ten training people is {known['painted']:.4f} (plainly"
+        f" decoded {known['plain']:.4f}), of the ten validation people {new['painted']:.4f} ({new['plain']:.4f})."
+    )
 
 
 @exit_on_input_error

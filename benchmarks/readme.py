@@ -30,7 +30,7 @@ import runtime.environment  # noqa: F401, before PyTorch
 import torch
 
 import dataset
-from benchmarks import others
+from benchmarks import covariates, others, painter
 from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
 from inference.codec import to_uint8
@@ -77,7 +77,7 @@ AUTOENCODERS = {
     "vqvae2": Trained("`vqvae2`", "--model vqvae2 --epochs 6 --augment off", 6),
 }
 PRIORS = {
-    "transformer": Trained("transformer", "--prior transformer --prior-epochs 19", 19, "transformer.pth"),
+    "transformer": Trained("transformer", "--prior transformer --prior-epochs 19", 8, "transformer.pth"),
     "dcgan": Trained("DCGAN, the default of `train.py`", "--prior-epochs 80", 80, "dcgan.pth"),
     "pixelcnn": Trained("PixelCNN, two codes", "--prior pixelcnn --prior-codes 2 --prior-epochs 5", 5, "pixelcnn.pth"),
     "course_gan": Trained(
@@ -207,20 +207,19 @@ def measure(settings: ReadmeSettings, work: Path, results: dict) -> dict:
     call("benchmarks/painter.py", DEFAULT, settings.data, "--out", painted)
     results["painter"] = json.loads(painted.read_text())
     results["volumes"] = score_volumes(found["transformer"], settings.data, work / "volumes")
-    out = work / "codecs"
-    checkpoints = named_checkpoints(found, work / "checkpoints")
-    call(
-        "benchmarks/codecs.py", "--data", settings.data, "--out", out, "--checkpoints", *checkpoints, "--bytes", *BYTES
-    )
+    out, files = work / "codecs", named_checkpoints(found, work / "checkpoints")
+    call("benchmarks/codecs.py", "--data", settings.data, "--out", out, "--checkpoints", *files, "--bytes", *BYTES)
     results["codecs"] = json.loads((out / "codecs.json").read_text())["rows"]
-    rows = work / "others.json"
-    published = ["--published", settings.published] if settings.published else []
+    asked = settings.runs / "covariates"  # the brains are kept for the next time
+    call("benchmarks/covariates.py", DEFAULT, settings.data, *FAST, "--out", asked)
+    results["covariates"] = json.loads((asked / "covariates.json").read_text())
+    shutil.copy(asked / "asked.png", RESOURCES)
+    rows, published = work / "others.json", ["--published", settings.published] if settings.published else []
     call("benchmarks/others.py", DEFAULT, "--data", settings.data, "--out", rows, *published)
     made = {row["name"]: row for row in json.loads(rows.read_text())["rows"]}
     kept = {row["name"]: row for row in results.get("others", [])}
     results["others"] = list((kept | made).values())
-    on = compute.choose("auto", "fp32")
-    results["machine"] = f"{platform.machine()}, {on.describe()}, PyTorch {torch.__version__}"
+    results["machine"] = f"{platform.machine()}, {compute.choose('auto').describe()}, PyTorch {torch.__version__}"
     return results
 
 
@@ -342,30 +341,6 @@ def tissue_table(results: dict) -> str:
     return markdown(["", *tissue.FIGURES], cells)
 
 
-def painter_table(results: dict) -> str:
-    """What is painted of the first codes of people never trained on."""
-    kinds = {"own": "their own slices (floor)", "plain": "plain decoder", "painted": "painted"}
-    figures = ("grey", "ribbon", "boundary", "grain")
-    rows = []
-    for kind, label in kinds.items():
-        one = results["painter"][kind]
-        areas = [f"{one['auc'][size]['mean']:.3f}" for size in ("half", "full")]
-        distances = [f"{one['frechet'][space]:.3f}" for space in ("pca", "randconv", "folds")]
-        tissues = [f"{one['tissue'][name]['d']:.2f}, {one['tissue'][name]['spread']:.2f}" for name in figures]
-        rows.append([label, *areas, *distances, *tissues, f"{one['neighbours']:.3f}"])
-    heads = ["", "AUC, half size", "full size", "`pca`", "`randconv`", "`folds`", *figures, "neighbours"]
-    return markdown(heads, rows)
-
-
-def known_by_heart(results: dict) -> str:
-    """SSIM of what is painted, of training and of validation people, in a sentence."""
-    known, new = (results["painter"][f"ssim_{name}"] for name in ("train", "validate"))
-    return (
-        f"The SSIM of what is painted from the first codes of ten training people is {known['painted']:.4f} (plainly"
-        f" decoded {known['plain']:.4f}), of the ten validation people {new['painted']:.4f} ({new['plain']:.4f})."
-    )
-
-
 MEASURES = {  # of volumes -> what the table calls it
     "neighbour_ssim": "SSIM of neighbouring slices",
     "neighbour_difference": "absolute difference of neighbouring slices",
@@ -460,11 +435,14 @@ BLOCKS = {
     "two-sample test": two_sample_table,
     "tissue": tissue_table,
     "bits": bits_sentence,
-    "painter": painter_table,
-    "known by heart": known_by_heart,
+    "painter": lambda results: painter.painter_table(results["painter"]),
+    "known by heart": lambda results: painter.known_by_heart(results["painter"]),
     "volumes": volume_table,
     "volume copies": volume_copies,
     "others": lambda results: others.others_table(results["others"]),
+} | {
+    name: lambda results, name=name, table=table: table(results["covariates"][name])
+    for name, table in covariates.TABLES.items()
 }
 
 
