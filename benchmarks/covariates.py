@@ -9,7 +9,7 @@ rating 0 against higher ones learn from real people, from sampled brains, and fr
 That asks whether samples carry what real slices do; it is no diagnosis.
 
 Tables go to --out as covariates.md and covariates.json, one seed's brains to asked.png, and all brains to --out/brains,
-where a rerun finds them: with the defaults 208 brains, which take half an hour on two cores with bf16.
+where a rerun finds them: with the defaults 208 brains, which took 40 minutes on two cores with bf16.
 """
 
 import hashlib

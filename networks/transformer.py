@@ -274,19 +274,17 @@ class Transformer(Prior):
 
         `neighbours`: slices of the same brains that are known already. `choose`, an entropy coder say, takes
         `draw_code`'s place: logits [B, K], (row, column, depth) -> codes int64 [B]. Where covariates are asked for,
-        `guidance` is the weight of the logits given them against those without (Ho and Salimans 2022), 1 for neither.
+        `guidance` is the weight of the logits given them against those without (Ho and Salimans 2022).
         """
         device = self.level_share.device
         if levels is None:
             levels = draw_levels(seeds, self.level_share)
         (rows, columns), depth, n = self.grid, len(self.output_embeddings), len(seeds)
         uniform = seeded_rows(seeds, rows * columns * depth, torch.rand).to(device).view(n, rows, columns, depth)
-        unknown, levels = self.unknown(n), levels.to(device)
-        conditioning = self._conditioning(levels, unknown, neighbours)  # [B, N, width]
-        if covariates is not None:
-            given = self._conditioning(levels, covariates.to(device), neighbours)
-            conditioning = given if self.guidance == 1 else torch.cat([given, conditioning])
-        streams = len(conditioning) // n  # 2 with guidance
+        given = [] if covariates is None else [covariates.to(device)]
+        levels, asked = levels.to(device), [*given, self.unknown(n)]
+        conditioning = torch.cat([self._conditioning(levels, each, neighbours) for each in asked])
+        streams = len(asked)  # of n rows each: given the covariates, where there are any, and without
         tables = self.input_embeddings, self.output_embeddings, self.depth_embeddings
         inputs, outputs, depths = ([embedding() for embedding in each] for each in tables)
         canvas = conditioning.new_zeros(streams * n, rows + ABOVE, columns + 2 * BESIDE, self.inner)  # `causal_conv`'s
