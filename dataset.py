@@ -25,10 +25,9 @@ import torch
 from tqdm import tqdm
 
 from reading import cache, decoding, demo, images, inputs, splitting
-from reading.decoding import Cut
 from reading.listing import SPLITS, Listing, scan
 from reading.names import person_of
-from reading.nifti import check_cut
+from reading.nifti import WHOLE, Cut
 from reading.participants import Participants, read_participants
 from reading.places import find
 from runtime.cli import Parser
@@ -119,7 +118,8 @@ def load(
     """
     if limit_people is not None and limit_people < 1:
         raise InputError(f"the limit of people must be at least 1, not {limit_people}")
-    check_cut(axis, slices, spacing)
+    cut = Cut(axis, slices, spacing)
+    cut.check()
     listing = _list(data, person)
     if broken := listing.links_to_nothing():
         raise InputError(decoding.some(broken))
@@ -130,7 +130,7 @@ def load(
         raise InputError(f"{decoding.some(doubled)}: move them, or go on with --allow-overlap (scores will flatter)")
 
     participants = read_participants(listing.root, listing.everyone())
-    index, folder = cache.open_or_build(listing, (axis, slices, spacing))
+    index, folder = cache.open_or_build(listing, cut)
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
     notes = [listing.note(), *index["notes"], *(participants.notes if participants else [])]
     loaded[next(iter(loaded))].notes[:0] = [visible(note) for note in notes if note]
@@ -151,10 +151,11 @@ def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, s
     0.1 to 20) resamples them to cubes first. What was done to a file besides is in the `notes` of the result.
     Raises InputError naming each bad file.
     """
-    check_cut(axis, slices, spacing)
+    cut = Cut(axis, slices, spacing)
+    cut.check()
     if not paths:
         raise InputError("give at least one file to read")
-    parts = inputs.read(paths, axis, slices, spacing)
+    parts = inputs.read(paths, cut)
     canvas = images.whole_blocks(tuple(np.max([part.pictures.shape[1:] for part in parts], axis=0).tolist()))
     names = [visible(name) for part in parts for name in part.names]
     pictures = [picture for part in parts for picture in part.pictures]
@@ -281,7 +282,7 @@ class Batches:
     """Batches of a split: float32 [b, 1, h, w] in [0, 1] on the device, and int64 [b] indices on the CPU.
 
     The slices stay uint8 until they are on the device: all of them live there when they fit in half of a GPU's
-    free memory; else each batch is gathered from the memory map, by a thread that works ahead where there is a GPU.
+    free memory; else each batch is gathered from the memory map.
 
     `batch_size` counts the slices of all `world_size` processes together: each gets an equal, contiguous share of
     it, so N processes see the batches that one would. `box` crops every slice. Raises InputError when the shares
@@ -337,19 +338,16 @@ class Batches:
         return self._batches(list(torch.arange(first, last).split(self.batch_size // self.world_size)))
 
     def _batches(self, order: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if self.resident is not None:
-            fetched = self._from_resident(order)
-        else:
-            fetched = self._prefetched(order) if self._gather_ahead() else map(self._gather, order)
+        fetched = map(self._gather, order) if self.resident is None else self._from_resident(order)
         for pictures, indices in zip(fetched, order, strict=True):
             yield pictures.unsqueeze(1).to(torch.float32).div_(255), indices
 
-    def _gather_ahead(self) -> bool:
-        return self.device.type == "cuda"  # on a CPU the thread would only take the network's time
-
     def _gather(self, indices: torch.Tensor) -> torch.Tensor:
         """uint8 [b, h, w] from the memory map."""
-        return torch.from_numpy(self.pictures[indices.numpy()])
+        pictures = torch.from_numpy(self.pictures[indices.numpy()])
+        if self.device.type == "cuda":  # by way of pinned memory, so that nobody waits for the copy
+            pictures = pictures.pin_memory().to(self.device, non_blocking=True)
+        return pictures
 
     def _from_resident(self, order: list[torch.Tensor]) -> Iterator[torch.Tensor]:
         if order:  # one copy of the epoch's order: nothing waits for the CPU after it
@@ -357,52 +355,34 @@ class Batches:
             for indices in on_device.split([len(indices) for indices in order]):
                 yield self.resident.index_select(0, indices)
 
-    def _prefetched(self, order: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Batches gathered to pinned memory by a thread, up to three ahead, then copied without waiting."""
-        with ThreadPoolExecutor(1) as pool:
-            waiting: deque = deque()
-            for indices in [*order, None, None, None]:
-                if indices is not None:
-                    waiting.append(pool.submit(lambda i=indices: self._gather(i).pin_memory()))
-                if waiting and (len(waiting) > 3 or indices is None):
-                    yield waiting.popleft().result().to(self.device, non_blocking=True)
-
 
 # ------------------------------------------------------------------------------------------- command line
 
 
-def check(
-    folder: str, axis: int = 2, slices: str | None = None, spacing: float | None = None, person: str | None = None
-) -> tuple[list[str], list[str]]:
+def check(folder: str, cut: Cut = WHOLE, person: str | None = None) -> tuple[list[str], list[str]]:
     """Decode every file of a data set and print what it holds; returns a line for each problem, and for each note.
 
     Raises InputError when there is no data set in `folder`.
     """
-    check_cut(axis, slices, spacing)
-    cut: Cut = (axis, slices, spacing)
+    cut.check()
     listing = _list(folder, person)
     print(f"{visible(listing.root)}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
-    problems, survey = listing.overlap() + listing.links_to_nothing(), decoding.Survey()
+    problems = listing.overlap() + listing.links_to_nothing()
+    survey = decoding.Survey(problems)
     for split in SPLITS:
         files = listing.files.get(split, [])
         if not files:
             problems.append(listing.what_lies_in(split))
             continue
         with ThreadPoolExecutor(decoding.THREADS) as pool, tqdm(desc=split, total=len(files), disable=None) as bar:
-            for unit, decoded in decoding.decode_each(
-                decoding.plan(listing.folders[split], files, cut, pool, problems), cut, pool
-            ):
-                bar.update(len(unit.paths))
-                if isinstance(decoded, str):
-                    problems.append(decoded)
-                else:
-                    survey.add(split, unit, decoded)
+            units = decoding.plan(listing.folders[split], files, cut, pool, problems)
+            deque(survey.decode(split, units, cut, pool, bar), maxlen=0)  # for what the survey learns
         people = Counter(listing.people[split].values())
         print(f"{split:>9}: {counted(len(files), 'file')} of {counted(len(people), 'person', 'people')}", end="")
         if listing.folders[split].name.startswith("keras_png_slices_") and not demo.is_demo(listing.root):
             print(" (published OASIS PNG set: {:,} of {})".format(*PUBLISHED[split]), end="")
-        kinds = Counter((look.size, look.mode) for look in survey.looks.get(split, []))
-        print("".join(f"; {number:,} of {size}, {mode}" for (size, mode), number in kinds.most_common()))
+        kinds = Counter(look.kind for look in survey.looks.get(split, []))
+        print("".join(f"; {number:,} of {kind}" for kind, number in kinds.most_common()))
         print(f"{'':>9}  {_examples(people)}")
     notes = [listing.note(), *survey.notes()]
     try:
@@ -427,15 +407,15 @@ def _examples(people: Counter) -> str:
 
 def show_cache(clear: bool) -> None:
     """Print what the cache holds and its size; with `clear`, delete it first."""
-    before = sum(size for size, _, _ in cache.stored())
+    before = sum(cache.stored().values())
     if clear:
         cache.clear()
     left = cache.stored()
-    after = sum(size for size, _, _ in left)
+    after = sum(left.values())
     deleted = f", {(before - after) / 1e6:,.1f} MB deleted" if clear else ""
     print(f"{cache.cache_root()}: {after / 1e6:,.1f} MB{deleted}")
-    for size, folder, content in left:
-        print(f"{size / 1e6:9,.1f} MB  {folder.name}: {content}")
+    for folder, size in left.items():
+        print(f"{size / 1e6:9,.1f} MB  {folder.name}: {cache.content_of(folder)}")
 
 
 @exit_on_input_error
@@ -473,7 +453,7 @@ def main() -> int:
     if args.command == "split":
         print("\n".join(map(visible, splitting.split(args.dir, args.out, args.person))))
         return 0
-    problems, notes = check(args.dir, args.axis, args.slices, args.spacing, args.person)
+    problems, notes = check(args.dir, Cut(args.axis, args.slices, args.spacing), args.person)
     print("\n".join(visible(f"note: {note}") for note in notes), end="\n" if notes else "")
     print("\n".join([counted(len(problems), "problem"), *map(visible, problems)]) if problems else "no problems")
     return 1 if problems else 0

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from reading import demo, images, nifti
-from reading.decoding import THREADS, Cut, Problems, Survey, Unit, canvas_of, decode_each, plan
+from reading.decoding import THREADS, Decoded, Survey, Unit, canvas_of, plan, refuse
 from reading.listing import Listing
+from reading.nifti import Cut
 from runtime.errors import InputError, one_line, visible
 from runtime.files import BUILD_TIMEOUT, locked, whole_folder
 from runtime.wording import counted
@@ -47,7 +49,7 @@ def open_or_build(listing: Listing, cut: Cut) -> tuple[dict, Path]:
     columns "names", "levels", "files", "ranges", the numbers of slices "padded" and "resized", and the "affine" of its
     first volume. Raises InputError that names each file which can't be read, or when the cache can't be written.
     """
-    identity = repr((VERSION, str(listing.root.resolve()), listing.key, cut if listing.has_volumes else None))
+    identity = repr((VERSION, str(listing.root.resolve()), listing.key, tuple(cut) if listing.has_volumes else None))
     folder = cache_root() / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:24]
     with suppress(*DAMAGE):
         return _read_index(folder), folder
@@ -89,26 +91,22 @@ def _read_index(folder: Path) -> dict:
 
 def _build(listing: Listing, cut: Cut, folder: Path) -> dict:
     """Write `SPLIT.npy` for every split, and the index; returns the index."""
-    problems, deep = Problems(), None
+    bad, deep = [], None
     with ThreadPoolExecutor(THREADS) as pool:
-        units = {
-            split: plan(listing.folders[split], files, cut, pool, problems) for split, files in listing.files.items()
-        }
+        units = {split: plan(listing.folders[split], files, cut, pool, bad) for split, files in listing.files.items()}
         canvas = canvas_of(unit for part in units.values() for unit in part)
         for _ in range(2):  # pictures of more than 8 bits are decoded again once the range of all is known
-            survey, index = Survey(), {"canvas": canvas, "splits": {}}
+            survey, index = Survey(bad), {"canvas": canvas, "splits": {}}
             with tqdm(total=sum(map(len, listing.files.values())), desc="decoding", unit="file", disable=None) as bar:
                 for split, part in units.items():
-                    decoded = decode_each(part, cut, pool, deep)
-                    index["splits"][split] = _write_split(
-                        folder / f"{split}.npy", split, part, decoded, canvas, survey, problems, bar
-                    )
-            problems.check()
-            if deep or not (deep := survey.deep()):
+                    decoded = survey.decode(split, part, cut, pool, bar, deep)
+                    index["splits"][split] = _write_split(folder / f"{split}.npy", part, decoded, canvas)
+            refuse(bad)
+            if deep or not (deep := survey.deep):
                 break
     for split, part in units.items():
         first = part[0].paths[0] if part and listing.has_volumes else None
-        affine = first and nifti.affine_of(first, canvas, *cut)
+        affine = first and nifti.affine_of(first, canvas, cut)
         index["splits"][split]["affine"] = None if affine is None else affine.tolist()
     index["notes"] = survey.problems() + survey.notes()
     index["fingerprint"] = _sum_of({split: columns["sha256"] for split, columns in index["splits"].items()})
@@ -119,7 +117,7 @@ def _build(listing: Listing, cut: Cut, folder: Path) -> dict:
 
 
 def _write_split(
-    path: Path, split: str, units: list[Unit], decoded, canvas: tuple[int, int], survey: Survey, problems, bar: tqdm
+    path: Path, units: list[Unit], decoded: Iterable[tuple[Unit, Decoded]], canvas: tuple[int, int]
 ) -> dict:
     """Write a split's array; returns its columns for the index."""
     names = [name for unit in units for name in unit.names]
@@ -136,11 +134,6 @@ def _write_split(
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *canvas)}
         np.lib.format.write_array_header_1_0(file, header)
         for unit, result in decoded:
-            bar.update(len(unit.paths))
-            if isinstance(result, str):
-                problems.append(result)
-                continue
-            survey.add(split, unit, result)
             for picture in result.pictures:
                 fitted = np.ascontiguousarray(images.fit(picture, canvas))
                 file.write(fitted.data)
@@ -170,14 +163,15 @@ def _sum_of(content: dict) -> str:
 # ------------------------------------------------------------------------------------------- what it holds
 
 
-def stored() -> list[tuple[int, Path, str]]:
-    """The size in bytes, folder and content of everything in the cache, the largest first."""
+def stored() -> dict[Path, int]:
+    """The folders in the cache and their sizes in bytes, the largest first."""
     folders = [entry for entry in cache_root().glob("*") if entry.is_dir()]
-    sizes = [sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders]
-    return sorted(zip(sizes, folders, map(_content, folders), strict=True), reverse=True)
+    sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in folders}
+    return dict(sorted(sizes.items(), key=lambda item: item[1], reverse=True))
 
 
-def _content(folder: Path) -> str:
+def content_of(folder: Path) -> str:
+    """What one of the folders holds, in words."""
     if demo.is_demo(folder):
         return "the synthetic demo set"
     try:
@@ -191,6 +185,6 @@ def _content(folder: Path) -> str:
 
 def clear() -> None:
     """Delete what the cache holds, but for what another process is making; files in use stay until they are closed."""
-    for _, folder, _ in stored():
+    for folder in stored():
         with suppress(InputError), locked(folder.with_name(f"{folder.name}.lock")):
             shutil.rmtree(folder, ignore_errors=True)

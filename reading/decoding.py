@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from reading import images, nifti
 from reading.intensity import (
@@ -22,13 +23,13 @@ from reading.intensity import (
     scale_to_uint8,
 )
 from reading.names import is_volume, level_of, volume_of
+from reading.nifti import Cut
 from runtime.errors import InputError
 from runtime.wording import counted
 
 THREADS = min(16, os.cpu_count() or 1)
 SAMPLE = 2**12  # values that are taken of a picture of more than 8 bits to find the range of all
 DIM = 64  # a set of bytes whose largest value is less has hardly been made to be looked at
-Cut = tuple[int, str | None, float | None]  # axis, slices, spacing: how volumes are cut
 
 
 class Unit(NamedTuple):
@@ -46,8 +47,7 @@ class Look(NamedTuple):
     """What one file is, and what its values look like."""
 
     path: Path
-    size: str  # 256x256
-    mode: str
+    kind: str  # "256x256, mode L"
     flat: bool  # one value all over
     labels: bool
     largest: int | None  # of a picture's bytes
@@ -68,28 +68,26 @@ def some(lines: list[str], limit: int = 40) -> str:
     return "; ".join(lines[:limit]) + rest
 
 
-class Problems(list):
-    """What is wrong with which file, gathered from all of them, so that one error can name each."""
-
-    def check(self) -> None:
-        if self:
-            raise InputError(f"{len(self)} of the files can't be used: {some(self)}")
+def refuse(bad: list[str]) -> None:
+    """Raises InputError when there are lines about files that can't be used."""
+    if bad:
+        raise InputError(f"{len(bad)} of the files can't be used: {some(bad)}")
 
 
-def plan(folder: Path, files: list[str], cut: Cut, pool: Executor, problems: Problems) -> list[Unit]:
-    """Group files into units. Headers of volumes are read; pictures are not opened."""
+def plan(folder: Path, files: list[str], cut: Cut, pool: Executor, bad: list[str]) -> list[Unit]:
+    """Group files into units. Headers of volumes are read, those that can't be named in `bad`; pictures stay closed."""
     if not files or not is_volume(files[0]):
         return [Unit([folder / name], [name], [level_of(name)], [name], []) for name in files]
 
     def contents(name: str) -> tuple | str:
         try:
             image = nifti.load(folder / name, voxels=False)
-            return *nifti.slices_of(image, name, *cut), nifti.voxel_sizes(image)
+            return *nifti.slices_of(image, name, cut), nifti.voxel_sizes(image)
         except (ValueError, OSError) as problem:
             return f"{folder / name} {problem}"
 
     found = dict(zip(files, pool.map(contents, files), strict=True))
-    problems += [problem for problem in found.values() if isinstance(problem, str)]
+    bad += [problem for problem in found.values() if isinstance(problem, str)]
     units = []
     for _, group in groupby((name for name in files if not isinstance(found[name], str)), volume_of):
         own = list(group)
@@ -105,18 +103,6 @@ def canvas_of(units: Iterable[Unit]) -> tuple[int, int]:
     if not counts:
         return images.CANVAS
     return images.whole_blocks(counts.most_common(1)[0][0])
-
-
-def decode_each(
-    units: list[Unit], cut: Cut, pool: Executor, deep: tuple | None = None
-) -> Iterator[tuple[Unit, Decoded | str]]:
-    """Each unit with its slices, or with a line that says what is wrong with which file.
-
-    `deep`: the range and the padding of pictures of more than 8 bits, as `Survey.deep` finds them.
-    """
-    for start in range(0, len(units), 128):  # in pieces, so that few decoded slices wait for what is done with them
-        part = units[start : start + 128]
-        yield from zip(part, pool.map(lambda unit: _decode(unit, cut, deep), part), strict=True)
 
 
 def _decode(unit: Unit, cut: Cut, deep: tuple | None) -> Decoded | str:
@@ -149,17 +135,17 @@ def _picture(path: Path, deep: tuple | None) -> tuple[np.ndarray, Look]:
         sample = values.ravel()[:: max(1, values.size // SAMPLE)]
         span, padding = deep or ((0, 0), None)
         values = scale_to_uint8(fill_padding(values, padding), *span)
-    size, mode = "x".join(map(str, values.shape)), f"mode {picture.mode}"
-    return values[None], Look(path, size, mode, flat, labels, largest, picture.transparent, [], sample)
+    kind = f"{'x'.join(map(str, values.shape))}, mode {picture.mode}"
+    return values[None], Look(path, kind, flat, labels, largest, picture.transparent, [], sample)
 
 
 def _volume(path: Path, cut: Cut) -> tuple[np.ndarray, Look]:
     image = nifti.load(path)
-    slices = nifti.cut(image, *cut)
-    size = "x".join(map(str, slices.shape[1:]))
-    mode = f"volumes of {len(slices)} slices" if len(slices) > 1 else "slices of volumes"
+    slices = nifti.cut_slices(image, cut)
+    whole = f"volumes of {len(slices)} slices" if len(slices) > 1 else "slices of volumes"
+    kind = f"{'x'.join(map(str, slices.shape[1:]))}, {whole}"
     flat = bool(slices.min() == slices.max())
-    return slices, Look(path, size, mode, flat, looks_like_labels(slices), None, False, image.extra["notes"])
+    return slices, Look(path, kind, flat, looks_like_labels(slices), None, False, image.extra["notes"])
 
 
 # ------------------------------------------------------------------------------------------- a look at the values
@@ -168,15 +154,31 @@ def _volume(path: Path, cut: Cut) -> tuple[np.ndarray, Look]:
 class Survey:
     """What the files of a data set look like, gathered while they are decoded."""
 
-    def __init__(self) -> None:
+    def __init__(self, bad: list[str]) -> None:
+        self.bad = bad  # a line for each file that can't be decoded
         self.looks: dict[str, list[Look]] = {}  # by split
         self.voxels: Counter = Counter()  # volumes of each size of voxels
 
-    def add(self, split: str, unit: Unit, decoded: Decoded) -> None:
-        self.looks.setdefault(split, []).extend(decoded.looks)
-        if unit.voxels:
-            self.voxels["x".join(f"{size:.3g}" for size in unit.voxels)] += 1
+    def decode(
+        self, split: str, units: list[Unit], cut: Cut, pool: Executor, bar: tqdm, deep: tuple | None = None
+    ) -> Iterator[tuple[Unit, Decoded]]:
+        """Each unit of sound files with its slices.
 
+        `deep`: the range and the padding of pictures of more than 8 bits, as the property of that name finds them.
+        """
+        for start in range(0, len(units), 128):  # in pieces, so that few decoded slices wait for what is done with them
+            part = units[start : start + 128]
+            for unit, decoded in zip(part, pool.map(lambda unit: _decode(unit, cut, deep), part), strict=True):
+                bar.update(len(unit.paths))
+                if isinstance(decoded, str):
+                    self.bad.append(decoded)
+                    continue
+                self.looks.setdefault(split, []).extend(decoded.looks)
+                if unit.voxels:
+                    self.voxels["x".join(f"{size:.3g}" for size in unit.voxels)] += 1
+                yield unit, decoded
+
+    @property
     def deep(self) -> tuple[tuple[float, float], float | None] | None:
         """Of all pictures of more than 8 bits together: the values that become 0 and 255, and what is padding.
 
@@ -207,7 +209,7 @@ class Survey:
     def notes(self) -> list[str]:
         """What was done to the files that their owner has to know, and what differs between them."""
         lines = []
-        if found := self.deep():
+        if found := self.deep:
             (low, high), padding = found
             if padding is not None:
                 lines.append(f"value {padding:g} taken for padding")

@@ -67,29 +67,23 @@ def make(folder: Path, people: int = PEOPLE, seed: int = SEED) -> None:
         raise InputError(f"{folder} exists and isn't empty: give a new folder for the demo set")
     held_out = max(1, people // 10)
     splits = ["train"] * (people - 2 * held_out) + ["validate"] * held_out + ["test"] * held_out
+    template = Template()
+
+    def write(number: int) -> None:
+        target = new / f"keras_png_slices_{splits[number]}"
+        target.mkdir(exist_ok=True)
+        for level, picture in enumerate(person(template, np.random.default_rng([seed, number]))):
+            Image.fromarray(picture).save(target / f"case_{number + 1:03d}_slice_{level}.nii.png")
+
     try:
-        _make(folder, splits, seed)
+        with whole_folder(folder) as new:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                list(tqdm(pool.map(write, range(people)), "synthetic people", people, unit="person", disable=None))
+            made = {"synthetic": True, "source": "MNI152 template", "people": people, "seed": seed, "version": VERSION}
+            (new / MARKER).write_text(json.dumps(made) + "\n")
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"can't write the demo set to {folder} ({reason}): free space or choose another") from error
-
-
-def _make(folder: Path, splits: list[str], seed: int) -> None:
-    """A person for each entry of `splits`."""
-    with whole_folder(folder) as new:
-        template = Template()
-
-        def write(number: int) -> None:
-            target = new / f"keras_png_slices_{splits[number]}"
-            target.mkdir(exist_ok=True)
-            for level, picture in enumerate(person(template, np.random.default_rng([seed, number]))):
-                Image.fromarray(picture).save(target / f"case_{number + 1:03d}_slice_{level}.nii.png")
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            people = pool.map(write, range(len(splits)))
-            list(tqdm(people, "synthetic people", len(splits), unit="person", disable=None))
-        made = {"synthetic": True, "source": "MNI152 template", "people": len(splits), "seed": seed, "version": VERSION}
-        (new / MARKER).write_text(json.dumps(made) + "\n")
 
 
 class Template:

@@ -3,16 +3,18 @@
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from reading import images, nifti
-from reading.decoding import THREADS, Problems, some
+from reading.decoding import THREADS, refuse, some
 from reading.intensity import PERCENTILES, robust_range, scale_to_uint8
 from reading.kinds import CODES, DICOM, PICTURE, kind_of
 from reading.names import level_of, natural
+from reading.nifti import Cut
 from runtime.errors import InputError
 
 MAX_SIDE = 1024  # of a slice: what an autoencoder takes in a few GB
@@ -30,21 +32,19 @@ class Part(NamedTuple):
     notes: list[str]  # what was done to it that its owner has to know
 
 
-def read(paths: list[Path], axis: int, slices: str | None, spacing: float | None) -> list[Part]:
+def read(paths: list[Path], cut: Cut) -> list[Part]:
     """Decode pictures, or volumes, not both. Raises InputError that names each file which can't be used."""
     sources, kinds = expand(paths)
     if CODES in kinds:
         raise InputError("files of codes are no slices: give them alone, as predict.py --input")
     if PICTURE in kinds and len(kinds) > 1:
         raise InputError("these are pictures and volumes (such as NIfTI or DICOM): give one kind at a time")
-    problems = Problems()
     # Decoders warn of what they then repair. Filters are the process's: set here, once, around all threads.
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")
-        part_of = _picture if PICTURE in kinds else _volume
-        parts = list(pool.map(lambda path: _or_problem(part_of, path, axis, slices, spacing), sources))
-    problems += [part for part in parts if isinstance(part, str)]
-    problems.check()
+        read_one = _picture if PICTURE in kinds else partial(_volume, cut=cut)
+        parts = list(pool.map(lambda path: _or_problem(read_one, path), sources))
+    refuse([part for part in parts if isinstance(part, str)])
     return parts
 
 
@@ -87,26 +87,26 @@ def _in_folder(folder: Path) -> dict[Path, str]:
 # ------------------------------------------------------------------------------------------- one of them
 
 
-def _or_problem(part_of: Callable[..., Part], path: Path, *cut: object) -> Part | str:
+def _or_problem(read_one: Callable[[Path], Part], path: Path) -> Part | str:
     try:
-        return part_of(path, *cut)
+        return read_one(path)
     except OSError as error:
         return f"{path} can't be read: {error.strerror or error}"
     except (ValueError, MemoryError) as error:
         return f"{path} {error or 'takes more memory than there is'}"
 
 
-def _picture(path: Path, *_: object) -> Part:
+def _picture(path: Path) -> Part:
     pixels, notes = images.read_any(path)
     _check_size(pixels.shape)
     return Part(path, [path.name], [level_of(path.name)], pixels[None], None, [f"{path.name}: {n}" for n in notes])
 
 
-def _volume(path: Path, axis: int, slices: str | None, spacing: float | None) -> Part:
+def _volume(path: Path, cut: Cut) -> Part:
     image = nifti.load(path)
-    named, shape = nifti.slices_of(image, path.name, axis, slices, spacing)
+    named, shape = nifti.slices_of(image, path.name, cut)
     _check_size(shape)
-    voxels = nifti.cut(image, axis, slices, spacing)
+    voxels = nifti.cut_slices(image, cut)
     low, high = robust_range([voxels])
     notes = image.extra["notes"]
     if stack := image.extra.get("stack"):
@@ -119,9 +119,9 @@ def _volume(path: Path, axis: int, slices: str | None, spacing: float | None) ->
             notes.append(f"DICOM of {size}, values {low:.6g} to {high:.6g} ({percentiles}) scaled to 8-bit")
         if stack.colour:
             notes.append("colour, converted to grey")
-    if spacing is not None and (sizes := nifti.voxel_sizes(image)):
+    if cut.spacing is not None and (sizes := nifti.voxel_sizes(image)):
         before = "x".join(f"{size:.3g}" for size in sizes)
-        notes.append(f"resampled from voxels of {before} mm to {spacing:g} mm")
+        notes.append(f"resampled from voxels of {before} mm to {cut.spacing:g} mm")
     names, levels = zip(*named, strict=True)
     pictures = scale_to_uint8(voxels, low, high)
     return Part(path, list(names), list(levels), pictures, (low, high), [f"{path.name}: {note}" for note in notes])

@@ -23,7 +23,14 @@ def kind_of(path: Path) -> str | None:
     """`PICTURE`, `VOLUME` (NIfTI, Analyze, MGH), `DICOM` (a folder is a series), `CODES`, or None. Raises OSError."""
     if path.is_dir():
         return DICOM
-    return kind_of_bytes(path) or _kind_of_name(path.name.lower())
+    if kind := kind_of_bytes(path):
+        return kind
+    name = path.name.lower()
+    if is_volume(name) or name.endswith((".hdr", ".hdr.gz")):
+        return VOLUME
+    if name.endswith((".dcm", ".dicom", ".ima")):
+        return DICOM
+    return PICTURE if name.endswith(PICTURES) else None
 
 
 def kind_of_bytes(path: Path) -> str | None:
@@ -50,10 +57,3 @@ def _is_bare_dicom(start: bytes) -> bool:
         return False
     explicit = start[4:6].isalpha() and start[4:6].isupper()
     return explicit or int.from_bytes(start[4:8], order) <= 1024
-
-
-def _kind_of_name(name: str) -> str | None:
-    if is_volume(name) or name.endswith((".hdr", ".hdr.gz")):
-        return VOLUME
-    kinds = {PICTURE: PICTURES, DICOM: (".dcm", ".dicom", ".ima")}
-    return next((kind for kind, suffixes in kinds.items() if name.endswith(suffixes)), None)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +20,7 @@ from nibabel.spm2analyze import Spm2AnalyzeHeader
 from reading import dicom, images
 from reading.intensity import fill_padding, padding_of, robust_range
 from reading.kinds import DICOM, decoding_errors, kind_of
-from reading.names import NIFTI, level_of, stem
+from reading.names import NIFTI, is_volume, level_of, stem
 from runtime.errors import InputError
 from runtime.files import atomic
 from runtime.wording import counted
@@ -43,6 +43,30 @@ AnyHeader = nib.Nifti1Header | Spm2AnalyzeHeader | MGHHeader
 ANALYZE_AXES = {b"\1": (0, 2, 1), b"\2": (1, 2, 0)}  # coronal, sagittal: the axes of space of the stored ones
 
 
+class Cut(NamedTuple):
+    """How a volume becomes slices."""
+
+    axis: int = 2  # of its RAS+ orientation: 0 sagittal, 1 coronal, 2 axial
+    slices: str | None = None  # "start:stop[:step]"; None takes every slice
+    spacing: float | None = None  # mm, of the cubes that it is resampled to first
+
+    def check(self) -> None:
+        """Raises InputError when volumes can't be cut so."""
+        if self.axis not in (0, 1, 2):
+            raise InputError(f"axis must be 0 (sagittal), 1 (coronal) or 2 (axial), not {self.axis}")
+        parse_slices(self.slices)
+        least, most = SPACINGS
+        if self.spacing is not None and not least <= self.spacing <= most:
+            raise InputError(f"the spacing must be from {least:g} to {most:g} mm, not {self.spacing:g}")
+
+    def levels(self, shape: tuple[int, ...]) -> range:
+        """Where along the axis the slices of a volume [x, y, z] are taken."""
+        return range(shape[self.axis])[parse_slices(self.slices)]
+
+
+WHOLE = Cut()  # every axial slice
+
+
 def parse_slices(text: str | None) -> slice:
     """`"60:92"` or `"60:92:2"`, Python's slice notation, as a slice; None means every slice."""
     if text is None:
@@ -50,16 +74,6 @@ def parse_slices(text: str | None) -> slice:
     if not re.fullmatch(r"\s*(-?[0-9]{1,6})?\s*:\s*(-?[0-9]{1,6})?\s*(:\s*[1-9][0-9]{0,5}\s*)?", text):
         raise InputError(f"slices must look like 60:92 or 60:92:2 (start:stop[:step]), not {text!r}")
     return slice(*(int(part) if part.strip() else None for part in text.split(":")))
-
-
-def check_cut(axis: int, slices: str | None, spacing: float | None) -> None:
-    """Raises InputError when volumes can't be cut so."""
-    if axis not in (0, 1, 2):
-        raise InputError(f"axis must be 0 (sagittal), 1 (coronal) or 2 (axial), not {axis}")
-    parse_slices(slices)
-    least, most = SPACINGS
-    if spacing is not None and not least <= spacing <= most:
-        raise InputError(f"the spacing must be from {least:g} to {most:g} mm, not {spacing:g}")
 
 
 # ------------------------------------------------------------------------------------------- opening files
@@ -126,12 +140,11 @@ def partner(path: Path) -> Path | None:
 
 def _header_and_voxels(path: Path) -> tuple[Path, Path]:
     """The files with the header and the voxels: the same one, but for pairs."""
-    kind = re.search(r"\.(hdr|img)(\.gz)?$", path.name, re.IGNORECASE)
-    if not kind:
+    if not re.search(r"\.(hdr|img)(\.gz)?$", path.name, re.IGNORECASE):
         return path, path
     if (other := partner(path)) is None:
         raise ValueError("is one half of a pair: there is no .hdr and .img of this name")
-    return (path, other) if kind.group(1).lower() == "hdr" else (other, path)
+    return (other, path) if is_volume(path.name) else (path, other)
 
 
 @contextmanager
@@ -244,45 +257,37 @@ def _resampled(volume: nib.Nifti1Image, like: object, outside: float) -> nib.Nif
     return resample_from_to(volume, like, order=1, cval=outside)  # linear: a background of zeros stays zero
 
 
-def _chosen(shape: tuple[int, ...], axis: int, slices: str | None) -> tuple[slice, ...]:
-    chosen = [slice(None)] * 3
-    chosen[axis] = slice(*parse_slices(slices).indices(shape[axis]))  # nibabel's slicer puts negative starts elsewhere
-    return tuple(chosen)
+def slices_of(image: nib.Nifti1Image, name: str, cut: Cut) -> tuple[list[tuple[str, int]], tuple[int, int]]:
+    """What `cut_slices` gives, from the header alone: the name and level of each slice, and (h, w).
 
-
-def slices_of(image: nib.Nifti1Image, name: str, axis: int, slices: str | None, spacing: float | None = None) -> tuple:
-    """What `cut` gives, from the header alone: ([(name, level) of each slice], (h, w)). `name` is the file's.
-
-    Raises ValueError with the reason when there is no such slice.
+    `name` is the file's. Raises ValueError with the reason when there is no such slice.
     """
-    is_dicom = "stack" in image.extra
-    base = stem(name).replace(".", "_") if is_dicom else stem(name)  # DICOM files are often called 1.2.840.113619
-    suffix = ".dcm" if is_dicom else ".nii.gz"
+    base, suffix = stem(name), ".nii.gz"
+    if "stack" in image.extra:
+        base, suffix = base.replace(".", "_"), ".dcm"  # DICOM files are often called 1.2.840.113619
+        name = base + suffix
     if not _is_volume(image):
-        own = f"{base}{suffix}" if is_dicom else name
-        return [(own, level_of(name))], tuple(side for side in image.shape if side > 1)
-    shape, _ = _grid(_canonical_volume(image), spacing)
-    levels = range(shape[axis])[parse_slices(slices)]
+        return [(name, level_of(name))], tuple(side for side in image.shape if side > 1)
+    shape, _ = _grid(_canonical_volume(image), cut.spacing)
+    levels = cut.levels(shape)
     if not levels:
-        raise ValueError(f"has {counted(shape[axis], 'slice')} along axis {axis}: none of them in {slices}")
-    named = [(f"{base}_slice_{level}{suffix}", level) for level in levels]
-    return named, tuple(side for i, side in enumerate(shape) if i != axis)
+        number = counted(shape[cut.axis], "slice")
+        raise ValueError(f"has {number} along axis {cut.axis}: none of them in {cut.slices}")
+    return [(f"{base}_slice_{level}{suffix}", level) for level in levels], shape[: cut.axis] + shape[cut.axis + 1 :]
 
 
-def cut(image: nib.Nifti1Image, axis: int, slices: str | None, spacing: float | None = None) -> np.ndarray:
+def cut_slices(image: nib.Nifti1Image, cut: Cut) -> np.ndarray:
     """The slices of a picture with its voxels, float32 [n, h, w] in its own intensities.
 
-    A 2-D one is one slice, as it is stored. A 3-D one is cut along `axis` of its RAS+ orientation (0 sagittal,
-    1 coronal, 2 axial), after resampling to cubes of `spacing` mm where that is given; axial slices come out with
-    anterior to the right.
+    A 2-D one is one slice, as it is stored. Axial slices of a 3-D one come out with anterior to the right.
     """
     if not _is_volume(image):
         return np.asarray(image.dataobj).squeeze()[None]
     volume = _canonical_volume(image)
-    if spacing is not None:
+    if cut.spacing is not None:
         outside, _ = robust_range([np.asarray(volume.dataobj)])
-        volume = _resampled(volume, _grid(volume, spacing), outside)
-    return np.moveaxis(np.asarray(volume.dataobj), axis, 0)[parse_slices(slices)]
+        volume = _resampled(volume, _grid(volume, cut.spacing), outside)
+    return np.moveaxis(np.asarray(volume.dataobj), cut.axis, 0)[parse_slices(cut.slices)]
 
 
 def voxel_sizes(image: nib.Nifti1Image) -> tuple[float, ...] | None:
@@ -294,13 +299,7 @@ def voxel_sizes(image: nib.Nifti1Image) -> tuple[float, ...] | None:
 
 
 def write_all(
-    folder: Path,
-    sources: list[Path],
-    pictures: np.ndarray,
-    ranges: np.ndarray,
-    axis: int = 2,
-    slices: str | None = None,
-    spacing: float | None = None,
+    folder: Path, sources: list[Path], pictures: np.ndarray, ranges: np.ndarray, cut: Cut = WHOLE
 ) -> list[Path]:
     """Write slices back as NIfTI files in `folder`, each source under its own name; returns the files written.
 
@@ -316,34 +315,26 @@ def write_all(
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"several NIfTI files are called {', '.join(doubled)}: give one of them at a time")
     for (source, own), name in zip(rows.items(), names, strict=True):
-        image, span = load(source, voxels=False), tuple(ranges[own[0]])
-        put_back(folder / name, image, pictures[own], span, axis, slices, spacing)
+        put_back(folder / name, load(source, voxels=False), pictures[own], tuple(ranges[own[0]]), cut)
     return [folder / name for name in names]
 
 
-def put_back(
-    path: Path,
-    image: nib.Nifti1Image,
-    pictures: np.ndarray,
-    span: tuple[float, float],
-    axis: int,
-    slices: str | None,
-    spacing: float | None,
-) -> None:
+def put_back(path: Path, image: nib.Nifti1Image, pictures: np.ndarray, span: tuple[float, float], cut: Cut) -> None:
     """Write one of the files of `write_all`: pictures float [n, H, W] in the place of `image`'s slices."""
     low, high = span
-    named, shape = slices_of(image, path.name, axis, slices, spacing)
+    named, shape = slices_of(image, path.name, cut)
     if len(named) != len(pictures):
         raise ValueError(f"{len(pictures)} pictures for the {len(named)} slices of {path.name}")
     voxels = np.stack([images.unfit(picture, shape) for picture in pictures]) * (high - low) + low
     if _is_volume(image):
         canonical = _canonical_volume(image)
-        whole, affine = _grid(canonical, spacing)
-        chosen = _chosen(whole, axis, slices)
+        whole, affine = _grid(canonical, cut.spacing)
+        levels, chosen = cut.levels(whole), [slice(None)] * 3
+        chosen[cut.axis] = slice(levels.start, levels.stop, levels.step)
         filled = np.full(whole, low, np.float32)
-        filled[chosen] = np.moveaxis(voxels, 0, axis)
+        filled[*chosen] = np.moveaxis(voxels, 0, cut.axis)
         volume = nib.Nifti1Image(filled, affine)
-        volume = volume.slicer[chosen] if spacing is None else _resampled(volume, canonical, low)
+        volume = volume.slicer[*chosen] if cut.spacing is None else _resampled(volume, canonical, low)
         back = nib.orientations.ornt_transform(*map(nib.io_orientation, (volume.affine, image.affine)))
         turned = volume.as_reoriented(back)
         voxels, affine = np.asarray(turned.dataobj), turned.affine
@@ -357,18 +348,15 @@ def put_back(
         file.write(gzip.compress(content, 1, mtime=0) if path.name.lower().endswith(".gz") else content)
 
 
-def affine_of(
-    path: Path, canvas: tuple[int, int], axis: int, slices: str | None, spacing: float | None
-) -> np.ndarray | None:
-    """Voxel to mm, [4, 4], of the slices that `cut` takes of a volume, on a canvas [H, W]; None of a single slice."""
+def affine_of(path: Path, canvas: tuple[int, int], cut: Cut) -> np.ndarray | None:
+    """Voxel to mm, [4, 4], of the slices `cut` takes of a volume, on a canvas [H, W]; None of a single slice."""
     image = load(path, voxels=False)
     if not _is_volume(image):
         return None
-    shape, affine = _grid(_canonical_volume(image), spacing)
-    chosen = parse_slices(slices).indices(shape[axis])
-    sides = [i for i in range(3) if i != axis]
+    shape, affine = _grid(_canonical_volume(image), cut.spacing)
+    levels, sides = cut.levels(shape), [i for i in range(3) if i != cut.axis]
     scale, start = np.ones(3), np.zeros(3)
-    scale[axis], start[axis] = chosen[2], chosen[0]
+    scale[cut.axis], start[cut.axis] = levels.step, levels.start
     for i, pixels, where in zip(sides, *images.placement(tuple(shape[i] for i in sides), canvas), strict=True):
         scale[i] = shape[i] / pixels
         start[i] = (0.5 - where.start) * scale[i] - 0.5  # of the middle of the canvas's first pixel, in voxels
@@ -376,7 +364,7 @@ def affine_of(
 
 
 def write_stack(path: Path, pictures: np.ndarray, axis: int = 2, affine: np.ndarray | None = None) -> None:
-    """Write slices uint8 [n, H, W] as a NIfTI file, along `axis` of its RAS+ orientation; `cut` gives them back.
+    """Write slices uint8 [n, H, W] as a NIfTI file, along `axis` of its RAS+ orientation; `cut_slices` gives them back.
 
     `affine` [4, 4]: voxel to mm; None for voxels of 1 mm.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reading.listing import SPLITS, people_of
+from reading.listing import SPLITS, people_of, scan
 from reading.names import COUNTER, is_data, is_volume, known_person, natural, person_of, suffix_of
 from reading.nifti import partner
 from reading.participants import DESCRIPTION, TABLE
@@ -70,12 +70,8 @@ def split(source: Path, out: Path, pattern: str | None = None) -> list[str]:
     for split in SPLITS:
         own = [person for person in people.values() if split_of[person] == split]
         lines.append(f"{out / split}: {counted(len(own), 'file')} of {counted(len(set(own)), 'person', 'people')}")
-    number = Counter(people.values())
-    if pattern is None and 2 * sum(number[one] == 1 and not known_person(one) for one in everyone) > len(everyone):
-        lines.append(
-            f"warning: names such as {next(iter(people)).name} don't tell who is who, so slices of one person may be in"
-            " two splits, and scores flatter; --person REGEX tells"
-        )
+    if pattern is None and (note := scan(out).note()):
+        lines.append(f"warning: {note}")
     return lines
 
 
