@@ -11,9 +11,9 @@ A command's settings are the classes that it inherits from: in `--help`, each is
 
 import argparse
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -33,6 +33,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """The settings with these values, and defaults for the rest. Raises InputError that names each wrong option."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(complaints(error, flag)) from error
+
+    @classmethod
     def from_json(cls, text: bytes, where: object) -> Self:
         """The settings in a JSON file `where`. Raises InputError that names each wrong field."""
         try:
@@ -46,7 +54,8 @@ Kind = TypeVar("Kind", bound=Settings)
 
 def option(default: Any, description: str, metavar: str | None = None, **checks) -> Any:
     """A field of `Settings`: default (`...` if there is none), help text, and pydantic's checks (`ge`, `le`)."""
-    return Field(default, description=description, json_schema_extra={"metavar": metavar}, **checks)
+    extra = {"metavar": metavar} if metavar else None
+    return Field(default, description=description, json_schema_extra=extra, **checks)
 
 
 def flag(name: str) -> str:
@@ -79,10 +88,7 @@ def parse(kind: type[Kind], description: str, arguments: list[str] | None = None
             groups[owner] = parser.add_argument_group(owner.__doc__.splitlines()[0].rstrip("."))
         flags = [] if field.is_required() else [flag(name)]
         groups[owner].add_argument(*flags, dest=name, **_argument(field))
-    try:
-        return kind.model_validate(vars(parser.parse_args(arguments)))
-    except ValidationError as error:
-        raise InputError(complaints(error, flag)) from error
+    return kind.checked(vars(parser.parse_args(arguments)))
 
 
 def path(text: str) -> Path:
@@ -94,7 +100,9 @@ def path(text: str) -> Path:
 def _argument(field: FieldInfo) -> dict[str, Any]:
     """What argparse needs to know of a field."""
     kind, help_text = field.annotation, field.description.replace("%", "%%")
-    while get_origin(kind) in (Annotated, Union, UnionType):  # X | None
+    if type(None) in get_args(kind):  # X | None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if kind is bool:
         return {"action": "store_true", "help": help_text}
@@ -106,7 +114,7 @@ def _argument(field: FieldInfo) -> dict[str, Any]:
         how |= {"type": kind, "nargs": "+", "action": "extend"}
     if get_origin(kind) is Literal:
         how |= {"type": type(get_args(kind)[0]), "choices": get_args(kind)}
+    usual = None if field.is_required() else METAVARS.get(kind)  # None is argparse's own
     if kind is Path:
         how["type"] = path
-    usual = None if field.is_required() else METAVARS.get(kind)  # None is argparse's own
-    return how | {"metavar": field.json_schema_extra["metavar"] or usual}
+    return how | {"metavar": (field.json_schema_extra or {}).get("metavar", usual)}

@@ -37,6 +37,13 @@ def run_script(*arguments: object, cache: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of decoded slices for this test alone, and no usual data set."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("OASIS_DIR", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
