@@ -21,17 +21,16 @@ import torch
 from conftest import ROOT, blob
 from PIL import Image
 from skimage.metrics import structural_similarity
+from tiny import content_of
 
 import app
-from inference.codec import Codec
-from inference.loading import AUTOENCODERS, load_autoencoder
 from inference.model import TrainedModel
 from inference.sampling import WALK
+from modules import VQVAE
 from networks.pixelcnn import PixelCNN
 from networks.transformer import Transformer
 from report import plots
 from runtime import checkpoint
-from runtime.compute import Compute
 from runtime.errors import InputError
 
 PIXELCNN = "PixelCNN"
@@ -44,20 +43,13 @@ def folder(tmp_path_factory):
     """An untrained autoencoder beside an untrained PixelCNN and a transformer that samples brains of `LEVELS`."""
     folder = tmp_path_factory.mktemp("played")
     torch.manual_seed(0)
-    model = AUTOENCODERS["vqvae"](codebook_size=64)
-    data = {"title": "blobs", "root": ".", "synthetic": True, "fingerprint": "f" * 64, "size": [256, 256]}
-    data |= {"box": [96, 96, 64, 64], "levels": 8, "axis": 2, "slices": None, "affine": None}
-    content = {"kind": "autoencoder", "model": "vqvae", "arguments": model.arguments, "data": data, "epoch": 1}
-    checkpoint.save(folder / "vqvae.pth", content | {"validation_ssim": 0.0, "state": model.state_dict()})
-    model, about = load_autoencoder(folder / "vqvae.pth")
-    [shape] = Codec(model, data, Compute(torch.device("cpu"), bf16=False)).grid_shapes()
-    [quantizer] = model.quantizers
-    brains = Transformer(shape, [64], quantizer.dim, data["levels"], width=24, layers=1, inner=8)
-    brains.fit(quantizer.codebooks, torch.arange(LEVELS))  # else its logits, and so the slices, are all equal
-    single = PixelCNN(grids=[list(shape)], sizes=[64], levels=data["levels"], width=16, layers=3)
-    for name, prior in (("pixelcnn", single), ("transformer", brains)):
-        content = {"kind": "prior", "model": name, "arguments": prior.arguments, "autoencoder": about["identity"]}
-        checkpoint.save(folder / f"{name}.pth", content | {"state": prior.state_dict(), "epoch": 1})
+    model = VQVAE(codebook_size=64)
+    brains = Transformer((16, 16), [64], model.quantizer.dim, 8, width=24, layers=1, inner=8)
+    brains.fit(model.quantizer.codebooks, torch.arange(LEVELS))  # else its logits, and so the slices, are all equal
+    single = PixelCNN(grids=[[16, 16]], sizes=[64], levels=8, width=16, layers=3)
+    checkpoint.save(folder / "vqvae.pth", content_of(model) | {"validation_ssim": 0.0})
+    checkpoint.save(folder / "pixelcnn.pth", content_of(single, model))
+    checkpoint.save(folder / "transformer.pth", content_of(brains, model))
     return folder
 
 
@@ -88,8 +80,8 @@ def test_a_slice_beside_its_reconstruction_with_scores_and_bytes(play, picture):
     assert ">" not in text  # no notes
     window = codec.window(slice_[None])
     zoom = len(original) // window.height
-    assert np.array_equal(original[::zoom, ::zoom], window.crop(slice_))
-    assert np.array_equal(reconstruction[::zoom, ::zoom], window.crop((255 * decoded).round().astype(np.uint8)))
+    for shown, expected in ((original, slice_), (reconstruction, (255 * decoded).round())):
+        assert np.array_equal(shown[::zoom, ::zoom], window.crop(expected))
     assert np.array_equal(error, plots.error_maps(original, reconstruction))
     assert [label for _, label in codes] == ["slice", "codes, 16 x 16", "decoded"]
 
@@ -155,19 +147,11 @@ def test_a_whole_brain_is_sampled_downloaded_and_shown_in_three_planes(play, fol
     assert coronal.shape[0] == sagittal.shape[0] == 2 * LEVELS + 32
 
 
-def test_walk_goes_from_one_seed_to_the_other(play):
-    steps = play.walk(PIXELCNN, 0, 1, "any")
-    assert (len(steps), steps.dtype) == (WALK, np.uint8)
-    back = play.walk(PIXELCNN, 1, 0, "any")
-    assert np.abs(steps[0].astype(int) - back[-1]).mean() < 1
-    assert not np.array_equal(steps[0], steps[-1])
-
-
 @pytest.mark.parametrize("seed", [None, -1, 0.5, 2.0**32])
 def test_seeds_are_whole_numbers(play, seed):
-    for call in (lambda: play.sample(PIXELCNN, seed, 1, "any", 1), lambda: play.walk(PIXELCNN, 0, seed, "any")):
+    for call in (play.sample, PIXELCNN, seed, 1, "any", 1), (play.walk, PIXELCNN, 0, seed, "any"), (play.brain, seed):
         with pytest.raises(InputError, match="whole number from 0"):
-            call()
+            call[0](*call[1:])
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -181,37 +165,24 @@ def test_missing_gradio_is_one_line(monkeypatch, capsys):
 
 
 @needs_gradio
-@pytest.mark.parametrize("arguments", [["no.pth"], ["x.pth", "--port=0"], ["x.pth", "--share"], []], ids=" ".join)
-def test_bad_options_are_one_line(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["app.py", *arguments])
-    assert app.main() == 2
-    assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err)
-
-
-@needs_gradio
-def test_port_that_is_taken_is_one_line(folder, monkeypatch, capsys):
+def test_a_bad_option_and_a_port_that_is_taken_are_one_line(folder, monkeypatch, capsys):
     with socket.create_server((app.HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(sys, "argv", ["app.py", str(folder / "vqvae.pth"), f"--port={port}", "--device=cpu"])
-        assert app.main() == 2
-    assert capsys.readouterr().err == f"error: --port {port} is taken; choose another\n"
+        for option, message in (("--share", ""), ("--port=0", ""), (f"--port={port}", f"--port {port} is taken")):
+            monkeypatch.setattr(sys, "argv", ["app.py", str(folder / "vqvae.pth"), option, "--device=cpu"])
+            assert app.main() == 2
+            assert re.fullmatch(rf"error: {message}[^\n]+\n", capsys.readouterr().err)
 
 
 @needs_gradio
-@pytest.mark.parametrize(
-    ("priors", "tabs"),
-    [
-        ([], ["Reconstruct"]),
-        (["pixelcnn.pth"], ["Reconstruct", "Sample", "Walk"]),
-        (["transformer.pth", "pixelcnn.pth"], ["Reconstruct", "Sample", "Walk", "Brain"]),
-    ],
-)
+@pytest.mark.parametrize(("priors", "tabs"), [([], []), (["pixelcnn.pth"], ["Sample", "Walk"])], ids=len)
 def test_tabs_are_those_that_the_priors_have(folder, tmp_path, priors, tabs):
     for name in ("vqvae.pth", *priors):
         (tmp_path / name).symlink_to(folder / name)
     blocks = app.page(app.Playground(TrainedModel.load(tmp_path / "vqvae.pth", "none", device="cpu")))
     assert not blocks.analytics_enabled
-    assert [block.label for block in blocks.blocks.values() if isinstance(block, app.gr.Tab)] == tabs
+    found = [block.label for block in blocks.blocks.values() if isinstance(block, app.gr.Tab)]
+    assert found == ["Reconstruct", *tabs]
 
 
 # ------------------------------------------------------------------------------------------- served, in a browser
@@ -259,12 +230,6 @@ def until(browser, script: str):
         assert time.monotonic() < end, f"never true: {script}"
         time.sleep(0.1)
     return value
-
-
-def open_tab(browser, name: str) -> None:
-    tab = f"[...document.querySelectorAll('button[role=tab]')].find(b => b.innerText.trim() === {json.dumps(name)})"
-    until(browser, f"return {tab} !== undefined")
-    browser.run(f"{tab}.click()")
 
 
 def drop(browser, path: Path) -> None:
@@ -389,27 +354,28 @@ def test_page_fits_the_screen_in_both_themes(opened, served, width):
     assert grounds[1] < 150 < 600 < grounds[0]
 
 
-def test_samples_change_with_the_seed(opened):
-    open_tab(opened, "Sample")
-    until(opened, "return document.querySelector('#draw') !== null")
-    opened.run("document.querySelector('#draw').click()")
-    before, first = new_picture(opened, "samples")
-    enter(opened, "#seed input", 7)
-    opened.run("document.querySelector('#draw').click()")
-    assert not np.array_equal(first, new_picture(opened, "samples", before)[1])
-
-
 @pytest.mark.parametrize(
-    ("tab", "button", "slider", "image", "end"),
-    [("Walk", "go", "place", "step", WALK), ("Brain", "draw-brain", "level", "axial", LEVELS)],
+    ("tab", "button", "field", "image", "value"),
+    [
+        ("Sample", "draw", "seed", "samples", 7),
+        ("Walk", "go", "place", "step", WALK),
+        ("Brain", "draw-brain", "level", "axial", LEVELS),
+    ],
 )
-def test_slider_moves_through_the_walk_and_the_brain(opened, tab, button, slider, image, end):
-    open_tab(opened, tab)
+def test_samples_change_with_the_seed_and_sliders_move_through_walk_and_brain(opened, tab, button, field, image, value):
+    tab = f"[...document.querySelectorAll('button[role=tab]')].find(b => b.innerText.trim() === {json.dumps(tab)})"
+    until(opened, f"return {tab} !== undefined")
+    opened.run(f"{tab}.click()")
     until(opened, f"return document.querySelector('#{button}') !== null")
     opened.run(f"document.querySelector('#{button}').click()")
     before, first = new_picture(opened, image)
-    until(opened, f"return document.querySelector('#{slider} input[type=range]')?.max === '{end}'")
-    enter(opened, f"#{slider} input[type=range]", end)
+    entry = f"#{field} input"
+    if field != "seed":
+        entry = f"#{field} input[type=range]"
+        until(opened, f"return document.querySelector('{entry}')?.max === '{value}'")
+    enter(opened, entry, value)
+    if field == "seed":
+        opened.run(f"document.querySelector('#{button}').click()")
     _, last = new_picture(opened, image, before)
     assert first.shape == last.shape
     assert not np.array_equal(first, last)

@@ -1,4 +1,4 @@
-"""A data set of a few tiny slices, and whole trainings on it in this process, for the tests of training."""
+"""A data set of a few tiny slices, whole trainings on it in this process, and what files of networks hold."""
 
 import inspect
 import os
@@ -15,6 +15,7 @@ from scipy import ndimage
 import modules
 import train
 from dataset import DataSet, Slices
+from inference.loading import identity
 from networks.pixelcnn import PixelCNN
 from networks.transformer import Transformer
 from report import plots
@@ -36,6 +37,18 @@ OPTIONS = {
     "precision": "fp32",
 }
 STEPS = 4  # an epoch, of 64 slices in batches of 16
+DATA = {"title": "blobs", "root": "blobs", "synthetic": True, "fingerprint": "f" * 64, "size": [256, 256], "axis": 2}
+DATA |= {"box": [96, 96, 64, 64], "levels": 32, "slices": None, "spacing": None, "person": None, "affine": None}
+
+
+def content_of(network: torch.nn.Module, autoencoder: modules.Autoencoder | None = None) -> dict:
+    """What the file of an autoencoder trained on `DATA` holds, or of a prior over an autoencoder's codes."""
+    content = {"model": type(network).__name__.lower(), "arguments": network.arguments, "epoch": 1}
+    if autoencoder is None:
+        content |= {"kind": "autoencoder", "data": DATA, "validation_ssim": 0.9}
+    else:
+        content |= {"kind": "prior", "autoencoder": identity(autoencoder)}
+    return content | {"state": network.state_dict()}
 
 
 def slices(people: int, levels: int, first: int = 1) -> Slices:
