@@ -29,15 +29,20 @@ FILES = {  # module name -> its file
 }
 
 
-def imports(path) -> set[str]:
-    """Modules of this repository that a file imports, wherever in the file."""
+def imported(path) -> set[str]:
+    """All that a file imports, wherever in the file: modules, and what may be modules."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names & FILES.keys()
+    return names
+
+
+def imports(path) -> set[str]:
+    """Modules of this repository that a file imports."""
+    return imported(path) & FILES.keys()
 
 
 def test_every_file_belongs_to_a_layer():
