@@ -44,6 +44,12 @@ class Speech(Words, Sizes):
     """all of it"""
 
 
+class Needy(Settings):
+    """needs"""
+
+    name: str = option(..., "whose")
+
+
 def test_a_command_line_becomes_typed_values():
     arguments = ["--levels=5", "--share", "0.5", "--side=8", "--word=null", "--place=a b/c", "--loud"]
     speech = cli.parse(Speech, "", arguments)
@@ -52,12 +58,14 @@ def test_a_command_line_becomes_typed_values():
     assert cli.parse(Speech, "", ["--parts", "1", "2", "--loud"]) == Speech(parts=[1, 2], loud=True)
     assert cli.parse(Speech, "", ["--levels=2", "--levels=4"]).levels == 4  # the last one counts
     assert cli.parse(Speech, "", ["--side=4"]).model_fields_set == {"side"}
+    assert cli.parse(Needy, "", ["me"]).name == "me"
     assert Speech.from_json(speech.model_dump_json().encode(), "file") == speech
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "the following arguments are required: name"),
         (["--levels", "-1"], "--levels must be greater than or equal to 0, not -1"),
         (["--levels=" + 400 * "9"], "--levels must be less than or equal to 9, not 99999"),
         (["--levels=many"], "argument --levels: invalid int value: 'many'; see "),
@@ -73,7 +81,7 @@ def test_a_command_line_becomes_typed_values():
 )
 def test_what_is_wrong_with_an_option_is_named(arguments, message):
     with pytest.raises(InputError) as caught:
-        cli.parse(Speech, "", arguments)
+        cli.parse(Speech if arguments else Needy, "", arguments)
     assert str(caught.value).startswith(message)
     assert len(str(caught.value)) < 200
 
@@ -81,10 +89,8 @@ def test_what_is_wrong_with_an_option_is_named(arguments, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"levels": 10}', "F: levels must be less than or equal to 9, not 10"),
         ('{"levels": "3"}', "F: levels must be a valid integer, not '3'"),
         ('{"share": NaN}', "F: share must be a finite number, not nan"),
-        ('{"word": "no"}', "F: --word no is not allowed here"),
         ('{"width": 3}', "F: width: Extra inputs are not permitted"),
         ("[]", "F: it must be an object, not []"),
         ("[" * 100_000, "F: Invalid JSON: "),
@@ -95,17 +101,6 @@ def test_what_is_wrong_in_a_file_is_named(text, message):
     with pytest.raises(InputError) as caught:
         Speech.from_json(text.encode(), "F")
     assert str(caught.value).startswith(message)
-
-
-def test_a_required_value_is_positional():
-    class Needy(Settings):
-        """needs"""
-
-        name: str = option(..., "whose")
-
-    assert cli.parse(Needy, "", ["me"]).name == "me"
-    with pytest.raises(InputError, match="the following arguments are required: name"):
-        cli.parse(Needy, "", [])
 
 
 def test_help_has_a_group_for_each_class_with_values_and_defaults(capsys):
@@ -133,7 +128,6 @@ def test_help_of_training_is_complete(capsys, monkeypatch):
     ("command", "message"),
     [
         ("train.py --epochs=0 --out={folder}/runs", "--epochs must be greater than or equal to 1, not 0"),
-        ("train.py --data=demo --autoencoder=no.pth --out={folder}/runs", "no checkpoint at "),
         ("predict.py resources/pretrained/vqvae.pth --volumes=1 --around=no.png --out={folder}/x", "--around: no file"),
         ("dataset.py check {folder}/nowhere", "no folder "),
     ],
