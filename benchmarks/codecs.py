@@ -8,7 +8,6 @@ rate-distortion figure, and for each model its worst, median and best slice besi
 model's own bytes go to --out. About 5 minutes of one core for each of --bytes and 320 slices.
 """
 
-import argparse
 import io
 import math
 import sys
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import get_args
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -39,11 +38,22 @@ from inference.reconstruction import Reconstruction
 from reading.listing import SPLITS
 from report import plots
 from report.style import save_tiles, tile
-from runtime import compute
-from runtime.cli import Device, Parser
+from runtime import cli, compute
+from runtime.cli import Device, Settings, option
 from runtime.errors import InputError, exit_on_input_error
 from scoring.metrics import reconstruction_scores, summarise
 from scoring.scores import SCORES
+
+
+class CodecSettings(Settings):
+    """what to compare"""
+
+    data: str | None = option(None, "data set, or 'demo' (default: the usual places)", "DIR")
+    split: Literal[*SPLITS] = option("test", "of the data set")
+    checkpoints: list[Path] = option([], "models to score", "PTH")
+    bytes: list[int] = option([4608, 1152], "that a slice's file may have", "N")
+    out: Path = option(Path("runs/codecs"), "folder for table and figures", "DIR")
+    device: Device = option("auto", "where to compute")
 
 
 @dataclass(frozen=True)
@@ -199,29 +209,13 @@ def side_by_side(images: np.ndarray, model: Coded, path: Path, title: str) -> No
     save_tiles(tile(np.stack(tiles), 1 + len(columns), labels), path, "At the same bytes", caption)
 
 
-def rate_distortion_rows(rows: Iterable[dict]) -> list[dict]:
-    """Rows for the figure: models' bytes are those of their files."""
-    return [row | {"bytes": row.get("file_bytes", row["bytes"])} for row in rows]
-
-
 # ----------------------------------------------------------------------------------------------------
 # The command line
 
 
-def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="data set, or 'demo' (default: the usual places)")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="(default: test)")
-    parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], metavar="PTH", help="models to score")
-    parser.add_argument("--bytes", type=int, nargs="*", default=[4608, 1152], help="(default: 4608 1152)")
-    parser.add_argument("--out", type=Path, default=Path("runs/codecs"), help="(default: runs/codecs)")
-    parser.add_argument("--device", choices=get_args(Device), default="auto", help="(default: auto)")
-    return parser.parse_args()
-
-
 @exit_on_input_error
 def main() -> int:
-    settings = parse()
+    settings = cli.parse(CodecSettings, __doc__)
     on = compute.choose(settings.device, "fp32")
     data = dataset.load(settings.data, (settings.split,))
     slices = data.splits[settings.split]
@@ -243,7 +237,8 @@ def main() -> int:
 
     table = markdown(rows, title)
     tables.save(settings.out, "codecs", table, {"data": title, "rows": rows})
-    plots.rate_distortion(rate_distortion_rows(rows), settings.out / "rate_distortion.png", title)
+    drawn = [row | {"bytes": row.get("file_bytes", row["bytes"])} for row in rows]  # models' bytes are of their files
+    plots.rate_distortion(drawn, settings.out / "rate_distortion.png", title)
     print(f"{table}\n\nfigures: {settings.out}")
     return 0
 

@@ -285,9 +285,6 @@ def learning_table(found: list[dict]) -> str:
     return tables.markdown([*heads, "people and brains"], rows)
 
 
-TABLES = {"asked": asked_table, "ratings": rating_table, "learning": learning_table}
-
-
 def draw_asked(model: TrainedModel, path: Path, sizes: np.ndarray, seed: int = 0) -> None:
     """One seed's brain through ratings and through ventricles between the percentiles of training people's `sizes`."""
     asked = [{RATING: rating} for rating in COMPARED]
@@ -340,8 +337,8 @@ def main() -> int:
     sampled = rated(draw, np.repeat([0, *COMPARED], settings.rated), 2 * settings.brains, measure.core)
     found["ratings"] = compare_ratings(train, sampled)
     found["learning"] = list(learn(people, new, sampled))
-    text = "\n\n".join(table(found[name]) for name, table in TABLES.items())
-    print(text)
+    parts = asked_table(found["asked"]), rating_table(found["ratings"]), learning_table(found["learning"])
+    print(text := "\n\n".join(parts))
     tables.save(settings.out, "covariates", text, found)
     draw_asked(model, settings.out / "asked.png", sizes["ventricles"])
     return 0

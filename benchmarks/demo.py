@@ -4,10 +4,9 @@
 
 Times a few training steps, chooses the number of people and epochs by that, so that everything takes about five minutes
 on any two cores, and calls train.py and predict.py as anybody would. In the end one picture shows what so short a
-training samples above what the weights of this repository sample, which took hours to train.
+training samples beside what the weights of this repository sample, which took hours to train.
 """
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,9 +18,9 @@ import runtime.environment  # noqa: F401, before PyTorch
 
 # isort: split
 import torch
-from PIL import Image
 
 import dataset
+from benchmarks.trained import ROOT, call
 from inference.codec import to_uint8
 from inference.model import TrainedModel
 from modules import RQVAE
@@ -29,11 +28,10 @@ from report import plots
 from runtime import cli, compute
 from runtime.cli import Device, Precision, Settings, option
 from runtime.compute import Compute
-from runtime.errors import InputError, exit_on_input_error
+from runtime.errors import exit_on_input_error
 from runtime.wording import counted, duration
 from training.optim import muon
 
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "resources/pretrained/vqvae.pth"
 SHOWN_SAMPLES = 8  # of each model
 
@@ -41,12 +39,6 @@ TRAINING_SECONDS = 180.0  # all else takes about as long on a slow machine
 TIMED_STEPS = 6
 LEVELS = 32  # slices a person in the demo set
 BATCH_SIZE, PRIOR_BATCH_SIZE, PAINTER_WIDTH = 8, 16, 16
-# Time of everything in training but the autoencoder's steps, in such steps; measured on one core in bf16 and fp32.
-ONCE = 45  # k-means, and fitting the judge
-VALIDATION = 6  # of an epoch, and its picture
-PRIOR_STEP = 1.7
-JUDGED_SAMPLES = 18  # of an epoch of the prior
-PAINTER_SLICE = 0.06  # of the painter's training and its student's
 
 
 class DemoSettings(Settings):
@@ -67,17 +59,17 @@ class Size(NamedTuple):
 
     @property
     def work(self) -> float:
-        """Training time in steps of the autoencoder."""
-        epoch = self.people * LEVELS / BATCH_SIZE + VALIDATION
-        prior_epoch = self.people * LEVELS / PRIOR_BATCH_SIZE * PRIOR_STEP + JUDGED_SAMPLES
-        painter = self.painter_slices * PAINTER_SLICE
-        return ONCE + self.epochs * epoch + self.prior_epochs * prior_epoch + painter
+        """Training time in steps of the autoencoder; measured on one core in bf16 and fp32."""
+        once = 45  # k-means, and fitting the judge
+        epoch = self.people * LEVELS / BATCH_SIZE + 6  # with its validation and its picture
+        prior_epoch = 1.7 * self.people * LEVELS / PRIOR_BATCH_SIZE + 18  # with the samples that are judged
+        painter = 0.06 * self.painter_slices  # and its student
+        return once + self.epochs * epoch + self.prior_epochs * prior_epoch + painter
 
 
-MOST_PEOPLE, FEWEST_PEOPLE = 32, 8  # the demo set has 32 for training; fewer than 8 show nothing
-SIZES = [  # the best one first; fewer epochs only with the fewest people
-    *(Size(people, 4, 3, 64 * people) for people in range(MOST_PEOPLE, FEWEST_PEOPLE - 1, -1)),
-    *(Size(FEWEST_PEOPLE, *epochs, 256) for epochs in ((3, 2), (2, 2), (2, 1), (1, 1))),
+SIZES = [  # the best one first: the demo set has 32 people for training, and fewer than 8 show nothing
+    *(Size(people, 4, 3, 64 * people) for people in range(32, 7, -1)),
+    *(Size(8, *epochs, 256) for epochs in ((3, 2), (2, 2), (2, 1), (1, 1))),
 ]
 
 
@@ -103,30 +95,18 @@ def seconds_per_step(on: Compute) -> float:
     return (time.monotonic() - start) / TIMED_STEPS
 
 
-def run(*command: str) -> None:
-    """Show a command and run it. Raises InputError when it fails; it has then printed why."""
-    print(f"\n$ {' '.join(['python', *command])}", flush=True)
-    if status := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
-        raise InputError(f"{command[0]} ended with exit status {status}: see above")
-
-
 def draw_comparison(folder: Path, people: int, device: str) -> Path:
-    """Samples of the run above those of the shipped weights, in one picture; returns its path."""
-    titles = {
-        folder / "vqvae.pth": f"Trained here on {people} synthetic people, for a few minutes",
-        SHIPPED: "The weights of this repository, trained on slices of 155 real people, for hours",
-    }
-    grids, path = [], folder / "samples_here_and_shipped.png"
-    for weights, title in titles.items():
-        pictures = to_uint8(TrainedModel.load(weights, device=device).sample(range(SHOWN_SAMPLES)))
-        plots.samples(pictures, path, title)
-        with Image.open(path) as picture:
-            grids.append(picture.convert("RGB"))
-    above, below = grids
-    both = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
-    both.paste(above, (0, 0))
-    both.paste(below, (0, above.height))
-    both.save(path)
+    """Samples of the run beside those of the shipped weights, in one picture; returns its path."""
+    here, shipped = (
+        to_uint8(TrainedModel.load(weights, device=device).sample(range(SHOWN_SAMPLES)))
+        for weights in (folder / "vqvae.pth", SHIPPED)
+    )
+    title = (
+        f"Left: trained here on {people} synthetic people, for a few minutes. Right: the weights of this repository,"
+        " trained on slices of 155 real people, for hours"
+    )
+    path = folder / "samples_here_and_shipped.png"
+    plots.samples_beside_real(here, shipped, path, title, kind="shipped sample")
     return path
 
 
@@ -139,7 +119,7 @@ def main() -> int:
     seconds = seconds_per_step(on)
     size = size_for(seconds)
     print(
-        f"a step takes {seconds:.2f} s here, {on.describe()}: {size.people} of {MOST_PEOPLE} people,"
+        f"a step takes {seconds:.2f} s here, {on.describe()}: {size.people} of {SIZES[0].people} people,"
         f" {counted(size.epochs, 'epoch')} of the autoencoder, {size.prior_epochs} of the prior,"
         f" {size.painter_slices:,} slices for the painter"
     )
@@ -153,16 +133,15 @@ def main() -> int:
         "prior": "dcgan",
         "prior-epochs": size.prior_epochs,
         "prior-batch-size": PRIOR_BATCH_SIZE,
-        "out": settings.out.absolute(),
+        "out": settings.out,
     }
     where = [f"--device={settings.device}", f"--precision={settings.precision}"]
-    before = set(settings.out.glob("*/"))
-    run("train.py", *(f"--{name}={value}" for name, value in options.items()), *where)
-    [folder] = set(settings.out.glob("*/")) - before
-    run("predict.py", str(folder.absolute() / "vqvae.pth"), "--samples=16", *where)
+    call("train.py", *(f"--{name}={value}" for name, value in options.items()), *where)
+    folder = max(page.parent for page in settings.out.glob("*/report.html"))  # named by the time
+    call("predict.py", folder / "vqvae.pth", "--samples=16", *where)
     picture = draw_comparison(folder, size.people, settings.device)
     print(f"\nthe demo took {duration(time.monotonic() - start)}. To look at:")
-    print(f"  {picture}: samples of this training, above samples of the weights of this repository")
+    print(f"  {picture}: samples of this training, beside samples of the weights of this repository")
     print(f"  {folder / 'predict/report.html'}: scores and figures of this training")
     return 0
 

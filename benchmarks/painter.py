@@ -27,6 +27,7 @@ from runtime import cli
 from runtime.cli import Device, Precision, Settings, option
 from runtime.errors import exit_on_input_error
 from runtime.files import atomic
+from scoring import tissue
 from scoring.batches import unit_batch
 from scoring.judge import Judge
 from scoring.metrics import reconstruction_scores, ssim
@@ -64,13 +65,6 @@ def neighbours(slices: Slices, images: np.ndarray) -> float:
     return float(np.mean([1 - ssim(*unit_batch(images[i : i + 2]).split(1)).item() for i in pairs]))
 
 
-def joined(a: Slices, b: Slices) -> Slices:
-    """Two splits as one."""
-    levels = np.concatenate([a.levels, b.levels])
-    lists = ([*getattr(a, name), *getattr(b, name)] for name in ("names", "people"))
-    return Slices(np.concatenate([a.images, b.images]), *lists, levels, [*a.paths, *b.paths])
-
-
 def painter_table(found: dict) -> str:
     """What is painted of the first codes of people never trained on."""
     kinds = {"own": "their own slices (floor)", "plain": "plain decoder", "painted": "painted"}
@@ -80,7 +74,7 @@ def painter_table(found: dict) -> str:
         one = found[kind]
         areas = [f"{one['auc'][size]['mean']:.3f}" for size in ("half", "full")]
         distances = [f"{one['frechet'][space]:.3f}" for space in ("pca", "randconv", "folds")]
-        tissues = [f"{one['tissue'][name]['d']:.2f}, {one['tissue'][name]['spread']:.2f}" for name in figures]
+        tissues = tissue.cells(one["tissue"], figures)
         rows.append([label, *areas, *distances, *tissues, f"{one['neighbours']:.3f}"])
     heads = ["", "AUC, half size", "full size", "`pca`", "`randconv`", "`folds`", *figures, "neighbours"]
     return markdown(heads, rows)
@@ -99,14 +93,18 @@ def known_by_heart(found: dict) -> str:
 def main() -> int:
     settings = cli.parse(PainterSettings, __doc__)
     model = TrainedModel.load(settings.checkpoint, "none", settings.device, settings.precision)
-    data = dataset.load(settings.data, ("train", "validate", "test"))
-    train, held_out = data.splits["train"], joined(data.splits["validate"], data.splits["test"])
-    judge = Judge(train, data.splits["test"])
-    pictures = {
-        "own": held_out.images,
-        "plain": first_codes(model, held_out, paint=False),
-        "painted": first_codes(model, held_out, paint=True),
-    }
+    splits = dataset.load(settings.data).splits
+    train, validate, test = (splits[name] for name in ("train", "validate", "test"))
+    held_out = Slices(
+        images=np.concatenate([validate.images, test.images]),
+        names=validate.names + test.names,
+        people=validate.people + test.people,
+        levels=np.concatenate([validate.levels, test.levels]),
+        paths=validate.paths + test.paths,
+    )
+    judge = Judge(train, test)
+    pictures = {"own": held_out.images}
+    pictures |= {kind: first_codes(model, held_out, kind == "painted") for kind in ("plain", "painted")}
     found = {}
     for kind, images in pictures.items():
         found[kind] = {
@@ -116,7 +114,7 @@ def main() -> int:
             "neighbours": neighbours(held_out, images),
         }
         print(kind, json.dumps(found[kind]), flush=True)
-    for name, part in (("train", train.first_people(TRAINING_PEOPLE)), ("validate", data.splits["validate"])):
+    for name, part in (("train", train.first_people(TRAINING_PEOPLE)), ("validate", validate)):
         own = part.images / np.float32(255)
         found[f"ssim_{name}"] = {}
         for how in ("plain", "painted"):

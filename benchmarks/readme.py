@@ -1,13 +1,13 @@
 """Which numbers stand in the README? Those that this command measures with the pretrained models.
 
-    python benchmarks/readme.py --data DIR          # what `make results DATA=DIR` does; about 20 minutes on two cores
-    python benchmarks/readme.py --data DIR --train  # trains the models that are not in the repository, too; hours
+    python benchmarks/readme.py --data DIR          # what `make results DATA=DIR` does; about 30 minutes on two cores
+    python benchmarks/readme.py --data DIR --train  # trains the model that is not in the repository, too; hours
     python benchmarks/readme.py                     # fills the tables from resources/results.json
 
 Scores every checkpoint with predict.py and codecs.py on the test split, writes resources/results.json, copies the
-figures to resources/, and fills the tables of README.md and of the model card. Checkpoints that are too many to be
-part of the repository are looked for in --runs, and keep the numbers that they have in results.json where they are
-not there. A test compares the tables with results.json.
+figures to resources/, and fills the tables of README.md and of the model card. A checkpoint that is not part of the
+repository is looked for in --runs, and keeps the numbers that it has in results.json where it is not there. A test
+compares the tables with results.json.
 """
 
 import json
@@ -18,9 +18,8 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,28 +28,22 @@ import runtime.environment  # noqa: F401, before PyTorch
 # isort: split
 import torch
 
-import dataset
 from benchmarks import covariates, others, painter
 from benchmarks.tables import markdown
 from benchmarks.trained import ROOT, call, finished, run_folder
-from inference.codec import to_uint8
 from inference.loading import load_autoencoder
-from inference.model import TrainedModel
-from inference.sampling import Sampler
-from report import plots
 from runtime import cli, compute
 from runtime.cli import Settings, option
-from runtime.errors import InputError, exit_on_input_error
+from runtime.errors import exit_on_input_error
 from runtime.files import atomic
 from scoring import tissue
-from scoring.judge import Judge
 
 RESOURCES = ROOT / "resources"
 PRETRAINED = RESOURCES / "pretrained"
 DEFAULT = PRETRAINED / "vqvae.pth"  # all priors model its codes
 PAGES = (ROOT / "README.md", RESOURCES / "RESULTS.md", PRETRAINED / "README.md")
 SAMPLES = 1000
-VOLUMES = 32
+VOLUMES = {"transformer": 32}  # whole brains that a prior draws
 FAST = "--precision", "auto"  # samples needn't be the same to the bit on every machine
 BYTES = (4608, 1782, 1152)  # 64x64 codes of 512, the course baseline's network here, 32x32 codes of 512
 
@@ -93,17 +86,11 @@ FIGURES = {  # file of predict.py or codecs.py for a model -> file in resources/
     ("dcgan", "walk.gif"): "walk.gif",
     ("pixelcnn", "samples.png"): "samples_pixelcnn.png",
     ("course_gan", "samples.png"): "samples_course_gan.png",
-    ("volumes", "volumes.png"): "volumes.png",
-    ("volumes", "volume_levels.gif"): "volume_levels.gif",
-    ("volumes", "volume_curves.png"): "volume_curves.png",
+    ("transformer", "volumes.png"): "volumes.png",
+    ("transformer", "volume_levels.gif"): "volume_levels.gif",
+    ("transformer", "volume_curves.png"): "volume_curves.png",
     ("codecs", "rate_distortion.png"): "rate_distortion.png",
     ("codecs", "side_by_side_rqvae_4356.png"): "side_by_side.png",
-}
-FIGURES_OF_RUNS = {  # file of train.py for a model whose run is in --runs -> file in resources/
-    ("rqvae_4356", "progress.gif"): "progress.gif",
-    ("rqvae_4356", "training_curves.png"): "training_curves.png",
-    ("transformer", "transformer_curves.png"): "transformer_curves.png",
-    ("course_gan", "dcgan_curves.png"): "dcgan_curves_course_gan.png",
 }
 
 # ----------------------------------------------------------------------------------------------------
@@ -124,18 +111,21 @@ def find(name: str, settings: ReadmeSettings) -> Path | None:
     trained = (AUTOENCODERS | PRIORS)[name]
     if trained.file:
         return PRETRAINED / trained.file
+    options = ["--data", settings.data, "--prior", "none", *trained.training.split()]
     folder = settings.runs / name
-    autoencoder = ["--prior", "none"] if name in AUTOENCODERS else ["--autoencoder", str(DEFAULT)]
-    options = ["--data", settings.data, *autoencoder, *trained.training.split()]
     run = run_folder(folder, options) if settings.train else finished(folder)
-    return run and run / ("vqvae.pth" if name in AUTOENCODERS else "dcgan.pth")
+    return run and run / "vqvae.pth"
+
+
+def predict(checkpoint: Path, data: str, out: Path, *options: object) -> dict:
+    """What predict.py writes to metrics.json in the folder `out`."""
+    call("predict.py", checkpoint, "--data", data, "--out", out, *options)
+    return json.loads((out / "metrics.json").read_text())
 
 
 def score_autoencoder(path: Path, data: str, out: Path, codes: int | None) -> dict:
-    """Scores by predict.py of an autoencoder's reconstructions of the test split, from `codes` per position."""
-    some = ["--codes", codes] if codes else []
-    call("predict.py", path, "--data", data, "--prior", "none", "--out", out, *some)
-    metrics = json.loads((out / "metrics.json").read_text())
+    """Scores of an autoencoder's reconstructions of the test split, from `codes` per position."""
+    metrics = predict(path, data, out, "--prior", "none", *(["--codes", codes] if codes else []))
     model, about = load_autoencoder(path)
     used = metrics["codes"]
     return {key: metrics[key] for key in ("data", "images", "ssim", "foreground_ssim", "gaussian_ssim", "psnr")} | {
@@ -148,79 +138,51 @@ def score_autoencoder(path: Path, data: str, out: Path, codes: int | None) -> di
     }
 
 
-def score_prior(path: Path, judge: Judge, model: TrainedModel, settings: ReadmeSettings, out: Path) -> dict:
-    """The judge's verdict on a prior's samples, and its bits a slice if it has any; predict.py draws the figures."""
-    call("predict.py", DEFAULT, "--data", settings.data, "--prior", path, *FAST, "--out", out)
-    metrics = json.loads((out / "metrics.json").read_text())
-    sampler, seeds = Sampler(path, model.codec), range(SAMPLES)
-    pictures = to_uint8(model.codec.paint(sampler.sample(seeds), seeds))
-    verdict = judge.score(pictures)
-    closest = verdict["memorisation"].pop("closest")
-    columns = {key: [one[key] for one in closest] for key in closest[0]}
-    pairs = pictures[columns["sample"]], judge.as_nearest(columns["train_index"], columns["mirrored"])
-    names = ["mirrored " * one["mirrored"] + one["train_name"] for one in closest]
-    cropped = (model.codec.box.crop(pair) for pair in pairs)
-    plots.nearest_training(*cropped, columns["ssim"], names, out / "nearest_training.png", sampler.title)
-    bits = {"entropy_coded_bits": 8 * metrics["entropy_coded_bytes"]} if "entropy_coded_bytes" in metrics else {}
-    return verdict | bits | {"epoch": metrics["settings"]["prior"]["epoch"]}
+def score_prior(name: str, data: str, out: Path) -> dict[str, dict]:
+    """The verdicts on a prior's `samples`, with its bits a slice where it has any, and on the `volumes` it draws."""
+    options = "--samples", SAMPLES, "--volumes", VOLUMES.get(name, 0), *FAST
+    metrics = predict(DEFAULT, data, out, "--prior", PRETRAINED / PRIORS[name].file, *options)
+    verdicts = {"samples": metrics["judge"] | {"epoch": metrics["settings"]["prior"]["epoch"]}}
+    del verdicts["samples"]["memorisation"]["closest"]
+    if "entropy_coded_bytes" in metrics:
+        verdicts["samples"]["entropy_coded_bits"] = 8 * metrics["entropy_coded_bytes"]
+    if "volume_judge" in metrics:
+        verdicts["volumes"] = metrics["volume_judge"]
+        del verdicts["volumes"]["curves"]
+    return verdicts
 
 
-def score_volumes(path: Path, data: str, out: Path) -> dict:
-    """The verdict on whole brains that a transformer draws."""
-    options = ["--samples", 0, "--volumes", VOLUMES, *FAST]
-    call("predict.py", DEFAULT, "--data", data, "--prior", path, *options, "--out", out)
-    verdict = json.loads((out / "metrics.json").read_text())["volume_judge"]
-    verdict.pop("curves")
-    return verdict
-
-
-def named_checkpoints(found: dict[str, Path | None], folder: Path) -> list[Path]:
-    """The autoencoders in folders that bear their names, which codecs.py gives them; the default beside its prior."""
-    paths = []
+def measure(settings: ReadmeSettings, work: Path, results: dict) -> None:
+    """Puts all numbers in `results`, where those of a checkpoint that isn't there stay."""
+    data, checkpoints = settings.data, []
+    (work / "checkpoints").mkdir()
     for name, one in AUTOENCODERS.items():
-        if (path := found[name]) and not one.codes:
-            (folder / name).mkdir(parents=True)
-            paths.append(shutil.copy(path, folder / name))
-    shutil.copy(found["transformer"], folder / "rqvae")
-    return paths
+        if not (path := find(name, settings)):
+            print(f"neither in {PRETRAINED} nor in {settings.runs}, so the numbers stay: {name}")
+            continue
+        results["autoencoders"][name] = score_autoencoder(path, data, work / name, one.codes)
+        if not one.codes:  # codecs.py names a checkpoint by its folder, and looks for a prior there
+            (folder := work / "checkpoints" / name).symlink_to(path.parent.resolve())
+            checkpoints.append(folder / "vqvae.pth")
+    for name in PRIORS:
+        verdicts = score_prior(name, data, work / name)
+        results["priors"][name] = verdicts["samples"]
+        results["volumes"] = verdicts.get("volumes", results["volumes"])
 
-
-def measure(settings: ReadmeSettings, work: Path, results: dict) -> dict:
-    """All numbers; what isn't there stays as it is in `results`."""
-    found = {name: find(name, settings) for name in AUTOENCODERS | PRIORS}
-    missing = [name for name, path in found.items() if path is None]
-    if missing:
-        print(f"neither in {PRETRAINED} nor in {settings.runs}, so their numbers stay: {', '.join(missing)}")
-    for name in AUTOENCODERS.keys() - missing:
-        row = score_autoencoder(found[name], settings.data, work / name, AUTOENCODERS[name].codes)
-        results.setdefault("autoencoders", {})[name] = row
-    model, splits = TrainedModel.load(DEFAULT, "none"), dataset.load(settings.data, ("train", "test")).splits
-
-    def first_codes(images: np.ndarray) -> np.ndarray:
-        return model.codec.encode(images, model.codec.box)[0].cpu().numpy()
-
-    judge = Judge(splits["train"], splits["test"], encode=first_codes)  # of all priors: the floors are measured once
-    for name in PRIORS.keys() - missing:
-        row = score_prior(found[name], judge, model, settings, work / name)
-        results.setdefault("priors", {})[name] = row
-    painted = work / "painter.json"
-    call("benchmarks/painter.py", DEFAULT, settings.data, "--out", painted)
-    results["painter"] = json.loads(painted.read_text())
-    results["volumes"] = score_volumes(found["transformer"], settings.data, work / "volumes")
-    out, files = work / "codecs", named_checkpoints(found, work / "checkpoints")
-    call("benchmarks/codecs.py", "--data", settings.data, "--out", out, "--checkpoints", *files, "--bytes", *BYTES)
-    results["codecs"] = json.loads((out / "codecs.json").read_text())["rows"]
+    call("benchmarks/painter.py", DEFAULT, data, "--out", work / "painter.json")
+    results["painter"] = json.loads((work / "painter.json").read_text())
+    options = "--checkpoints", *checkpoints, "--bytes", *BYTES
+    call("benchmarks/codecs.py", "--data", data, "--out", work / "codecs", *options)
+    results["codecs"] = json.loads((work / "codecs/codecs.json").read_text())["rows"]
     asked = settings.runs / "covariates"  # the brains are kept for the next time
-    call("benchmarks/covariates.py", DEFAULT, settings.data, *FAST, "--out", asked)
+    call("benchmarks/covariates.py", DEFAULT, data, *FAST, "--out", asked)
     results["covariates"] = json.loads((asked / "covariates.json").read_text())
     shutil.copy(asked / "asked.png", RESOURCES)
-    rows, published = work / "others.json", ["--published", settings.published] if settings.published else []
-    call("benchmarks/others.py", DEFAULT, "--data", settings.data, "--out", rows, *published)
-    made = {row["name"]: row for row in json.loads(rows.read_text())["rows"]}
-    kept = {row["name"]: row for row in results.get("others", [])}
-    results["others"] = list((kept | made).values())
+    published = ["--published", settings.published] if settings.published else []
+    call("benchmarks/others.py", DEFAULT, "--data", data, "--out", work / "others.json", *published)
+    rows = results["others"] + json.loads((work / "others.json").read_text())["rows"]
+    results["others"] = list({row["name"]: row for row in rows}.values())
     results["machine"] = f"{platform.machine()}, {compute.choose('auto').describe()}, PyTorch {torch.__version__}"
-    return results
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -242,17 +204,16 @@ def sizes(results: dict, name: str) -> list[str]:
 
 def reconstruction_table(results: dict) -> str:
     heads = ["model", "bytes a slice", "in files", "SSIM (lowest)", "Gaussian SSIM", "foreground SSIM", "PSNR"]
-    heads += ["codes used", "weights", "`train.py`"]
     rows = []
     for name, one in AUTOENCODERS.items():
-        if row := results["autoencoders"].get(name):
-            ssim = f"{row['ssim']['mean']:.4f} ({row['ssim']['min']:.4f})"
-            means = [f"{row[key]['mean']:.4f}" for key in ("gaussian_ssim", "foreground_ssim")]
-            used = f"{row['codes_used']:,} of {row['codes']:,}"
-            rest = [f"{row['psnr']['mean']:.2f} dB", used, f"{row['parameters']:,}", f"`{one.training}`"]
-            rows.append([one.label, *sizes(results, name), ssim, *means, *rest])
-    defaults = "defaults, in parts: see the model card"
-    return markdown(heads, [[cell.replace("``", defaults) for cell in row] for row in rows])
+        row = results["autoencoders"][name]
+        ssim = f"{row['ssim']['mean']:.4f} ({row['ssim']['min']:.4f})"
+        means = [f"{row[key]['mean']:.4f}" for key in ("gaussian_ssim", "foreground_ssim")]
+        used = f"{row['codes_used']:,} of {row['codes']:,}"
+        how = f"`{one.training}`" if one.training else "defaults, in parts: see the model card"
+        rest = [f"{row['psnr']['mean']:.2f} dB", used, f"{row['parameters']:,}", how]
+        rows.append([one.label, *sizes(results, name), ssim, *means, *rest])
+    return markdown([*heads, "codes used", "weights", "`train.py`"], rows)
 
 
 def codec_table(results: dict) -> str:
@@ -268,77 +229,59 @@ def codec_table(results: dict) -> str:
     return markdown(["bytes", *names, "best of this repository"], rows)
 
 
+def of_priors(results: dict, part: str) -> dict[str, dict]:
+    """A part of the verdict on each prior, by the prior's label."""
+    return {one.label: results["priors"][name][part] for name, one in PRIORS.items()}
+
+
+def real_slices(results: dict, part: str) -> dict:
+    """A part of any prior's verdict: what it says of real slices is the same in all."""
+    return results["priors"]["transformer"][part]
+
+
 def prior_table(results: dict, space: str) -> str:
-    heads = ["", "Frechet", "Frechet, held out", "precision", "recall", "density", "coverage"]
     keys = ("frechet", "frechet_held_out", "precision", "recall", "density", "coverage")
-    floor = next(iter(results["priors"].values()))["floor"][space]
-    lines = [("real slices (floor)", floor)]
-    lines += [
-        (one.label, results["priors"][name]["fidelity"][space])
-        for name, one in PRIORS.items()
-        if name in results["priors"]
-    ]
-    return markdown(heads, [[label, *(f"{row[key]:.3f}" for key in keys)] for label, row in lines])
+    lines = {"real slices (floor)": real_slices(results, "floor")} | of_priors(results, "fidelity")
+    rows = [[label, *(f"{found[space][key]:.3f}" for key in keys)] for label, found in lines.items()]
+    return markdown(["", "Frechet", "Frechet, held out", *keys[2:]], rows)
 
 
 def copies_table(results: dict) -> str:
     """How near samples are to training slices."""
-    heads = ["", "nearer to a training slice than 99 % of held-out slices are", "to a mirrored one"]
-    heads += [
-        "nearest five of one person",
-        "median share of codes in common",
-        "C_T by SSIM",
-        "by codes",
-        "epoch chosen",
-    ]
-    real = next(iter(results["priors"].values()))["memorisation"]
 
-    def cells(near: dict, suffix: str = "") -> list[str]:
-        shares = [near[f"share{suffix}"], near["mirrored"][f"share{suffix}"], near[f"one_person{suffix}"]]
-        codes = near.get("codes")
-        return [*(f"{share:.1%}" for share in shares), f"{codes[f'median{suffix}']:.1%}" if codes else ""]
+    def shares(near: dict, suffix: str = "") -> list[str]:
+        found = [near[f"share{suffix}"], near["mirrored"][f"share{suffix}"], near[f"one_person{suffix}"]]
+        return [f"{share:.1%}" for share in (*found, near["codes"][f"median{suffix}"])]
 
-    rows = [["real slices", *cells(real, "_held_out"), "", "", ""]]
+    rows = [["real slices", *shares(real_slices(results, "memorisation"), "_held_out"), "", "", ""]]
     for name, one in PRIORS.items():
-        if row := results["priors"].get(name):
-            near = row["memorisation"]
-            copying = [near.get("data_copying"), near.get("codes", {}).get("data_copying")]
-            copying = ["" if value is None else f"{value:.2f}" for value in copying]
-            rows.append([one.label, *cells(near), *copying, f"{row['epoch']} of {one.epochs}"])
-    return markdown(heads, rows)
+        near, epoch = (results["priors"][name][part] for part in ("memorisation", "epoch"))
+        copying = [f"{each['data_copying']:.2f}" for each in (near, near["codes"])]
+        rows.append([one.label, *shares(near), *copying, f"{epoch} of {one.epochs}"])
+    heads = ["", "nearer to a training slice than 99 % of held-out slices are", "to a mirrored one"]
+    heads += ["nearest five of one person", "median share of codes in common", "C_T by SSIM", "by codes"]
+    return markdown([*heads, "epoch chosen"], rows)
 
 
 def two_sample_table(results: dict) -> str:
     """Areas under the ROC curve of networks that tell samples from real slices."""
-    tests = next(iter(results["priors"].values()))["two_sample"]
-    rows = {"real people, from others": [tests[size].get("real") for size in tests]}
-    rows["people never trained on"] = [tests[size].get("held_out") for size in tests]
-    for name, one in PRIORS.items():
-        if row := results["priors"].get(name):
-            rows[one.label] = [row["two_sample"][size]["samples"] for size in tests]
+    kinds = {"real people, from others": "real", "people never trained on": "held_out"}
+    real = real_slices(results, "two_sample")
+    rows = {label: [test[kind] for test in real.values()] for label, kind in kinds.items()}
+    for label, tests in of_priors(results, "two_sample").items():
+        rows[label] = [test["samples"] for test in tests.values()]
     cells = [
-        [label, *(f"{test['mean']:.3f} ({test['min']:.3f} to {test['max']:.3f})" for test in row)]
-        for label, row in rows.items()
-        if all(row)
+        [label, *("{mean:.3f} ({min:.3f} to {max:.3f})".format(**test) for test in row)] for label, row in rows.items()
     ]
-    return markdown(["", *(f"{size} size" for size in tests)], cells)
+    return markdown(["", *(f"{size} size" for size in real)], cells)
 
 
 def tissue_table(results: dict) -> str:
     """Samples' tissues beside training slices': Cohen's d and ratio of the spreads."""
-    measured = {name: row["tissue"] for name, row in results["priors"].items() if "tissue" in row}
-    real = next(iter(measured.values()), {})
-    rows = {"half of the people, from the others": real.get("floor"), "held-out people": real.get("held_out")}
-    rows |= {one.label: measured[name]["samples"] for name, one in PRIORS.items() if name in measured}
-    cells = [
-        [
-            label,
-            *(f"{row[name]['d']:.2f}, {row[name]['spread']:.2f}" if name in row else "-" for name in tissue.FIGURES),
-        ]
-        for label, row in rows.items()
-        if row
-    ]
-    return markdown(["", *tissue.FIGURES], cells)
+    real = real_slices(results, "tissue")
+    rows = {"half of the people, from the others": real["floor"], "held-out people": real["held_out"]}
+    rows |= {label: found["samples"] for label, found in of_priors(results, "tissue").items()}
+    return markdown(["", *tissue.FIGURES], [[label, *tissue.cells(found)] for label, found in rows.items()])
 
 
 MEASURES = {  # of volumes -> what the table calls it
@@ -377,8 +320,8 @@ def volume_copies(results: dict) -> str:
 
 
 def bits_sentence(results: dict) -> str:
-    row, codes = results["priors"]["transformer"], results["autoencoders"]["rqvae"]
-    bits, plain, order_0 = row["entropy_coded_bits"], 8 * codes["bytes"], codes["order_0_bits"]
+    bits, codes = results["priors"]["transformer"]["entropy_coded_bits"], results["autoencoders"]["rqvae"]
+    plain, order_0 = 8 * codes["bytes"], codes["order_0_bits"]
     return (
         f"As an entropy coder the transformer needs {bits:,.0f} bits for a test slice: {bits / plain:.0%} of the"
         f" {plain:,.0f} of plain codes, and fewer than the {order_0:,.0f} of their order-0 entropy. That makes"
@@ -403,22 +346,22 @@ def brief_table(results: dict) -> str:
     """Reconstruction, for the README: what it costs, and how good it is."""
     rows = []
     for name, one in AUTOENCODERS.items():
-        if name != "vqvae2" and (row := results["autoencoders"].get(name)):
-            means = [f"{row[key]['mean']:.4f}" for key in ("ssim", "foreground_ssim")]
+        if name != "vqvae2":
+            means = [f"{results['autoencoders'][name][key]['mean']:.4f}" for key in ("ssim", "foreground_ssim")]
             rows.append([one.label, *sizes(results, name), *means])
     return markdown(["model", "bytes a slice", "in files", "SSIM", "foreground SSIM"], rows)
 
 
 def samples_in_brief(results: dict) -> str:
     """Samples, for the README: the distance in each space, and what the classifier makes of them."""
-    any_row = next(iter(results["priors"].values()))
     spaces = ("pca", "randconv", "folds")
-    floor = [f"{any_row['floor'][space]['frechet']:.3f}" for space in spaces]
-    rows = [["real slices", *floor, f"{any_row['two_sample']['half']['real']['mean']:.3f}"]]
-    for name, one in PRIORS.items():
-        if row := results["priors"].get(name):
-            distances = [f"{row['fidelity'][space]['frechet']:.3f}" for space in spaces]
-            rows.append([one.label, *distances, f"{row['two_sample']['half']['samples']['mean']:.3f}"])
+    found = {"real slices": (real_slices(results, "floor"), real_slices(results, "two_sample")["half"]["real"])}
+    tests = of_priors(results, "two_sample")
+    found |= {label: (by, tests[label]["half"]["samples"]) for label, by in of_priors(results, "fidelity").items()}
+    rows = [
+        [label, *(f"{by[space]['frechet']:.3f}" for space in spaces), f"{test['mean']:.3f}"]
+        for label, (by, test) in found.items()
+    ]
     return markdown(["", *spaces, "AUC"], rows)
 
 
@@ -428,9 +371,7 @@ BLOCKS = {
     "samples in brief": samples_in_brief,
     "reconstruction": reconstruction_table,
     "codecs": codec_table,
-    "priors, pca": lambda results: prior_table(results, "pca"),
-    "priors, randconv": lambda results: prior_table(results, "randconv"),
-    "priors, folds": lambda results: prior_table(results, "folds"),
+    **{f"priors, {space}": partial(prior_table, space=space) for space in ("pca", "randconv", "folds")},
     "copies": copies_table,
     "two-sample test": two_sample_table,
     "tissue": tissue_table,
@@ -440,24 +381,20 @@ BLOCKS = {
     "volumes": volume_table,
     "volume copies": volume_copies,
     "others": lambda results: others.others_table(results["others"]),
-} | {
-    name: lambda results, name=name, table=table: table(results["covariates"][name])
-    for name, table in covariates.TABLES.items()
+    "asked": lambda results: covariates.asked_table(results["covariates"]["asked"]),
+    "ratings": lambda results: covariates.rating_table(results["covariates"]["ratings"]),
+    "learning": lambda results: covariates.learning_table(results["covariates"]["learning"]),
 }
 
 
 def filled(page: str, results: dict) -> str:
-    """A page with each `<!-- results: NAME -->` ... `<!-- end -->` holding what BLOCKS says.
-
-    Raises InputError when it asks for a block that there isn't.
-    """
-
-    def block(match: re.Match) -> str:
-        if match[1] not in BLOCKS:
-            raise InputError(f"no block of results is called {match[1]}: there are {', '.join(BLOCKS)}")
-        return f"<!-- results: {match[1]} -->\n{BLOCKS[match[1]](results)}\n<!-- end -->"
-
-    return re.sub(r"<!-- results: (.+?) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+    """A page with each `<!-- results: NAME -->` ... `<!-- end -->` holding what BLOCKS says."""
+    return re.sub(
+        r"(<!-- results: (.+?) -->\n).*?(<!-- end -->)",
+        lambda match: f"{match[1]}{BLOCKS[match[2]](results)}\n{match[3]}",
+        page,
+        flags=re.DOTALL,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -468,17 +405,13 @@ def filled(page: str, results: dict) -> str:
 def main() -> int:
     settings = cli.parse(ReadmeSettings, __doc__)
     stored = RESOURCES / "results.json"
-    results = json.loads(stored.read_text()) if stored.is_file() else {}
+    results = json.loads(stored.read_text())
     if settings.data:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
-            results = measure(settings, work, results)
+            measure(settings, work, results)
             for (model, figure), name in FIGURES.items():
-                if (made := work / model / figure).is_file():
-                    shutil.copyfile(made, RESOURCES / name)
-        for (model, figure), name in FIGURES_OF_RUNS.items():
-            if run := finished(settings.runs / model):
-                shutil.copyfile(run / figure, RESOURCES / name)
+                shutil.copyfile(work / model / figure, RESOURCES / name)
         with atomic(stored) as file:
             file.write(json.dumps(results, indent=1).encode() + b"\n")
     for page in PAGES:

@@ -363,9 +363,7 @@ def table(verdict: dict) -> str:
     lines += ["tissue beside training slices, Cohen's d and ratio of spreads:", row("", tissue.FIGURES)]
     labels = {"samples": "samples", "held_out": "held-out people", "floor": "half of the people"}
     for kind, label in labels.items():
-        found = verdict["tissue"][kind]
-        cells = ("{d:.2f}, {spread:.2f}".format(**found[name]) if name in found else "-" for name in tissue.FIGURES)
-        lines.append(row(label, cells))
+        lines.append(row(label, tissue.cells(verdict["tissue"][kind])))
     copies = verdict["memorisation"]
     for kind, alike in {"a training slice": copies, "a mirrored training slice": copies["mirrored"]}.items():
         shares = f"samples {alike['share']:.1%}, held-out slices {alike['share_held_out']:.1%}"

@@ -1,5 +1,7 @@
 """How much of each tissue does a slice show, and how grainy is it? Anatomical figures of real and of sampled slices."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 from skimage import filters, morphology
@@ -76,3 +78,8 @@ def compare(some: np.ndarray, others: np.ndarray) -> dict[str, dict[str, float]]
         if pooled and b.std():
             found[name] = {"d": float((a.mean() - b.mean()) / pooled), "spread": float(a.std() / b.std())}
     return found
+
+
+def cells(found: dict[str, dict[str, float]], names: Sequence[str] = FIGURES) -> list[str]:
+    """What `compare` found, as texts "d, spread"; a dash where there is nothing."""
+    return ["{d:.2f}, {spread:.2f}".format(**found[name]) if name in found else "-" for name in names]

@@ -20,11 +20,12 @@ def test_a_fast_machine_trains_more_than_a_slow_one_within_the_time():
 def test_the_demo_trains_scores_and_compares(tmp_path, monkeypatch, capsys):
     commands = []
 
-    def run(*command):
+    def call(*command):
         commands.append(command)
         (tmp_path / "out/2000-01-01").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out/2000-01-01/report.html").touch()
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(demo, "call", call)
     monkeypatch.setattr(demo, "TIMED_STEPS", 1)
     monkeypatch.setattr(demo, "draw_comparison", lambda folder, people, device: folder / "picture.png")
     monkeypatch.setattr(demo, "size_for", lambda seconds: demo.SIZES[-1] if 0 < seconds < 60 else None)
@@ -33,6 +34,6 @@ def test_the_demo_trains_scores_and_compares(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["demo.py", f"--out={tmp_path / 'out'}", "--device=cpu", "--precision=fp32"])
     assert demo.main() == 0
     (train, *options), (predict, weights, *_) = commands
-    assert (train, predict, weights) == ("train.py", "predict.py", str(tmp_path / "out/2000-01-01/vqvae.pth"))
+    assert (train, predict, weights) == ("train.py", "predict.py", tmp_path / "out/2000-01-01/vqvae.pth")
     assert {"--data=demo", "--limit-people=8", "--epochs=1", "--device=cpu", "--precision=fp32"} <= set(options)
     assert str(tmp_path / "out/2000-01-01/picture.png") in capsys.readouterr().out

@@ -13,7 +13,6 @@ from benchmarks import readme, weights
 from benchmarks.tables import markdown
 from inference.loading import load_autoencoder, load_prior
 from runtime import cli
-from runtime.errors import InputError
 from training.settings import TrainCommand, settle
 
 RESULTS = json.loads((readme.RESOURCES / "results.json").read_text())
@@ -23,22 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_numbers_in_the_pages_are_those_of_results_json(page):
     text = page.read_text(encoding="utf-8")
-    assert "<!-- results: " in text
     assert readme.filled(text, RESULTS) == text
+    changed = json.loads(json.dumps(RESULTS))
+    changed["autoencoders"]["rqvae"]["ssim"]["mean"] += 0.01
+    assert readme.filled(text, changed) != text
 
 
 def test_every_block_of_results_is_shown():
     shown = re.findall(r"<!-- results: (.+?) -->", "".join(page.read_text(encoding="utf-8") for page in readme.PAGES))
     assert set(shown) == set(readme.BLOCKS)
-
-
-def test_a_changed_number_is_noticed():
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    changed = json.loads(json.dumps(RESULTS))
-    changed["autoencoders"]["rqvae"]["ssim"]["mean"] += 0.01
-    assert readme.filled(page, changed) != page
-    with pytest.raises(InputError, match="no block of results"):
-        readme.filled("<!-- results: nothing -->\n<!-- end -->", RESULTS)
 
 
 def test_columns_of_numbers_stand_to_the_right():
