@@ -163,37 +163,32 @@ def run_model(path: Path, slices: Slices, on: compute.Compute) -> list[Coded]:
 # ----------------------------------------------------------------------------------------------------
 # What is shown
 
-COLUMNS = {  # key of a row -> heading and decimals
-    "bytes": ("mean bytes", 0),
-    "file_bytes": ("in files", 0),
-    **{key: (score.heading, score.decimals) for key, score in SCORES.items()},
-    "lowest_ssim": ("lowest SSIM", 4),
-    "too_large": ("did not fit", 0),
-}
-
 
 def markdown(rows: Iterable[dict], title: str) -> str:
     """The table; rows in order of bytes allowed, then of SSIM."""
-    rows = sorted(rows, key=lambda row: (-math.ceil(row["budget"]), row["ssim"]))
-    heads = ["codec", "bytes allowed", *(head for head, _ in COLUMNS.values())]
+    heads = ["codec", "bytes allowed", "mean bytes", "in files", *(score.heading for score in SCORES.values())]
+    decimals = {"bytes": 0, "file_bytes": 0, **{key: score.decimals for key, score in SCORES.items()}}
+    decimals |= {"lowest_ssim": 4, "too_large": 0}
     cells = []
-    for row in rows:
-        numbers = [f"{row[key]:,.{n}f}" if row.get(key) is not None else "" for key, (_, n) in COLUMNS.items()]
+    for row in sorted(rows, key=lambda row: (-math.ceil(row["budget"]), row["ssim"])):
+        numbers = [f"{row[key]:,.{n}f}" if row.get(key) is not None else "" for key, n in decimals.items()]
         cells.append([row["name"], f"{math.ceil(row['budget']):,}", *numbers])
     about = f'{title}; means over the slices. "Did not fit": slices whose file is larger than allowed at the lowest'
-    return f"{about} quality.\n\n{tables.markdown(heads, cells)}"
+    return f"{about} quality.\n\n{tables.markdown([*heads, 'lowest SSIM', 'did not fit'], cells)}"
 
 
 def side_by_side(images: np.ndarray, model: Coded, path: Path, title: str) -> None:
     """The model's worst, median and best slice: original, model and codecs, and under each its error map."""
-    ranked = np.argsort(reconstruction_scores(images, model.pictures / np.float32(255))["ssim"])
+
+    def ssims(originals: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+        return reconstruction_scores(originals, pictures / np.float32(255))["ssim"]
+
+    ranked = np.argsort(ssims(images, model.pictures))
     chosen = ranked[[0, len(ranked) // 2, -1]]
     images = images[chosen]
     columns = {"model": Coded(model.row, model.pictures[chosen], model.sizes[chosen])}
     columns |= {name: run_codec(name, images, model.row["budget"]) for name in CODECS}
-    scores = {
-        name: reconstruction_scores(images, one.pictures / np.float32(255))["ssim"] for name, one in columns.items()
-    }
+    scores = {name: ssims(images, one.pictures) for name, one in columns.items()}
     tiles, labels = [], []
     for i, place in enumerate(("worst", "median", "best")):
         pictures = [images[i], *(one.pictures[i] for one in columns.values())]

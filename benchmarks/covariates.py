@@ -54,7 +54,6 @@ TOGETHER = 16  # brains drawn at once
 POOLED = 4  # side, in pixels, of the squares whose mean the network sees
 FOLDS, SEEDS, STEPS, BATCH, RATE = 5, 3, 200, 16, 1e-3
 RESAMPLED, INTERVAL = 2000, (2.5, 97.5)
-Draw = Callable[[str, np.ndarray, int], np.ndarray]  # see `Drawing.__call__`
 
 
 class CovariateSettings(Settings):
@@ -105,29 +104,23 @@ class Drawing:
 
     def __call__(self, name: str, values: np.ndarray, first_seed: int) -> np.ndarray:
         """Brains that are asked for values [V] of a covariate, one a seed: uint8 [V, L, H, W], cropped to the box."""
-        starts = range(0, len(values), TOGETHER)
-        return np.concatenate([self._part(name, values[at : at + TOGETHER], first_seed + at) for at in starts])
-
-    def _part(self, name: str, values: np.ndarray, first_seed: int) -> np.ndarray:
-        path = self.folder / f"{name}_{values[0]:.6g}_to_{values[-1]:.6g}_{first_seed}_{len(values)}.npy"
-        if not path.is_file():
-            seeds = range(first_seed, first_seed + len(values))
-            images = self.box.crop(to_uint8(self.model.sample_volumes(seeds, where={name: values})))
-            with atomic(path) as file:
-                np.save(file, images)
-        return np.load(path)
-
-
-def rated(draw: Draw, rating: np.ndarray, first_seed: int, core: np.ndarray) -> Brains:
-    """A brain asked for each of the ratings [V], in order of rating, from seeds that follow each other."""
-    rating = np.sort(rating)
-    return Brains.of(draw(RATING, rating, first_seed), rating, core)
+        parts = []
+        for start in range(0, len(values), TOGETHER):
+            asked = values[start : start + TOGETHER]
+            seeds = range(first_seed + start, first_seed + start + len(asked))
+            path = self.folder / f"{name}_{asked[0]:.6g}_to_{asked[-1]:.6g}_{seeds[0]}_{len(asked)}.npy"
+            if not path.is_file():
+                images = self.box.crop(to_uint8(self.model.sample_volumes(seeds, where={name: asked})))
+                with atomic(path) as file:
+                    np.save(file, images)
+            parts.append(np.load(path))
+        return np.concatenate(parts)
 
 
 # ------------------------------------------------------------------------------------------- asked and measured
 
 
-def ask(draw: Draw, measure: Callable, real: dict[str, np.ndarray], number: int) -> dict[str, dict[str, float]]:
+def ask(draw: Callable, measure: Callable, real: dict[str, np.ndarray], number: int) -> dict[str, dict[str, float]]:
     """`agreement` for each measured covariate, of `number` brains; `real`: training people's sizes, [P] each."""
     found = {}
     for name, count, first_seed in (("ventricles", number, 0), ("brain", number // 3, number)):
@@ -334,7 +327,8 @@ def main() -> int:
     people, new, sizes = rated_people(data, measure)
     draw, train = Drawing(model, measure, settings.out / "brains"), people.rows(~new)
     found = {"data": data.title, "asked": ask(draw, measure, sizes, settings.brains)}
-    sampled = rated(draw, np.repeat([0, *COMPARED], settings.rated), 2 * settings.brains, measure.core)
+    ratings = np.sort(np.repeat([0, *COMPARED], settings.rated))
+    sampled = Brains.of(draw(RATING, ratings, 2 * settings.brains), ratings, measure.core)
     found["ratings"] = compare_ratings(train, sampled)
     found["learning"] = list(learn(people, new, sampled))
     parts = asked_table(found["asked"]), rating_table(found["ratings"]), learning_table(found["learning"])

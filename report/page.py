@@ -36,26 +36,24 @@ SECTIONS = {  # section -> the figures in it, in order
     ],
 }
 TRAINING_FIGURES = SECTIONS["Training"]
-HEADINGS = {  # of figures that have none of their own
-    "walk.gif": "A walk between two samples",
-    "volume_levels.gif": "Through the levels of one sampled brain",
-    "progress.gif": "The same slices through training",
-    "painter_progress.gif": "The same slices, painted by the teacher",
-    "student_progress.gif": "The same slices, painted by its student",
-    "dcgan_progress.gif": "The same seeds through training of the DCGAN",
-    "pixelcnn_progress.gif": "The same seeds through training of the PixelCNN",
-    "transformer_progress.gif": "The same seeds through training of the transformer",
-}
 LABELS = {  # words of keys that are written otherwise
-    **{"ssim": "SSIM", "ms": "multi-scale", "psnr": "PSNR", "pca": "PCA", "randconv": "random network", "auc": "AUC"},
-    **{
-        "std": "standard deviation",
-        "min": "lowest",
-        "max": "highest",
-        "frechet": "Frechet distance",
-        "lr": "learning rate",
-    },
-    **{"vqvae": "VQ-VAE", "dcgan": "DCGAN", "r1": "R1", "r2": "R2", "baseline": "independent slices"},
+    "ssim": "SSIM",
+    "ms": "multi-scale",
+    "psnr": "PSNR",
+    "pca": "PCA",
+    "randconv": "random network",
+    "auc": "AUC",
+    "std": "standard deviation",
+    "min": "lowest",
+    "max": "highest",
+    "frechet": "Frechet distance",
+    "lr": "learning rate",
+    "vqvae": "VQ-VAE",
+    "dcgan": "DCGAN",
+    "pixelcnn": "PixelCNN",
+    "r1": "R1",
+    "r2": "R2",
+    "baseline": "independent slices",
 }
 
 
@@ -72,22 +70,19 @@ ENVIRONMENT.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(tex
 # --------------------------------------------------------------------------------------------- pictures
 
 
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def webp(image: Image.Image, **options: Any) -> str:
     """The address of an image within a page, as WebP."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", **options)
-    return _data_uri(buffer.getvalue(), "webp")
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def figure(path: Path, title: str) -> dict[str, Any]:
     """What the page needs of a PNG of plots.py or a GIF, whose last frame is its still; OSError if it's neither."""
     with Image.open(path) as image:
+        name = label(path.stem)
         about = {
-            "heading": HEADINGS.get(path.name) or image.info.get("Title", path.stem),
+            "heading": image.info.get("Title") or name[0].upper() + name[1:],
             "caption": image.info.get("Description") or image.info.get("comment", b"").decode() or title,
             "width": image.width,
             "height": image.height,
@@ -97,7 +92,8 @@ def figure(path: Path, title: str) -> dict[str, Any]:
             image.seek(image.n_frames - 1)
             return about | {"source": moving, "still": webp(image.convert("RGB"), quality=80), "kind": "animation"}
         kind = "chart" if image.convert("RGB").getpixel((0, 0)) == (255, 255, 255) else "pictures"
-    return about | {"source": _data_uri(path.read_bytes(), "png"), "still": None, "kind": kind}
+    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return about | {"source": source, "still": None, "kind": kind}
 
 
 def _slider(scores: Sequence[Mapping], images: tuple[np.ndarray, np.ndarray]) -> dict[int, dict]:

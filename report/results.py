@@ -35,25 +35,25 @@ def replacing(out: Path) -> Iterator[Path]:
     Raises InputError when `out` can't be made, or holds anything that predict.py doesn't write.
     """
     out = out.resolve()
+    if out.is_file():
+        raise InputError(f"{out} is a file: choose another --out")
     try:
-        if foreign := _foreign(out) if out.exists() else []:
-            raise InputError(f"{out} holds {foreign[0]}, which predict.py did not write: choose another --out")
+        if foreign := _foreign(out):
+            raise InputError(f"{out} holds {foreign}, which predict.py did not write: choose another --out")
         with whole_folder(out, replace=True) as new:
             yield new
     except OSError as error:
         raise InputError(f"can't write to {out}: {error.strerror}; choose another --out") from error
 
 
-def _foreign(out: Path) -> list[str]:
+def _foreign(out: Path) -> str | None:
     """What predict.py hasn't put into `out`: neither a figure nor listed in the metrics.json there."""
     known = {*LISTS, *(name for names in page.SECTIONS.values() for name in names)}
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none, or another program's
         known.update(map(str, json.loads((out / LISTS[0]).read_text())["files"]))
-    folders = {str(parent) for name in known for parent in Path(name).parents}
-    found = sorted(out.iterdir())
-    if all(str(path.relative_to(out)) in known | folders for path in found):  # only then is it worth a look below
-        found = [path for path in sorted(out.rglob("*")) if not path.is_dir()]
-    return [name for path in found if (name := str(path.relative_to(out))) not in known | folders]
+    known |= {str(parent) for name in known for parent in Path(name).parents}
+    names = (str(path.relative_to(out)) for path in out.rglob("*"))
+    return next((name for name in names if name not in known), None)
 
 
 def write_png(path: Path, picture: np.ndarray, title: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import covariates
-from benchmarks.covariates import Brains, Drawing, agreement, ask, compare_ratings, intervals, learn, order, rated
+from benchmarks.covariates import Brains, Drawing, agreement, ask, compare_ratings, intervals, learn, order
 from dataset import Box
 
 
@@ -53,11 +53,10 @@ def test_brains_are_drawn_once_for_the_same_weights(tmp_path):
         return Drawing(model, SimpleNamespace(box=Box(0, 4, 8, 4)), tmp_path / "brains")
 
     (tmp_path / "vqvae.pth").write_bytes(b"a")
-    core = np.ones((2, 8, 4), bool)
     for _ in range(2):
-        found = rated(drawing(), np.array([1, 0.5, 1, 0.5, 0.5]), 7, core)
-        assert found.rating.tolist() == [0.5, 0.5, 0.5, 1, 1]
-        np.testing.assert_allclose(found.pooled[:, 0, 0, 0], np.round([0.125 * 255] * 3 + [0.25 * 255] * 2) / 255)
+        found = drawing()("cdr", np.array([0.5, 0.5, 0.5, 1, 1]), 7)
+        assert found.shape == (5, 2, 8, 4)
+        assert found[:, 0, 0, 0].tolist() == [round(0.125 * 255)] * 3 + [round(0.25 * 255)] * 2
         assert drawn == [7, 8, 9, 10, 11]
     (tmp_path / "vqvae.pth").write_bytes(b"b")
     drawing()("cdr", np.ones(40), 0)

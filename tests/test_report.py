@@ -1,5 +1,6 @@
 """The report page: whole, self-contained, safe whatever the slices are called, and alive in a browser."""
 
+import io
 import json
 import re
 import time
@@ -13,6 +14,8 @@ from PIL import Image
 from report import plots
 from report.index import write_index
 from report.page import SLIDER_SLICES, label, write_report
+from report.results import replacing
+from runtime.errors import InputError
 
 TITLE = "synthetic demo set, test split"
 NASTY = """<img src=x onerror="document.title='owned'">&amp;'".png"""
@@ -48,6 +51,10 @@ class Page(HTMLParser):
         return [(attributes, " ".join(text.split())) for (name, attributes), text in pairs if name == tag]
 
 
+def opened_picture(address):
+    return Image.open(io.BytesIO(urllib.request.urlopen(address).read()))
+
+
 def slices(n, height=64, width=48, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, height, width), dtype=np.uint8)
 
@@ -55,7 +62,7 @@ def slices(n, height=64, width=48, seed=0):
 def scores(n):
     """Shuffled, so that the order of the page is the page's own."""
     rows = [
-        {"name": f"case_{i:03d}_slice_0.png", "ssim": 0.9 + 0.0001 * i, "foreground_ssim": 0.8, "psnr": 40 - 0.01 * i}
+        {"name": f"case_{i:03d}.png", "ssim": 0.9 + 0.0001 * i, "foreground_ssim": 0.8, "psnr": 40 - 0.01 * i}
         for i in np.random.default_rng(1).permutation(n)
     ]
     rows[2] |= {"name": NASTY, "foreground_ssim": float("nan")}
@@ -116,10 +123,8 @@ def test_figures_are_those_in_the_folders_and_animations_have_a_still(full):
     assert all(TITLE in caption for caption in captions)
     assert any("the same in every frame" in caption for caption in captions)  # the animation's own
     [still] = [attributes["srcset"] for attributes, _ in page.all("source")]
-    [moving] = [a["src"] for a, _ in page.all("img") if "through training" in a["alt"]]
-    for uri, frames in ((moving, 2), (still, 1)):
-        with urllib.request.urlopen(uri) as data, Image.open(data) as image:
-            assert image.n_frames == frames
+    [moving] = [a["src"] for a, _ in page.all("img") if a["alt"] == "Progress"]
+    assert (opened_picture(moving).n_frames, opened_picture(still).n_frames) == (2, 1)
 
 
 def test_names_are_text_and_never_markup(full):
@@ -170,20 +175,15 @@ def test_slider_pictures_are_exact_and_spread_over_the_ranks(full):
     for option, text in options[:3]:
         place = rows.index(text.rpartition(", SSIM")[0])
         for key, stack in (("data-original", slices(320)), ("data-reconstruction", slices(320, seed=1))):
-            with urllib.request.urlopen(option[key]) as data, Image.open(data) as image:
-                assert np.array_equal(np.asarray(image.convert("L")), stack[place])
+            assert np.array_equal(np.asarray(opened_picture(option[key]).convert("L")), stack[place])
 
 
-def test_parts_without_data_are_left_out(tmp_path):
-    page = Page(write_report(tmp_path, TITLE, {"images": 5}, scores(5), {"model": "vqvae"}))
+def test_parts_without_data_are_left_out_and_a_wrong_call_leaves_the_old_report(tmp_path):
+    path = write_report(tmp_path, TITLE, {"images": 5}, scores(5), {"model": "vqvae"})
+    page, before = Page(path), path.read_bytes()
     assert [text for _, text in page.all("h2")] == ["Reconstruction", "Numbers", "Settings"]
     assert not page.all("option")
     assert not page.all("figure")
-
-
-def test_wrong_calls_leave_the_old_report(tmp_path):
-    path = write_report(tmp_path, TITLE, {}, [], {"model": "vqvae"})
-    before = path.read_bytes()
     with pytest.raises(ValueError, match="3 scores, 4 originals"):
         write_report(tmp_path, TITLE, {}, scores(3), {}, (slices(4), slices(4)))
     assert path.read_bytes() == before
@@ -205,7 +205,7 @@ def column(browser, number):
     )
 
 
-def test_page_loads_without_error_or_request(opened):
+def test_page_loads_without_error_or_request_and_runs_no_other_script(opened):
     time.sleep(0.2)  # a request that a script starts late
     assert opened.log("browser") == []
     here = opened.run("return location.href")
@@ -213,12 +213,8 @@ def test_page_loads_without_error_or_request(opened):
     assert opened.run("return document.title") == f"Report: {TITLE}"
     broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt)"
     assert opened.run(broken) == []
-
-
-def test_a_script_that_got_in_would_not_run(opened):
-    opened.run(
-        "const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)"
-    )
+    added = "const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)"
+    opened.run(added)
     assert opened.run("return window.owned ?? null") is None
 
 
@@ -293,13 +289,8 @@ def test_index_compares_runs(tmp_path):
     for day, (lr, ssim) in enumerate([(1e-3, "0.5,0.75"), (2e-3, "")], start=1):
         folder = tmp_path / f"2026-01-0{day} <b>"
         folder.mkdir()
-        config = {
-            "model": "vqvae",
-            "lr": lr,
-            "commit": "0123456789",
-            "computed_on": "computing on a CPU",
-            "minutes": 12.5,
-        }
+        config = {"model": "vqvae", "lr": lr, "commit": "0123456789", "minutes": 12.5}
+        config["computed_on"] = "computing on a CPU"
         (folder / "config.json").write_text(json.dumps(config))
         scores = "".join(f"autoencoder,{score}\n" for score in ssim.split(",") if score)
         (folder / "metrics.csv").write_text(f"stage,validation_ssim\n{scores}dcgan,\n")
@@ -314,28 +305,28 @@ def test_index_compares_runs(tmp_path):
         *("run", "", "best SSIM", "minutes", "device", "commit", "learning rate"),
         *("2026-01-02 <b>", "2026-01-01 <b>"),
     ]
-    cells = [text for _, text in page.all("td")]
-    assert cells == [
-        "",
-        "-",
-        "12.50",
-        "a CPU",
-        "0123456",
-        "0.0020",
-        "",
-        "0.7500",
-        "12.50",
-        "a CPU",
-        "0123456",
-        "0.0010",
+    assert [text for _, text in page.all("td")] == [
+        *("", "-", "12.50", "a CPU", "0123456", "0.0020"),
+        *("", "0.7500", "12.50", "a CPU", "0123456", "0.0010"),
     ]
     assert page.all("a")[0][0]["href"] == "2026-01-02%20%3Cb%3E/"
     [picture] = page.all("img")
-    with urllib.request.urlopen(picture[0]["src"]) as data, Image.open(data) as image:
-        assert image.size == (48, 64)
-
-
-def test_index_never_replaces_another_page(tmp_path):
-    (tmp_path / "index.html").write_text("mine")
+    assert opened_picture(picture[0]["src"]).size == (48, 64)
+    (tmp_path / "index.html").write_text("mine")  # another page is never replaced
     write_index(tmp_path)
     assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_results_replace_results_and_nothing_else(tmp_path):
+    out = tmp_path / "predict"
+    for _ in range(2):
+        with replacing(out) as new:
+            (new / "samples").mkdir()
+            (new / "samples/seed_0.png").touch()
+            (new / "metrics.json").write_text('{"files": ["samples/seed_0.png"]}')
+    (out / "samples/mine.png").touch()
+    (tmp_path / "file").touch()
+    for path, message in ((out, "holds samples/mine.png, which"), (tmp_path / "file", "is a file")):
+        with pytest.raises(InputError, match=message), replacing(path):
+            pass
+    assert (out / "samples/mine.png").is_file()
