@@ -100,7 +100,7 @@ class Playground:
         path = Path(file)
         try:
             check_voxels(path)
-            return dataset.read_files([path], **self.model.cut())
+            return dataset.read_files([path], self.model.cut())
         except InputError as error:  # without the temporary folder of the upload
             raise InputError(str(error).replace(f"{path.parent}/", "")) from error
 
@@ -123,7 +123,7 @@ class Playground:
         """All slices of a volume as NIfTI, in its own orientation, place and intensities."""
         made = reconstruct(self.model, slices.images, frames=slices.frames)
         pictures = made.pictures / np.float32(255)
-        [path] = nifti.write_all(new_folder(), slices.paths, pictures, slices.ranges, nifti.Cut(**self.model.cut()))
+        [path] = nifti.write_all(new_folder(), slices.paths, pictures, slices.ranges, self.model.cut())
         return path.rename(path.with_name(f"reconstructed_{path.name}"))
 
     def sample(

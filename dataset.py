@@ -101,24 +101,19 @@ def load(
     splits: Iterable[str] = SPLITS,
     allow_overlap: bool = False,
     limit_people: int | None = None,
-    *,
-    axis: int = 2,
-    slices: str | None = None,
-    spacing: float | None = None,
+    cut: Cut = WHOLE,
     person: str | None = None,
 ) -> DataSet:
     """Load a data set, from its cache when its files haven't changed, else by decoding all of it once.
 
     `data`: a folder, "demo" (a synthetic set, made on first use), or None for the usual places (see `places.find`).
-    `limit_people` keeps the first people of each split. `axis` (0 sagittal, 1 coronal, 2 axial) and `slices`
-    ("start:stop[:step]", None for all) say how 3-D volumes are cut, after resampling to cubes of `spacing` mm.
-    `person`: a regular expression that finds the person in a file's name, where names aren't those of a common set.
+    `limit_people` keeps the first people of each split. `cut` says how 3-D volumes become slices. `person`: a regular
+    expression that finds the person in a file's name, where names aren't those of a common set.
     Raises InputError when there is no data set, a file in it can't be read, a split asked for is missing or empty,
     participants.tsv is unsound, or a person is in two splits (of all that the set has) and `allow_overlap` is off.
     """
     if limit_people is not None and limit_people < 1:
         raise InputError(f"the limit of people must be at least 1, not {limit_people}")
-    cut = Cut(axis, slices, spacing)
     cut.check()
     listing = _list(data, person)
     if broken := listing.links_to_nothing():
@@ -139,19 +134,17 @@ def load(
         loaded = {split: part.first_people(limit_people) for split, part in loaded.items()}
         title += f", first {counted(limit_people, 'person', 'people')} of each split"
     synthetic, fingerprint = demo.is_demo(listing.root), index["fingerprint"]
-    return DataSet(title, listing.root, synthetic, loaded, fingerprint, spacing, participants)
+    return DataSet(title, listing.root, synthetic, loaded, fingerprint, cut.spacing, participants)
 
 
-def read_files(paths: list[Path], *, axis: int = 2, slices: str | None = None, spacing: float | None = None) -> Slices:
+def read_files(paths: list[Path], cut: Cut = WHOLE) -> Slices:
     """Decode just these pictures (PNG, JPEG, TIFF, BMP, WebP), or volumes (NIfTI, Analyze, MGH, DICOM), into memory.
 
     A folder stands for the files in it; one of DICOM files is a series, that is, one volume. Slices of any height and
     width up to 1024 keep their own pixels, each in the middle of a black canvas: the smallest that holds all of
-    them, its sides multiples of 16. `axis` and `slices` say how volumes are cut, as in `load`; `spacing` (mm, from
-    0.1 to 20) resamples them to cubes first. What was done to a file besides is in the `notes` of the result.
-    Raises InputError naming each bad file.
+    them, its sides multiples of 16. `cut` says how volumes become slices. What was done to a file besides is in the
+    `notes` of the result. Raises InputError naming each bad file.
     """
-    cut = Cut(axis, slices, spacing)
     cut.check()
     if not paths:
         raise InputError("give at least one file to read")

@@ -113,7 +113,7 @@ def load_data(settings: PredictSettings, model: TrainedModel) -> DataSet | None:
     if settings.samples_only:
         return None
     if settings.input:
-        files = dataset.read_files(settings.input, **cut)
+        files = dataset.read_files(settings.input, cut)
         if settings.spacing and files.ranges is None:
             raise InputError("--spacing is about volumes: these are pictures, whose pixels have no size in mm")
         names = list(dict.fromkeys(visible(path.name) for path in files.paths))
@@ -124,11 +124,10 @@ def load_data(settings: PredictSettings, model: TrainedModel) -> DataSet | None:
         if not trained_on["synthetic"]:
             raise InputError(f"{root}, which this checkpoint was trained on, isn't here: give --data")
         root = "demo"
-    cut["person"] = settings.person or (None if settings.data else trained_on["person"])
-    data = dataset.load(root, (settings.split,), settings.allow_overlap, **cut)
-    if data.fingerprint != trained_on["fingerprint"]:
-        return data
-    return dataset.load(root, dict.fromkeys((settings.split, "train")), settings.allow_overlap, **cut)
+    person = settings.person or (None if settings.data else trained_on["person"])
+    load = partial(dataset.load, root, allow_overlap=settings.allow_overlap, cut=cut, person=person)
+    data = load((settings.split,))
+    return data if data.fingerprint != trained_on["fingerprint"] else load(dict.fromkeys((settings.split, "train")))
 
 
 def load_central_slice(settings: PredictSettings, model: TrainedModel) -> tuple[np.ndarray, int] | tuple[None, None]:
@@ -182,7 +181,7 @@ def reconstruct_slices(context: Context) -> tuple[list[dict], np.ndarray]:
         decoded = np.empty(slices.images.shape, np.float32)
         for indices, codes in made.groups:
             decoded[indices] = model.decode(codes)
-        cut = nifti.Cut(**model.cut(settings.axis, settings.slices, settings.spacing))
+        cut = model.cut(settings.axis, settings.slices, settings.spacing)
         nifti.write_all(results.folder / "reconstructions", slices.paths, decoded, slices.ranges, cut)
     elif files:
         own = [picture[frame] for picture, frame in zip(made.pictures, slices.frames, strict=True)]

@@ -36,6 +36,7 @@ from inference.compression import Coder
 from inference.model import TrainedModel
 from inference.reconstruction import Reconstruction
 from reading.listing import SPLITS
+from reading.nifti import WHOLE
 from report import plots
 from report.style import save_tiles, tile
 from runtime import cli, compute
@@ -155,7 +156,7 @@ def run_model(path: Path, slices: Slices, on: compute.Compute) -> list[Coded]:
         pictures, size = codec.decode(codes[:kept]), codec.bytes_per_image(codes.box, kept)
         row = {"name": f"VQ-VAE {path.parent.name}, {grids} codes", "budget": size, "bytes": size, "too_large": 0}
         found = Reconstruction([(np.arange(len(slices)), codes[:kept])], to_uint8(pictures), {}, size)
-        row["file_bytes"] = sum(map(len, coder.write(people, found, {}))) / len(slices)
+        row["file_bytes"] = sum(map(len, coder.write(people, found, WHOLE))) / len(slices)
         made.append(Coded(row | means(slices.images, pictures), found.pictures, np.full(len(slices), size)))
     return made
 

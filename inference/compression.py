@@ -54,7 +54,7 @@ class Coder:
             self.prior = copy.deepcopy(network).double()
             self.prior_name = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
-    def write(self, slices: Slices, made: Reconstruction, cut: dict[str, Any]) -> list[bytes]:
+    def write(self, slices: Slices, made: Reconstruction, cut: nifti.Cut) -> list[bytes]:
         """A file of codes for each file that slices came from, in their order, which was cut so."""
         placed = {row: (codes, i) for rows, codes in made.groups for i, row in enumerate(rows.tolist())}
         written, canvas = [], slices.images.shape[1:]
@@ -63,7 +63,7 @@ class Coder:
             boxes, volume = [placed[row][0].box for row in rows], None
             if slices.ranges is not None:
                 header = base64.b64encode(nifti.load(path, voxels=False).header.binaryblock).decode()
-                volume = Volume(header=header, span=tuple(slices.ranges[rows[0]].tolist()), cut=tuple(cut.values()))
+                volume = Volume(header=header, span=tuple(slices.ranges[rows[0]].tolist()), cut=tuple(cut))
             usual = canvas == self.codec.size and set(boxes) == {self.codec.box}
             header = Header(
                 autoencoder=self.name,

@@ -22,6 +22,7 @@ from inference.loading import load_autoencoder, load_painter
 from inference.sampling import Sampler, Where, find_prior
 from inference.volumes import VolumeSampler
 from reading.inputs import MAX_SIDE
+from reading.nifti import Cut
 from runtime import compute
 from runtime.cli import LARGEST_SEED
 from runtime.errors import InputError
@@ -156,10 +157,10 @@ class TrainedModel:
             start = level, self.codec.encode(_as_slices(around[None]), self.codec.box)
         return volumes.paint(volumes.sample(seeds, start, **options), seeds)
 
-    def cut(self, axis: int | None = None, slices: str | None = None, spacing: float | None = None) -> dict:
-        """How `dataset.load` and `read_files` are to cut volumes: as given, else as in training."""
-        given = {"axis": axis, "slices": slices, "spacing": spacing}
-        return {name: self.description["data"][name] if value is None else value for name, value in given.items()}
+    def cut(self, axis: int | None = None, slices: str | None = None, spacing: float | None = None) -> Cut:
+        """How volumes are to be cut: as given, else as in training."""
+        given = Cut(axis, slices, spacing)._asdict()
+        return Cut(**{k: self.description["data"][k] if value is None else value for k, value in given.items()})
 
     def _ready(
         self,

@@ -48,7 +48,7 @@ class Cut(NamedTuple):
 
     axis: int = 2  # of its RAS+ orientation: 0 sagittal, 1 coronal, 2 axial
     slices: str | None = None  # "start:stop[:step]"; None takes every slice
-    spacing: float | None = None  # mm, of the cubes that it is resampled to first
+    spacing: float | None = None  # mm, from 0.1 to 20: of the cubes that it is resampled to first
 
     def check(self) -> None:
         """Raises InputError when volumes can't be cut so."""

@@ -14,7 +14,7 @@ import dataset
 from reading import nifti, splitting
 from reading.intensity import looks_like_labels, padding_of
 from reading.names import level_of, person_of, volume_of
-from reading.nifti import WHOLE
+from reading.nifti import WHOLE, Cut
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 CUBES = np.diag([4.0, 4, 4, 1])  # mm
@@ -235,7 +235,7 @@ def test_voxels_of_different_sizes_are_reported_and_made_alike_by_spacing(tmp_pa
     save(root / "train/case_009.nii.gz", scan(), np.diag([4, 4, 8, 1]))
     [note] = dataset.check(str(root))[1]
     assert note == "voxels of 2 sizes: 4x4x4 mm in 4 volumes, 4x4x8 mm in 1 volume; --spacing 1 makes them alike"
-    data = dataset.load(str(root), spacing=4)
+    data = dataset.load(str(root), cut=Cut(spacing=4))
     assert data.spacing == 4
     assert np.bincount(data.splits["train"].levels).tolist() == [3] * 16 + [1] * 15
     np.testing.assert_allclose(np.abs(np.linalg.det(data.splits["train"].affine)), 64)

@@ -19,11 +19,11 @@ from inference.reconstruction import reconstruct
 from modules import RQVAE
 from networks.transformer import Transformer
 from reading.codes import unpack
+from reading.nifti import WHOLE
 from runtime import checkpoint
 from runtime.errors import InputError
 
 pytest.importorskip("constriction")
-CUT = {"axis": 2, "slices": None, "spacing": None}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def write(model, files, prior=None, depth=None):
     """The coder, what the slices of files were made of, and the files of codes."""
     slices, coder = read_files(files), Coder(model, prior)
     made = reconstruct(model, slices.images, depth, slices.frames)
-    return coder, made, coder.write(slices, made, CUT)
+    return coder, made, coder.write(slices, made, WHOLE)
 
 
 def run(monkeypatch, capsys, weights, out, *arguments):

@@ -87,7 +87,7 @@ def test_a_series_is_ordered_along_its_normal_and_lies_where_it_says(tmp_path):
 def test_a_series_is_cut_like_the_same_volume_in_nifti(tmp_path, axis):
     folder = write_series(tmp_path / "T1")
     nib.save(nifti.load(folder), tmp_path / "same.nii")
-    slices, same = (dataset.read_files([path], axis=axis, slices="2:9") for path in (folder, tmp_path / "same.nii"))
+    slices, same = (dataset.read_files([path], Cut(axis, "2:9")) for path in (folder, tmp_path / "same.nii"))
     np.testing.assert_array_equal(slices.images, same.images)
     np.testing.assert_array_equal(slices.ranges, same.ranges)
     np.testing.assert_array_equal(slices.levels, range(2, 9))
@@ -102,8 +102,8 @@ def test_a_series_is_cut_like_the_same_volume_in_nifti(tmp_path, axis):
 @pytest.mark.parametrize("spacing", [None, 2.0])
 def test_a_series_is_written_back_as_nifti(tmp_path, spacing):
     folder = write_series(tmp_path / "T1")
-    slices = dataset.read_files([folder], axis=1, spacing=spacing)
     cut = Cut(axis=1, spacing=spacing)
+    slices = dataset.read_files([folder], cut)
     (path,) = nifti.write_all(tmp_path / "out", slices.paths, slices.images / 255, slices.ranges, cut)
     assert path.name == "T1.nii.gz"
     before, after = nifti.load(folder), nib.load(path)
@@ -151,7 +151,7 @@ def test_what_else_lies_in_the_folder_of_a_series(tmp_path):
     (folder / "readme.txt").write_text("nothing to see")
     write(folder / "DICOMDIR", volume()[0], SeriesInstanceUID="9.9")
     report = write(folder / "report.dcm", volume()[0], SeriesInstanceUID="9.8", Rows=None)
-    assert len(dataset.read_files([folder])) == len(dataset.read_files([folder], axis=2))
+    assert len(dataset.read_files([folder])) == ROWS
     report.unlink()
     (folder / "preview.nii").write_bytes(b"")
     assert "a series needs a folder of its own" in refused(dataset.read_files, [folder])

@@ -101,7 +101,7 @@ def test_1024_pixels_a_side_are_the_most(tmp_path):
     assert "more.png has slices of 16x1025, and 1024 a side is the most" in line
     save(tmp_path / "more.nii", np.ones((1100, 2, 3), np.float32), np.eye(4))
     assert "slices of 1100x2" in refused(dataset.read_files, [tmp_path / "more.nii"])
-    assert dataset.read_files([tmp_path / "more.nii"], axis=0).images.shape == (1100, 16, 16)
+    assert dataset.read_files([tmp_path / "more.nii"], Cut(0)).images.shape == (1100, 16, 16)
 
 
 def test_a_folder_is_the_readable_files_in_it(tmp_path):
@@ -237,7 +237,7 @@ def test_spacing_resamples_to_cubes_and_back(tmp_path):
     indices = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     x, y, z = np.moveaxis(nib.affines.apply_affine(affine, indices), -1, 0)
     path = save(tmp_path / "v.nii.gz", (3 * x + 2 * y + z).astype(np.float32), affine)
-    slices = dataset.read_files([path], spacing=1.0)
+    slices = dataset.read_files([path], Cut(spacing=1.0))
     assert slices.images.shape == (24, 32, 32)  # 31 x 30 x 24 mm, as right, anterior and superior have it
     assert slices.notes == ["v.nii.gz: resampled from voxels of 2x1.5x1 mm to 1 mm"]
     low, high = slices.ranges[0]
@@ -260,9 +260,9 @@ def test_chosen_slices_of_a_resampled_volume_come_back_among_background(tmp_path
     voxels = np.full((8, 8, 8), 7.0, np.float32)
     voxels[0, 0, 0] = 0
     path = save(tmp_path / "v.nii.gz", voxels, np.diag([1, 1, 2, 1]))
-    slices = dataset.read_files([path], spacing=1.0, slices="0:7")
-    assert len(slices) == 7
     cut = Cut(slices="0:7", spacing=1.0)
+    slices = dataset.read_files([path], cut)
+    assert len(slices) == 7
     (back,) = nifti.write_all(tmp_path / "out", slices.paths, slices.images / 255, slices.ranges, cut)
     after = nib.load(back).get_fdata()
     assert after.shape == (8, 8, 8)
@@ -275,11 +275,11 @@ def test_spacing_that_makes_no_sense(tmp_path):
     save(tmp_path / "slice.nii", volume(0, (16, 16)))
     save(tmp_path / "huge.nii", volume(), np.diag([50, 50, 50, 1]))
     for name in ("a.png", "slice.nii"):  # whose pixels are as they are
-        assert dataset.read_files([tmp_path / name], spacing=1.0).images.shape == (1, 16, 16)
+        assert dataset.read_files([tmp_path / name], Cut(spacing=1.0)).images.shape == (1, 16, 16)
     huge = [tmp_path / "huge.nii"]
-    assert "at a spacing of 0.1 mm, more than any scan has" in refused(dataset.read_files, huge, spacing=0.1)
+    assert "at a spacing of 0.1 mm, more than any scan has" in refused(dataset.read_files, huge, Cut(spacing=0.1))
     for spacing in (0, -1, 0.01, 50, float("nan"), float("inf")):
-        assert "must be from 0.1 to 20 mm" in refused(dataset.read_files, huge, spacing=spacing)
+        assert "must be from 0.1 to 20 mm" in refused(dataset.read_files, huge, Cut(spacing=spacing))
 
 
 # ------------------------------------------------------------------------------------------- damaged files

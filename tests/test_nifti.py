@@ -108,17 +108,17 @@ def test_axis_and_slices(tmp_path):
 def test_a_set_of_volumes(tmp_path):
     root = tmp_path / "volumes"
     write_set(root, slices=1, name="{}/case_{:03}.nii.gz", made=lambda person, _, path: save(path, volume(person)))
-    data = dataset.load(str(root), slices="4:12")
+    data = dataset.load(str(root), cut=Cut(slices="4:12"))
     train = data.splits["train"]
     assert train.images.shape == (16, 32, 32)
     assert train.names[8:10] == ["case_002_slice_4.nii.gz", "case_002_slice_5.nii.gz"]
     assert train.people == ["case_001"] * 8 + ["case_002"] * 8
     assert train.levels.tolist() == [*range(4, 12)] * 2
     assert train.paths[8] == root / "train/case_002.nii.gz"
-    assert len(dataset.load(str(root), limit_people=1, slices="4:12").splits["train"]) == 8
-    assert dataset.load(str(root), axis=0).splits["train"].images.shape == (40, 32, 16)  # a cache of its own
-    assert "none of them in 50:60" in refused(dataset.load, str(root), slices="50:60")
-    assert "axis must be" in refused(dataset.load, str(root), axis=3)
+    assert len(dataset.load(str(root), limit_people=1, cut=Cut(slices="4:12")).splits["train"]) == 8
+    assert dataset.load(str(root), cut=Cut(0)).splits["train"].images.shape == (40, 32, 16)  # a cache of its own
+    assert "none of them in 50:60" in refused(dataset.load, str(root), cut=Cut(slices="50:60"))
+    assert "axis must be" in refused(dataset.load, str(root), cut=Cut(3))
 
 
 # ------------------------------------------------------------------------------------------- and back
@@ -130,7 +130,7 @@ def test_affine_orientation_and_range_survive_the_round_trip(tmp_path, axes, axi
     path = tmp_path / "in.nii.gz"
     nib.save(stored_as(volume(shape=shape), OBLIQUE, axes), path)
     before = nib.load(path)
-    slices = dataset.read_files([path], axis=axis)
+    slices = dataset.read_files([path], Cut(axis))
     (written,) = nifti.write_all(tmp_path / "out", slices.paths, slices.images / 255, slices.ranges, Cut(axis))
     after = nib.load(written)
     np.testing.assert_allclose(after.affine, before.affine, atol=1e-4)
@@ -148,8 +148,8 @@ def test_affine_orientation_and_range_survive_the_round_trip(tmp_path, axes, axi
 def test_chosen_slices_lie_where_they_were_in_space(tmp_path, axes, chosen):
     path = tmp_path / "in.nii.gz"
     nib.save(stored_as(volume(), OBLIQUE, axes), path)
-    slices = dataset.read_files([path], slices=chosen)
     cut = Cut(slices=chosen)
+    slices = dataset.read_files([path], cut)
     (written,) = nifti.write_all(tmp_path / "out", slices.paths, slices.images / 255, slices.ranges, cut)
     after = nib.load(written)
     assert nib.aff2axcodes(after.affine) == tuple(axes)

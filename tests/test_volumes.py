@@ -271,7 +271,8 @@ def test_volumes_in_brains_out(tmp_path, monkeypatch, capsys):
     about = json.loads((out / "metrics.json").read_text())["volumes"]
     assert (about["number"], about["levels"]) == (2, 12)
 
-    picture = dataset.read_files([tmp_path / "scans/test/case_008.nii.gz"], slices="10:11").images[0]
+    scan = tmp_path / "scans/test/case_008.nii.gz"
+    picture = dataset.read_files([scan], nifti.Cut(slices="10:11")).images[0]
     Image.fromarray(picture).save(given := tmp_path / "case_008_slice_10.png")
     around = ["--volumes=1", "--samples-only", "--samples=0", "--around", given, "--out", tmp_path / "around"]
     assert "invented around level 10 of case_008_slice_10.png" in run(predict, weights, *around)

@@ -10,6 +10,7 @@ import dataset
 from dataset import DataSet
 from inference.loading import load_autoencoder, load_painter
 from networks.painter import Painter
+from reading.nifti import Cut
 from runtime import checkpoint, compute
 from runtime.compute import Compute
 from runtime.errors import InputError
@@ -33,9 +34,7 @@ def load_data(settings: DataSettings) -> DataSet:
         splits=("train", "validate"),
         allow_overlap=settings.allow_overlap,
         limit_people=settings.limit_people,
-        axis=settings.axis,
-        slices=settings.slices,
-        spacing=settings.spacing,
+        cut=Cut(settings.axis, settings.slices, settings.spacing),
         person=settings.person,
     )
 
