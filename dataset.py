@@ -116,8 +116,8 @@ def load(
         raise InputError(f"the limit of people must be at least 1, not {limit_people}")
     cut.check()
     listing = _list(data, person)
-    if broken := listing.links_to_nothing():
-        raise InputError(decoding.some(broken))
+    if listing.broken:
+        raise InputError(decoding.some(listing.broken))
     for split in splits:
         if not listing.files.get(split):
             raise InputError(listing.what_lies_in(split))
@@ -129,12 +129,12 @@ def load(
     loaded = {split: _open_split(listing, index, folder, split) for split in splits}
     notes = [listing.note(), *index["notes"], *(participants.notes if participants else [])]
     loaded[next(iter(loaded))].notes[:0] = [visible(note) for note in notes if note]
-    title = "synthetic demo set" if demo.is_demo(listing.root) else visible(listing.root.resolve().name)
+    synthetic = demo.is_demo(listing.root)
+    title = "synthetic demo set" if synthetic else visible(listing.root.resolve().name)
     if limit_people is not None:
         loaded = {split: part.first_people(limit_people) for split, part in loaded.items()}
         title += f", first {counted(limit_people, 'person', 'people')} of each split"
-    synthetic, fingerprint = demo.is_demo(listing.root), index["fingerprint"]
-    return DataSet(title, listing.root, synthetic, loaded, fingerprint, cut.spacing, participants)
+    return DataSet(title, listing.root, synthetic, loaded, index["fingerprint"], cut.spacing, participants)
 
 
 def read_files(paths: list[Path], cut: Cut = WHOLE) -> Slices:
@@ -182,13 +182,12 @@ def _known(levels: list[int]) -> np.ndarray:
 
 def _open_split(listing: Listing, index: dict, folder: Path, split: str) -> Slices:
     columns = index["splits"][split]
-    files = {file: listing.folders[split] / file for file in listing.files[split]}
     return Slices(
         images=cache.open_array(folder, split),
         names=[visible(name) for name in columns["names"]],
         people=[listing.people[split][file] for file in columns["files"]],
         levels=_known(columns["levels"]),
-        paths=[files[file] for file in columns["files"]],
+        paths=[listing.folders[split] / file for file in columns["files"]],
         ranges=np.array(columns["ranges"], np.float64) if listing.has_volumes else None,
         notes=_notes(columns, index["canvas"], split),
         affine=None if columns["affine"] is None else np.array(columns["affine"]),
@@ -360,7 +359,7 @@ def check(folder: str, cut: Cut = WHOLE, person: str | None = None) -> tuple[lis
     cut.check()
     listing = _list(folder, person)
     print(f"{visible(listing.root)}{' (synthetic)' if demo.is_demo(listing.root) else ''}")
-    problems = listing.overlap() + listing.links_to_nothing()
+    problems = listing.overlap() + listing.broken
     survey = decoding.Survey(problems)
     for split in SPLITS:
         files = listing.files.get(split, [])

@@ -46,14 +46,6 @@ class Stack(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         return (*self.planes[0].shape, len(self.planes))
 
-    @property
-    def colour(self) -> bool:
-        return any(plane.colour for plane in self.planes)
-
-    @property
-    def is_8_bit(self) -> bool:
-        return all(plane.is_8_bit for plane in self.planes)
-
 
 def scan(path: Path) -> Stack:
     """The headers of a file, or of all DICOM files in a folder. Raises ValueError with the reason.

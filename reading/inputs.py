@@ -111,13 +111,13 @@ def _volume(path: Path, cut: Cut) -> Part:
     notes = image.extra["notes"]
     if stack := image.extra.get("stack"):
         size = "x".join(str(side) for side in stack.shape if side > 1)
-        if stack.is_8_bit:
+        if all(plane.is_8_bit for plane in stack.planes):
             low, high = 0.0, 255.0
             notes.append(f"DICOM of {size}, 8-bit")
         else:
             percentiles = "percentiles {} and {}".format(*PERCENTILES)
             notes.append(f"DICOM of {size}, values {low:.6g} to {high:.6g} ({percentiles}) scaled to 8-bit")
-        if stack.colour:
+        if any(plane.colour for plane in stack.planes):
             notes.append("colour, converted to grey")
     if cut.spacing is not None and (sizes := nifti.voxel_sizes(image)):
         before = "x".join(f"{size:.3g}" for size in sizes)

@@ -26,15 +26,11 @@ class Listing:
     people: dict[str, dict[str, str]]  # by split, the person of each file
     has_volumes: bool  # all files are volumes, or slices of them; else pictures
     key: str  # SHA-256 of the files' names, sizes and times
-    broken: list[Path]  # links to nothing that have a data file's name
+    broken: list[str]  # a line for each link to nothing that has a data file's name
 
     def everyone(self) -> list[str]:
         """The people of all splits."""
         return list(dict.fromkeys(person for own in self.people.values() for person in own.values()))
-
-    def links_to_nothing(self) -> list[str]:
-        """A line for each."""
-        return [f"{path} is a link to nothing (fetch the file, for example with git annex get)" for path in self.broken]
 
     def overlap(self) -> list[str]:
         """A line for each person who is in more than one split."""
@@ -104,7 +100,8 @@ def scan(root: Path, person: str | None = None) -> Listing:
         with os.scandir(folder) as entries:
             entries = [entry for entry in entries if is_data(entry.name)]
         found = {entry.name: entry.stat() for entry in entries if entry.is_file()}
-        broken += [folder / entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path)]
+        gone = [entry.path for entry in entries if entry.is_symlink() and not os.path.exists(entry.path)]
+        broken += [f"{path} is a link to nothing (fetch the file, for example with git annex get)" for path in gone]
         kinds.update(map(is_volume, found))
         own = people_of(list(found), person, split)
         files[split] = sorted(found, key=lambda name: natural(f"{own[name]} {name}"))

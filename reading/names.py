@@ -47,9 +47,7 @@ def is_data(name: str) -> bool:
 
 def suffix_of(name: str) -> str:
     """`.png`, `.nii.gz`; of a name without one, the name."""
-    found = re.search(
-        r"(\.[a-z0-9]{1,8})?\.[a-z0-9]{1,8}$" if name.endswith(".gz") else r"\.[a-z0-9]{1,8}$", name, re.I
-    )
+    found = re.search(r"(\.[a-z0-9]{1,8})?\.gz$|\.[a-z0-9]{1,8}$", name, re.IGNORECASE)
     return found.group().lower() if found else name
 
 

@@ -125,7 +125,7 @@ def test_a_set_of_volumes(tmp_path):
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL"])
-@pytest.mark.parametrize(("axis", "shape"), [(0, (20, 24, 16)), (1, (91, 109, 91)), (2, (5, 7, 3))])
+@pytest.mark.parametrize(("axis", "shape"), [(0, (20, 24, 16)), (1, (23, 27, 21)), (2, (5, 7, 3))])
 def test_affine_orientation_and_range_survive_the_round_trip(tmp_path, axes, axis, shape):
     path = tmp_path / "in.nii.gz"
     nib.save(stored_as(volume(shape=shape), OBLIQUE, axes), path)
