@@ -45,16 +45,13 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         config, metrics = json.loads(path.read_text()), folder / "metrics.csv"
         rows = list(csv.DictReader(metrics.read_text().splitlines())) if metrics.is_file() else []
-        scores = [float(row["validation_ssim"]) for row in rows if row.get("validation_ssim")]
+        best = max((float(row["validation_ssim"]) for row in rows if row.get("validation_ssim")), default=None)
         link = quote(f"{folder.name}/{'report.html' if (folder / 'report.html').is_file() else ''}")
     except (OSError, ValueError):
         return None
     if not isinstance(config, dict):
         return None
-    return {
-        **{"config": config, "name": folder.name, "link": link},
-        **{"ssim": max(scores, default=None), "picture": _picture(folder)},
-    }
+    return {"config": config, "name": folder.name, "link": link, "ssim": best, "picture": _picture(folder)}
 
 
 def _picture(folder: Path) -> str | None:

@@ -24,6 +24,13 @@ def people(template):
     return np.stack([demo.person(template, np.random.default_rng([0, number])) for number in range(3)])
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """People of one white slice."""
+    monkeypatch.setattr(demo, "Template", lambda: None)
+    monkeypatch.setattr(demo, "person", lambda template, rng: np.ones((1, 256, 256), np.uint8))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "set"
@@ -54,11 +61,8 @@ def test_people_differ_and_neighbouring_slices_of_one_do_not(people):
 def test_set_has_the_published_layout_and_says_that_it_is_synthetic(made, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = dataset.load(str(made))
-    assert {split: sorted(set(part.people)) for split, part in data.splits.items()} == {
-        "train": ["case_001"],
-        "validate": ["case_002"],
-        "test": ["case_003"],
-    }
+    people = [sorted(set(data.splits[split].people)) for split in dataset.SPLITS]
+    assert people == [["case_001"], ["case_002"], ["case_003"]]
     assert data.splits["train"].names == [f"case_001_slice_{level}.nii.png" for level in range(32)]
     np.testing.assert_array_equal(data.splits["test"].levels, range(32))
     assert data.synthetic
@@ -78,9 +82,7 @@ def test_same_seed_same_files_other_seed_other_files(made, tmp_path, template, m
 
 
 @pytest.mark.parametrize(("people", "split"), [(3, (1, 1, 1)), (12, (10, 1, 1)), (40, (32, 4, 4))])
-def test_a_tenth_of_the_people_to_validate_and_to_test(people, split, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "Template", lambda: None)
-    monkeypatch.setattr(demo, "person", lambda template, rng: np.zeros((1, 256, 256), np.uint8))
+def test_a_tenth_of_the_people_to_validate_and_to_test(people, split, tmp_path, quick):
     demo.make(tmp_path / "set", people)
     counts = [len(list((tmp_path / f"set/keras_png_slices_{name}").iterdir())) for name in dataset.SPLITS]
     assert tuple(counts) == split
@@ -97,9 +99,7 @@ def test_nothing_is_written_over(made, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ensure_makes_it_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "Template", lambda: None)
-    monkeypatch.setattr(demo, "person", lambda template, rng: np.ones((1, 256, 256), np.uint8))
+def test_ensure_makes_it_once(tmp_path, quick, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     leftover = tmp_path / "brain-vqvae" / f".demo-{demo.VERSION}.1a2b3c4d{UNFINISHED}"
     leftover.mkdir(parents=True)
@@ -112,9 +112,7 @@ def test_ensure_makes_it_once(tmp_path, monkeypatch):
     assert dataset.load("demo").fingerprint == data.fingerprint
 
 
-def test_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "Template", lambda: None)
-    monkeypatch.setattr(demo, "person", lambda template, rng: np.ones((1, 256, 256), np.uint8))
+def test_command_line(tmp_path, quick, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["dataset.py", "demo", str(tmp_path / "set"), "--people", "4", "--seed", "3"])
     assert dataset.main() == 0
     assert "synthetic set of 4 people, seed 3" in capsys.readouterr().out

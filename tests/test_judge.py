@@ -199,13 +199,6 @@ def test_nearest_is_brute_force_over_the_candidates(judge, train, fresh):
             assert values.max() - value[i] < 0.05  # features leave 16 of 640 to SSIM
 
 
-def test_mirror_images_are_within_the_box_and_mirrored_twice_are_the_slices(judge, train):
-    mirrored = judge.search.mirror(train.images[:9])
-    assert content_box(mirrored, least=judge.search.box) == judge.search.box
-    assert (mirrored != train.images[:9]).any()
-    assert (judge.search.mirror(mirrored) == train.images[:9]).all()
-
-
 def test_people_of_the_nearest_five_are_counted_by_slice_whether_mirrored_or_not():
     people = np.array(list("AAAAABBBBB"))
     plain, mirrored = np.array([0, 1, 2, 3, 5]), np.array([0, 1, 2, 4, 6])
@@ -219,11 +212,8 @@ def test_people_of_the_nearest_five_are_counted_by_slice_whether_mirrored_or_not
 
 def test_shared_codes_are_those_of_the_slice_that_shares_most():
     train = np.array([[[1, 2], [3, 4]], [[1, 2], [0, 0]], [[9, 9], [9, 4]]])
-    assert shared_codes(np.array([[[1, 2], [3, 9]], [[9, 9], [9, 9]], [[5, 5], [5, 5]]]), train).tolist() == [
-        0.75,
-        0.75,
-        0,
-    ]
+    codes = np.array([[[1, 2], [3, 9]], [[9, 9], [9, 9]], [[5, 5], [5, 5]]])
+    assert shared_codes(codes, train).tolist() == [0.75, 0.75, 0]
 
 
 # ---------------------------------------------------------------------------------------- two-sample test
@@ -248,14 +238,10 @@ def test_equal_sets_have_an_area_of_a_half_and_blurred_slices_give_themselves_aw
         assert same[size]["mean"] == pytest.approx(0.5, abs=0.2)
         assert same[size]["min"] <= same[size]["mean"] <= same[size]["max"]
     blurred = gaussian_filter(other.images, (0, 0.7, 0.7))
-    areas = two_sample_test(one.images, one.people, blurred, other.people)
+    arguments = one.images[:, 3:, :61], one.people, blurred[:, 3:, :61], other.people, 7  # odd sides
+    areas = two_sample_test(*arguments)
     assert areas["full"]["min"] > 0.9
-
-
-def test_the_same_seed_gives_the_same_area_of_slices_of_odd_sides():
-    one, other = slices(range(6)), slices(range(6, 12))
-    arguments = one.images[:, 3:, :61], one.people, other.images[:, 3:, :61], other.people, 7
-    assert two_sample_test(*arguments) == two_sample_test(*arguments)
+    assert two_sample_test(*arguments) == areas
 
 
 def test_samples_are_tested_beside_real_people_and_held_out_people(judge, fresh, monkeypatch):
@@ -309,11 +295,10 @@ def test_perfect_samples_have_real_tissue_and_are_not_memorised(verdict):
 def test_verdict_is_plain_json_and_a_table(verdict):
     assert json.loads(json.dumps(verdict, allow_nan=False)) == verdict
     text = table(verdict | {"two_sample": {"half": {"samples": {"mean": 0.61, "min": 0.5, "max": 0.7}}}})
-    assert f"{verdict['fidelity']['pca']['frechet']:.3f}" in text
-    assert f"{verdict['floor']['randconv']['recall']:.3f}" in text
+    for figure in (verdict["fidelity"]["pca"]["frechet"], verdict["floor"]["randconv"]["recall"]):
+        assert f"{figure:.3f}" in text
     assert f"{verdict['tissue']['samples']['grey']['d']:.2f}" in text
     assert "half size, area under the ROC curve: samples 0.610 (0.500 to 0.700)" in text
-    assert "160 samples, 640 training and 240 held-out slices" in text
 
 
 # ------------------------------------------------------------------------------- samples bad in one way
@@ -353,9 +338,11 @@ def test_a_texture_that_does_not_run_as_it_should_is_caught_by_folds(judge):
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_copies_are_caught_by_memorisation_alone(judge, train, mirrored):
     half = len(train.images) // 2
-    copies = train.images[half:]  # whole people: `folds` tells levels apart
+    copies = own = train.images[half:]  # whole people: `folds` tells levels apart
     if mirrored:
-        copies = judge.search.mirror(copies)
+        copies = judge.search.mirror(own)
+        assert content_box(copies, least=judge.search.box) == judge.search.box
+        assert (judge.search.mirror(copies) == own).all()
     memorisation = judge.memorisation(copies, judge.search(copies))
     assert (memorisation["mirrored"] if mirrored else memorisation)["share"] == 1
     assert (memorisation if mirrored else memorisation["mirrored"])["share"] < 0.2

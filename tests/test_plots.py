@@ -135,17 +135,11 @@ def test_every_figure_is_a_png_that_names_its_data_and_number(tmp_path, name):
 @pytest.mark.parametrize(("height", "width", "zoom"), [(256, 256, 1), (256, 128, 1), (64, 64, 4), (50, 70, 3)])
 @pytest.mark.parametrize("number", [1, 5])
 def test_samples_are_drawn_to_the_pixel_in_reading_order(tmp_path, number, height, width, zoom):
-    samples = pictures(number, height, width)
-    plots.samples(samples, tmp_path / "samples.png", TITLE)
+    samples = pictures(number, height, width) // 4  # not stretched to the range that they have
+    plots.samples(samples / 255, tmp_path / "samples.png", TITLE)
     figure = pixels(tmp_path / "samples.png")
     places = [find(figure, sample, zoom) for sample in samples]
     assert places == sorted(places)
-
-
-def test_gray_of_floats_is_not_stretched_to_the_pictures_own_range(tmp_path):
-    dim = pictures(1) // 4
-    plots.samples(dim / 255, tmp_path / "samples.png", TITLE)
-    find(pixels(tmp_path / "samples.png"), dim[0], zoom=4)
 
 
 def test_reconstructions_stand_below_their_originals_and_errors_below_both(tmp_path):
