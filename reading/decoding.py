@@ -3,11 +3,12 @@ look at their values."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from reading.nifti import Cut
 from runtime.errors import InputError
 from runtime.wording import counted
 
+Value = TypeVar("Value")
 THREADS = min(16, os.cpu_count() or 1)
 SAMPLE = 2**12  # values that are taken of a picture of more than 8 bits to find the range of all
 DIM = 64  # a set of bytes whose largest value is less has hardly been made to be looked at
@@ -74,19 +76,26 @@ def refuse(bad: list[str]) -> None:
         raise InputError(f"{len(bad)} of the files can't be used: {some(bad)}")
 
 
+def or_problem(read_one: Callable[[Path], Value], path: Path) -> Value | str:
+    """What `read_one` makes of a file, or the line that says what is wrong with it."""
+    try:
+        return read_one(path)
+    except OSError as error:
+        return f"{path} can't be read: {error.strerror or error}"
+    except (ValueError, MemoryError) as error:
+        return f"{path} {error or 'takes more memory than there is'}"
+
+
 def plan(folder: Path, files: list[str], cut: Cut, pool: Executor, bad: list[str]) -> list[Unit]:
     """Group files into units. Headers of volumes are read, those that can't be named in `bad`; pictures stay closed."""
     if not files or not is_volume(files[0]):
         return [Unit([folder / name], [name], [level_of(name)], [name], []) for name in files]
 
-    def contents(name: str) -> tuple | str:
-        try:
-            image = nifti.load(folder / name, voxels=False)
-            return *nifti.slices_of(image, name, cut), nifti.voxel_sizes(image)
-        except (ValueError, OSError) as problem:
-            return f"{folder / name} {problem}"
+    def contents(path: Path) -> tuple:
+        image = nifti.load(path, voxels=False)
+        return *nifti.slices_of(image, path.name, cut), nifti.voxel_sizes(image)
 
-    found = dict(zip(files, pool.map(contents, files), strict=True))
+    found = dict(zip(files, pool.map(lambda name: or_problem(contents, folder / name), files), strict=True))
     bad += [problem for problem in found.values() if isinstance(problem, str)]
     units = []
     for _, group in groupby((name for name in files if not isinstance(found[name], str)), volume_of):
@@ -106,15 +115,13 @@ def canvas_of(units: Iterable[Unit]) -> tuple[int, int]:
 
 
 def _decode(unit: Unit, cut: Cut, deep: tuple | None) -> Decoded | str:
-    decoded = []
-    for path in unit.paths:
-        try:
-            decoded.append(_volume(path, cut) if is_volume(path.name) else _picture(path, deep))
-        except (ValueError, OSError) as problem:
-            return f"{path} {problem}"
+    are_volumes, span = is_volume(unit.paths[0].name), None
+    read_one = partial(_volume, cut=cut) if are_volumes else partial(_picture, deep=deep)
+    decoded = [or_problem(read_one, path) for path in unit.paths]
+    if bad := [one for one in decoded if isinstance(one, str)]:
+        return bad[0]
     parts, looks = zip(*decoded, strict=True)
-    span = None
-    if is_volume(unit.paths[0].name):
+    if are_volumes:
         span = robust_range(parts)
         parts = [scale_to_uint8(part, *span) for part in parts]
     return Decoded([picture for part in parts for picture in part], span, list(looks))

@@ -1,7 +1,6 @@
 """What is in the files that somebody brings? Pictures, volumes, or folders of them, as slices of their own size."""
 
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reading import images, nifti
-from reading.decoding import THREADS, refuse, some
+from reading.decoding import THREADS, or_problem, refuse, some
 from reading.intensity import PERCENTILES, robust_range, scale_to_uint8
 from reading.kinds import CODES, DICOM, PICTURE, kind_of
 from reading.names import level_of, natural
@@ -43,7 +42,7 @@ def read(paths: list[Path], cut: Cut) -> list[Part]:
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")
         read_one = _picture if PICTURE in kinds else partial(_volume, cut=cut)
-        parts = list(pool.map(lambda path: _or_problem(read_one, path), sources))
+        parts = list(pool.map(lambda path: or_problem(read_one, path), sources))
     refuse([part for part in parts if isinstance(part, str)])
     return parts
 
@@ -85,15 +84,6 @@ def _in_folder(folder: Path) -> dict[Path, str]:
 
 
 # ------------------------------------------------------------------------------------------- one of them
-
-
-def _or_problem(read_one: Callable[[Path], Part], path: Path) -> Part | str:
-    try:
-        return read_one(path)
-    except OSError as error:
-        return f"{path} can't be read: {error.strerror or error}"
-    except (ValueError, MemoryError) as error:
-        return f"{path} {error or 'takes more memory than there is'}"
 
 
 def _picture(path: Path) -> Part:
