@@ -1,8 +1,6 @@
 """How do I load it in a notebook? With torch.hub: no installation, and nothing of it left on the import path.
 
     model = torch.hub.load("path/of/clone", "brain_vqvae", source="local")
-    codes = model.encode(slices); pictures = model.decode(codes); novel = model.sample(seeds=range(16), level=12)
-    brain = model.sample_volume(seed=0)                 by a transformer
 
 Entries: `brain_vqvae`, a trained autoencoder (RQ-VAE, VQ-VAE or VQ-VAE-2) with its prior (transformer, DCGAN or
 PixelCNN); `brain_slices`, a data set; `brain_judge`, the judge of novel slices. `torch.hub.list` and `torch.hub.help`

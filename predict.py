@@ -49,8 +49,11 @@ from scoring.scores import score_table
 COLUMNS = 6  # slices in a figure of reconstructions
 MAX_SAMPLES_SHOWN = 32
 MAX_VOLUMES_SHOWN = 4
-MIN_VOLUMES = 16  # to judge them
-SAMPLING_OPTIONS = ("samples_only", "volumes", "slice", "where", "temperature", "nucleus", "ceiling")
+JUDGED = {  # the least number, what to give for it, and options that leave samples of some levels or people only
+    "samples": (MIN_SAMPLES, "--samples 1000", ("slice", "where")),
+    "whole brains": (16, "--volumes 32", ("around", "where")),
+}
+SAMPLING_OPTIONS = {"samples_only", "volumes", "slice", "where", "temperature", "nucleus", "ceiling"}
 
 
 @dataclass
@@ -88,12 +91,11 @@ def load_model(settings: PredictSettings) -> TrainedModel:
     if settings.codes and settings.codes > (depth := model.codec.autoencoder.depth):
         raise InputError(f"--codes {settings.codes}: {settings.checkpoint} has {depth} per position")
     if model.sampler is None:
-        for name in SAMPLING_OPTIONS:
-            if name in settings.model_fields_set:
-                raise InputError(
-                    f"{cli.flag(name)} is about samples, and there is no prior to sample from: give one with --prior, "
-                    "and neither --input nor --samples 0"
-                )
+        for name in sorted(SAMPLING_OPTIONS & settings.model_fields_set):
+            raise InputError(
+                f"{cli.flag(name)} is about samples, and there is no prior to sample from: give one with --prior, "
+                "and neither --input nor --samples 0"
+            )
         return model
     model.sampler.check(settings.slice, settings.temperature, settings.nucleus)
     model.sampler.covariates(settings.asked, 1)
@@ -153,7 +155,9 @@ def load_central_slice(settings: PredictSettings, model: TrainedModel) -> tuple[
 def reconstruct_slices(context: Context) -> tuple[list[dict], np.ndarray]:
     """Reconstruct, score and show slices; returns each one's name and scores, and the reconstructions."""
     settings, model, results, slices = context.settings, context.model, context.results, context.slices
-    files = files_to_save(settings, slices)
+    if settings.save_nifti and slices.ranges is None:
+        raise InputError(NO_VOLUMES)
+    files = named(slices.names, ".png") if settings.input and not settings.save_nifti else []
     coder = Coder(model, settings.prior) if settings.save_codes else None
     print(f"{results.title}: {counted(len(slices), 'slice')}, {model.codec.on.describe()}")
     for note in slices.notes:
@@ -164,17 +168,16 @@ def reconstruct_slices(context: Context) -> tuple[list[dict], np.ndarray]:
 
     made = reconstruct(model, slices.images, settings.codes, slices.frames)
     results.metrics |= summarise(made.scores) | {"bytes_per_image": made.bytes_per_image}
-    sizes = model.codec.autoencoder.codebook_sizes
-    used = (code_usage([codes], [size])[0] for codes, size in zip(made.flat_codes(), sizes, strict=False))
+    used = code_usage(made.flat_codes(), model.codec.autoencoder.codebook_sizes[: settings.codes])
     results.metrics["codes"] = [{"grid": grid} | one for grid, one in zip(made.grid_sizes(), used, strict=True)]
     if model.sampler and (size := made.entropy_coded_bytes(model.sampler, slices.levels)):
         results.metrics["entropy_coded_bytes"] = size
     if not settings.codes:  # validation was with all codes
         note_outliers(context, made)
     print(score_table(results.metrics))
-    scores = {key: values.tolist() for key, values in made.scores.items()}
-    rows = [{"name": name, **{key: scores[key][i] for key in scores}} for i, name in enumerate(slices.names)]
-    draw_reconstructions(context, made, rows)
+    columns = {"name": slices.names} | {key: values.tolist() for key, values in made.scores.items()}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    draw_reconstructions(context, made)
     if coder:
         save_codes(context, coder, made)
     if settings.save_nifti:
@@ -187,16 +190,6 @@ def reconstruct_slices(context: Context) -> tuple[list[dict], np.ndarray]:
         own = [picture[frame] for picture, frame in zip(made.pictures, slices.frames, strict=True)]
         results.save_pictures("reconstructions", own, files, f"{results.title}, reconstruction")
     return rows, made.pictures
-
-
-def files_to_save(settings: PredictSettings, slices: Slices) -> list[str]:
-    """Names of the PNG files for the reconstructions of --input; none where these become NIfTI files.
-
-    Raises InputError when they can't be saved as the options say.
-    """
-    if settings.save_nifti and slices.ranges is None:
-        raise InputError(NO_VOLUMES)
-    return [] if settings.save_nifti or not settings.input else named(slices.names, ".png")
 
 
 def named(sources: list[str], suffix: str) -> list[str]:
@@ -268,28 +261,28 @@ def note_outliers(context: Context, made: Reconstruction) -> None:
     context.results.note(note)
 
 
-def draw_reconstructions(context: Context, made: Reconstruction, rows: list[dict]) -> None:
+def draw_reconstructions(context: Context, made: Reconstruction) -> None:
     """Distribution of the SSIM, worst and best slices, the codes of the median one, use of the codes."""
     results, codec, slices = context.results, context.model.codec, context.slices
-    title = results.title
-    ranked = sorted(range(len(rows)), key=lambda i: rows[i]["ssim"])
-    ranked = [i for i in ranked if not np.isnan(rows[i]["foreground_ssim"])] or ranked  # black slices show nothing
-    results.draw("ssim_distribution.png", plots.ssim_distribution, [row["ssim"] for row in rows], title=title)
+    title, ssim = results.title, made.scores["ssim"]
+    ranked = np.argsort(ssim, kind="stable").tolist()
+    ranked = [i for i in ranked if not np.isnan(made.scores["foreground_ssim"][i])] or ranked  # black shows nothing
+    results.draw("ssim_distribution.png", plots.ssim_distribution, ssim, title=title)
     for name, which, order in (("worst", "Lowest", ranked), ("best", "Highest", ranked[::-1])):
         of_person: dict[str, int] = {}
         for i in order:
             of_person.setdefault(slices.people[i], i)
         several = len(of_person) >= COLUMNS
         chosen = (list(of_person.values()) if several else order)[:COLUMNS]
-        labels = [f"{rows[i]['name']} SSIM {rows[i]['ssim']:.4f}" for i in chosen]
+        labels = [f"{slices.names[i]} SSIM {ssim[i]:.4f}" for i in chosen]
         window = codec.window(slices.images[chosen])
         pictures = window.crop(slices.images[chosen]), window.crop(made.pictures[chosen])
         draw = partial(plots.reconstructions, heading=f"{which} SSIM{', one slice a person' if several else ''}")
         results.draw(f"reconstructions_{name}.png", draw, *pictures, labels, title=title)
     median = ranked[len(ranked) // 2]
     draw = partial(draw_codes, depth=len(made.groups[0][1]), frame=slices.frames and slices.frames[median])
-    median_title = f"{title}, {rows[median]['name']}, the one of median SSIM"
-    results.draw("codes.png", draw, codec, slices.images[median], title=median_title)
+    what = f"{title}, {slices.names[median]}, the one of median SSIM"
+    results.draw("codes.png", draw, codec, slices.images[median], title=what)
     counts = zip(made.flat_codes(), codec.autoencoder.codebook_sizes, strict=False)
     results.draw("code_usage.png", plots.code_usage, [code_counts(*one).numpy() for one in counts], title=title)
 
@@ -302,8 +295,7 @@ def sample(context: Context, ceiling: Sampler | None) -> None:
     """Sample slices, save and show them, and judge them if there are enough."""
     settings, model, results = context.settings, context.model, context.results
     seeds = range(settings.seed, settings.seed + settings.samples)
-    codes = model.sample_codes(seeds, settings.slice, settings.temperature, settings.nucleus, settings.asked)
-    pictures = to_uint8(model.codec.paint(codes, seeds))
+    pictures = to_uint8(model.sample(seeds, settings.slice, **settings.drawing))
     source = context.source + ("" if settings.slice is None else f", slice level {settings.slice}")
     results.metrics["samples"] = {"number": len(seeds), "first_seed": seeds[0], "source": source}
     results.save_pictures("samples", pictures, [f"seed_{seed:05d}.png" for seed in seeds], source)
@@ -313,27 +305,27 @@ def sample(context: Context, ceiling: Sampler | None) -> None:
         which = f"{source}, from seed {seeds[0]} to seed {seeds[1]}"
         results.draw("walk.gif", plots.walk, model.codec.window(walk).crop(walk), title=which)
     print(f"{counted(len(seeds), 'sample')} of the {source}")
-    obstacle = None if settings.slice is None else "leave out --slice, so that they are of all levels"
-    obstacle = "leave out --where, so that they are of all people" if settings.where else obstacle
-    if len(seeds) < MIN_SAMPLES:
-        obstacle = obstacle or f"fewer than {MIN_SAMPLES} are too few to judge: give --samples 1000"
-    judge_or_note(context, "samples", obstacle, partial(judge_samples, context, ceiling, pictures))
+    judge_or_note(context, "samples", len(seeds), partial(judge_samples, context, ceiling, pictures))
 
 
-def judge_or_note(context: Context, what: str, obstacle: str | None, judge_them: Callable[[], None]) -> None:
-    """Call `judge_them`, or note the `obstacle`, or that the options or the data give nothing to judge them with."""
-    settings = context.settings
-    if settings.samples_only:
-        obstacle = obstacle or "leave out --samples-only"
+def judge_or_note(context: Context, what: str, number: int, judge_them: Callable[[], None]) -> None:
+    """Call `judge_them`, or note why so many of these samples can't be judged with these options or data."""
+    settings, (least, more, narrowing) = context.settings, JUDGED[what]
+    if option := next((name for name in narrowing if getattr(settings, name) not in (None, [])), None):
+        obstacle = f"leave out --{option}, so that they are of all levels and people"
+    elif number < least:
+        obstacle = f"fewer than {least} are too few to judge: give {more}"
+    elif settings.samples_only:
+        obstacle = "leave out --samples-only"
     elif settings.split == "train":
-        obstacle = obstacle or "that takes people held out from training: use another --split"
+        obstacle = "that takes people held out from training: use another --split"
     elif "train" not in context.data.splits:
-        obstacle = obstacle or "that takes the data set that the model was trained on"
-    try:
-        if not obstacle:
+        obstacle = "that takes the data set that the model was trained on"
+    else:
+        try:
             return judge_them()
-    except InputError as error:  # too few people, say: what else there is to show stays
-        obstacle = str(error)
+        except InputError as error:  # too few people, say: what else there is to show stays
+            obstacle = str(error)
     context.results.note(f"the {what} are not judged: {obstacle}")
 
 
@@ -399,8 +391,7 @@ def sample_volumes(context: Context, around: np.ndarray | None, level: int | Non
     """Sample brains, save them as NIfTI, and show them in three planes beside real ones."""
     settings, model, results, slices = context.settings, context.model, context.results, context.slices
     seeds, trained_on = range(settings.seed, settings.seed + settings.volumes), model.description["data"]
-    options = {"temperature": settings.temperature, "nucleus": settings.nucleus, "where": settings.asked}
-    volumes = to_uint8(model.sample_volumes(seeds, around, level, **options))
+    volumes = to_uint8(model.sample_volumes(seeds, around, level, **settings.drawing))
     source = context.source
     if settings.around:
         source += f", invented around level {level} of {visible(settings.around.name)}"
@@ -425,10 +416,7 @@ def sample_volumes(context: Context, around: np.ndarray | None, level: int | Non
     results.draw("volumes.png", draw, shown, title=title if real is None else f"{title}; {results.title}")
     results.draw("volume_levels.gif", plots.volume_levels, shown[0], title=f"{source}, seed {seeds[0]}, level by level")
     print(f"{counted(len(seeds), 'whole brain')} of {volumes.shape[1]} levels each, of the {source}")
-    obstacle = next((f"leave out --{name}" for name in ("around", "where") if getattr(settings, name)), None)
-    if len(seeds) < MIN_VOLUMES:
-        obstacle = obstacle or f"fewer than {MIN_VOLUMES} are too few to judge: give --volumes 32"
-    judge_or_note(context, "whole brains", obstacle, partial(judge_volumes, context, seeds, volumes))
+    judge_or_note(context, "whole brains", len(seeds), partial(judge_volumes, context, seeds, volumes))
 
 
 def judge_volumes(context: Context, seeds: range, volumes: np.ndarray) -> None:
@@ -451,14 +439,13 @@ def judge_volumes(context: Context, seeds: range, volumes: np.ndarray) -> None:
 def describe(settings: PredictSettings, model: TrainedModel) -> dict:
     """Everything that made the results, for metrics.json and the report."""
     description, prior = model.description, model.sampler
-    made_by = {
+    about = prior and {"file": str(prior.path), "model": prior.title, "epoch": prior.description["epoch"]}
+    return {
         "prediction": settings.model_copy(update={"out": settings.folder}).model_dump(mode="json"),
         "checkpoint": {key: description[key] for key in ("model", "epoch", "validation_ssim")},
         "trained_on": description["data"],
+        **({"prior": about} if about else {}),
     }
-    if prior:
-        made_by["prior"] = {"file": str(prior.path), "model": prior.title, "epoch": prior.description["epoch"]}
-    return made_by
 
 
 @exit_on_input_error

@@ -42,8 +42,9 @@ def rows_by_box(slices: np.ndarray, least: Box | None) -> dict[Box, np.ndarray]:
     A slice's box holds its content and `least`: it is `least` itself where no content lies outside.
     """
     boxes: dict[Box, list[int]] = {}
+    canvases = _on_canvas(slices)
     for i in range(len(slices)):
-        boxes.setdefault(content_box(slices[i : i + 1], least), []).append(i)
+        boxes.setdefault(content_box(canvases[i : i + 1], least), []).append(i)
     return {box: np.array(rows) for box, rows in boxes.items()}
 
 
@@ -74,17 +75,14 @@ class Codec:
 
     def box_of(self, slices: np.ndarray) -> Box:
         """The one box that `encode` codes of slices [N, H, W], on a canvas with sides of multiples of 16."""
-        return content_box(_on_canvas(slices), self._least(slices))
+        return content_box(_on_canvas(slices), self.least(slices))
 
     def window(self, slices: np.ndarray) -> Box:
         """The part of slices [N, H, W] that figures show: the coded box with a small margin."""
         return self.box_of(slices).around(MARGIN, slices.shape[1:])
 
-    def rows_by_box(self, slices: np.ndarray) -> dict[Box, np.ndarray]:
-        """`rows_by_box` of slices [N, H, W] of any size."""
-        return rows_by_box(_on_canvas(slices), self._least(slices))
-
-    def _least(self, slices: np.ndarray) -> Box | None:
+    def least(self, slices: np.ndarray) -> Box | None:
+        """What is coded of each of these slices [N, H, W] at least: `box`, where they are of the training's size."""
         return self.box if slices.shape[1:] == self.size else None
 
     @torch.no_grad()  # not `inference_mode`, whose tensors can't be trained with
@@ -118,7 +116,7 @@ class Codec:
         one for each `slices_per_seed` slices, which are of one brain. `decode` where there is no painter, or where the
         codes are complete.
         """
-        if not self.can_paint(len(codes)):
+        if self.painter is None or len(codes) == self.autoencoder.depth:
             return self.decode(codes)
         height, width = (side * self.autoencoder.downsample for side in codes[0].shape[1:])
 
@@ -131,10 +129,6 @@ class Codec:
             return self.painter.paint(plain, z_q, noise.to(self.on.device))
 
         return self._pictures(codes[:1], painted, self.paint_on, "painting")
-
-    def can_paint(self, num_grids: int) -> bool:
-        """Whether there is a painter, and that number of code grids leaves something to paint."""
-        return self.painter is not None and num_grids < self.autoencoder.depth
 
     @torch.no_grad()
     def _pictures(self, codes: Codes, make: Callable[[Codes, slice], Tensor], on: Compute, doing: str) -> np.ndarray:

@@ -1,11 +1,4 @@
-"""What can a trained model do? Slices to codes, codes to pictures, novel slices and brains, walks between two slices.
-
-model = TrainedModel.load("resources/pretrained/vqvae.pth")
-codes = model.encode(slices)
-pictures = model.decode(codes)
-novel = model.sample(seeds=range(16), level=12)
-brain = model.sample_volume(seed=0)
-"""
+"""What can a trained model do? Slices to codes and back, novel slices and brains, walks between two slices."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +12,7 @@ from torch import Tensor
 
 from inference.codec import Codec, PlacedCodes
 from inference.loading import load_autoencoder, load_painter
-from inference.sampling import Sampler, Where, find_prior
+from inference.sampling import Sampler, find_prior
 from inference.volumes import VolumeSampler
 from reading.inputs import MAX_SIDE
 from reading.nifti import Cut
@@ -96,30 +89,24 @@ class TrainedModel:
     def sample(self, seeds: Sequence[int], level: int | None = None, **options) -> np.ndarray:
         """Pictures of novel slices, one a seed: float32 [len(seeds), H, W] in [0, 1].
 
-        `options`: temperature, nucleus and where, as `sample_codes` takes them. The pictures have texture where
-        a painter.pth lies beside the weights; without one, the plain decoder blurs them.
+        They have texture where a painter.pth lies beside the weights; without one, the plain decoder blurs them.
+
+        Args:
+            seeds: each slice depends on its own seed only.
+            level: the axial slice level, from 0; None draws each one's as often as it is in training.
+            options: `temperature` (default 1.1 for a transformer, 1 for a PixelCNN) and `nucleus` (default 1), lower
+                for likelier and more alike; `where`, values of some of `covariates`, {"cdr": 1, "ventricles": 0.12}:
+                the others stay open.
+        Raises:
+            InputError: there is no prior, or it knows no such level, temperature, nucleus or covariate.
         """
         sampler, seeds = self._ready(seeds, level, **options)
         return self.codec.paint(sampler.sample(seeds, level, **options), seeds)
 
-    def sample_codes(
-        self,
-        seeds: Sequence[int],
-        level: int | None = None,
-        temperature: float | None = None,
-        nucleus: float | None = None,
-        where: Where | None = None,
-    ) -> list[np.ndarray]:
-        """Codes of novel slices, int16 [len(seeds), h, w] each; each slice depends on its own seed only.
-
-        `level`, the axial slice level, from 0; None draws each one's as often as it is in training. `temperature`
-        (default 1.1 for a transformer, 1 for a PixelCNN) and `nucleus` (default 1): lower for likelier and more alike.
-        `where`: values of some of `covariates`, {"cdr": 1, "ventricles": 0.12}; the others stay open. Raises InputError
-        when there is no prior, or it knows no such level, temperature, nucleus or covariate.
-        """
-        sampler, seeds = self._ready(seeds, level, temperature, nucleus, where)
-        codes = sampler.sample(seeds, level, temperature, nucleus, where)
-        return [grid.to(torch.int16).cpu().numpy() for grid in codes]
+    def sample_codes(self, seeds: Sequence[int], level: int | None = None, **options) -> list[np.ndarray]:
+        """As `sample`, but the codes alone: int16 [len(seeds), h, w] each."""
+        sampler, seeds = self._ready(seeds, level, **options)
+        return [grid.to(torch.int16).cpu().numpy() for grid in sampler.sample(seeds, level, **options)]
 
     def walk(self, seeds: Sequence[int], level: int | None = None) -> np.ndarray:
         """Pictures on the way from one seed's sample to another's: float32 [24, H, W] in [0, 1]."""
@@ -139,9 +126,8 @@ class TrainedModel:
         """Novel brains whose slices belong together, one a seed: float32 [len(seeds), levels, H, W] in [0, 1].
 
         `around`: a real slice [H, W] of the training's size, at slice level `level`, that all brains are sampled
-        around; it comes back as its first codes have it, and the rest is invented. `options`: temperature, nucleus and
-        where, as `sample_codes` takes them. Raises InputError when the prior samples single slices only, or can't be
-        asked for that.
+        around; it comes back as its first codes have it, and the rest is invented. `options`: as `sample` takes them.
+        Raises InputError when the prior samples single slices only, or can't be asked for that.
         """
         sampler, seeds = self._ready(seeds, level, **options)
         volumes, start = VolumeSampler(sampler), None
@@ -162,22 +148,15 @@ class TrainedModel:
         given = Cut(axis, slices, spacing)._asdict()
         return Cut(**{k: self.description["data"][k] if value is None else value for k, value in given.items()})
 
-    def _ready(
-        self,
-        seeds: Sequence[int],
-        level: int | None,
-        temperature: float | None = None,
-        nucleus: float | None = None,
-        where: Where | None = None,
-    ) -> tuple[Sampler, list[int]]:
+    def _ready(self, seeds: Sequence[int], level: int | None, **options) -> tuple[Sampler, list[int]]:
         """The sampler, and the seeds as a list. Raises InputError when these can't be sampled."""
         if self.sampler is None:
             raise InputError(f"no prior beside {self.path}, so nothing can be sampled: give the file of one as prior")
         seeds = list(seeds) if isinstance(seeds, Iterable) else []
         if not seeds or not all(isinstance(seed, Integral) and 0 <= seed <= LARGEST_SEED for seed in seeds):
             raise InputError(f"seeds are a list of whole numbers from 0 to {LARGEST_SEED:,}, at least one")
-        self.sampler.check(level, temperature, nucleus)
-        self.sampler.covariates(where, len(seeds))
+        self.sampler.check(level, options.get("temperature"), options.get("nucleus"))
+        self.sampler.covariates(options.get("where"), len(seeds))
         return self.sampler, [int(seed) for seed in seeds]
 
     def _check_codes(self, codes: Sequence[Array]) -> None:
@@ -200,12 +179,10 @@ class TrainedModel:
     def __repr__(self) -> str:
         shapes = [f"{h}x{w}" for h, w in self.codec.grid_shapes()]
         grids = ", ".join(f"{shapes.count(shape)} of {shape}" for shape in dict.fromkeys(shapes))
-        name, epoch, (height, width) = self.description["model"], self.description["epoch"], self.codec.size
+        height, width = self.codec.size
         prior = f"{self.sampler.title} with {self.sampler.levels} slice levels" if self.sampler else "none"
-        return (
-            f"{name}, epoch {epoch}: slices {height}x{width} <-> code grids {grids}; prior: {prior}; "
-            f"on {self.codec.on.device}"
-        )
+        what = "{model}, epoch {epoch}: slices ".format(**self.description)
+        return f"{what}{height}x{width} <-> code grids {grids}; prior: {prior}; on {self.codec.on.device}"
 
 
 def _as_slices(slices: Array) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from inference.codec import PlacedCodes, to_uint8
+from inference.codec import PlacedCodes, rows_by_box, to_uint8
 from inference.model import TrainedModel
 from inference.sampling import Sampler
 from scoring.metrics import MIN_SIDE, reconstruction_scores
@@ -66,7 +66,7 @@ def reconstruct(
     groups, pictures, size = [], np.empty_like(slices), 0.0
     scores = {name: np.empty(len(slices)) for name in SCORES}
     with tqdm(total=len(slices), desc="reconstructing", unit=" slices", disable=None) as bar:
-        for box, rows_of_box in model.codec.rows_by_box(slices).items():
+        for box, rows_of_box in rows_by_box(slices, model.codec.least(slices)).items():
             for rows in np.array_split(rows_of_box, -(-len(rows_of_box) // CHUNK)):
                 codes = model.encode(slices[rows])[:depth]
                 decoded = model.decode(codes)

@@ -1,7 +1,7 @@
 """What can be asked of a trained model? Every option of predict.py, and whether the files that it names are there."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -68,6 +68,11 @@ class PredictSettings(Computing, Sampling, ReconstructionSettings):  # --help sh
     def asked(self) -> dict[str, str]:
         """The covariates asked for, by name."""
         return dict(text.split("=", 1) for text in self.where)
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """The options of sampling, as `TrainedModel.sample` takes them."""
+        return {"temperature": self.temperature, "nucleus": self.nucleus, "where": self.asked}
 
     @property
     def folder(self) -> Path:

@@ -85,16 +85,15 @@ class VolumeSampler:
         """
         options = {"temperature": temperature or self.prior.temperature, "nucleus": nucleus or 1.0}
         options["covariates"] = self.sampler.covariates(where, len(seeds))
-        first = self.middle if start is None else start[0]
         codes = self._empty(len(seeds))
-        with tqdm(total=len(seeds) * len(self.levels), desc="drawing brains", unit="slice", disable=None) as bar:
-            for places in ([Place(first, [])], *plan(self.levels, first)):
-                if start is not None and places[0].level == first:
-                    for grid, given in zip(codes, start[1], strict=False):
-                        grid[:, first - self.levels[0]] = given.to(grid)
-                else:
-                    self._sample_round(codes, seeds, places, **options)
-                bar.update(len(seeds) * len(places))
+        if start is None:
+            first, rounds = self.middle, [[Place(self.middle, [])]]
+        else:
+            (first, given), rounds = start, []
+            for grid, own in zip(codes, given, strict=False):
+                grid[:, first - self.levels[0]] = own.to(grid)
+        for places in tqdm([*rounds, *plan(self.levels, first)], "drawing brains", unit="round", disable=None):
+            self._sample_round(codes, seeds, places, **options)
         return codes
 
     def sample_independent(self, seeds: Sequence[int]) -> Codes:

@@ -11,9 +11,9 @@ A command's settings are the classes that it inherits from: in `--help`, each is
 
 import argparse
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -33,14 +33,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def checked(cls, values: Mapping[str, Any]) -> Self:
-        """The settings with these values, and defaults for the rest. Raises InputError that names each wrong option."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise InputError(complaints(error, flag)) from error
-
-    @classmethod
     def from_json(cls, text: bytes, where: object) -> Self:
         """The settings in a JSON file `where`. Raises InputError that names each wrong field."""
         try:
@@ -54,8 +46,7 @@ Kind = TypeVar("Kind", bound=Settings)
 
 def option(default: Any, description: str, metavar: str | None = None, **checks) -> Any:
     """A field of `Settings`: default (`...` if there is none), help text, and pydantic's checks (`ge`, `le`)."""
-    extra = {"metavar": metavar} if metavar else None
-    return Field(default, description=description, json_schema_extra=extra, **checks)
+    return Field(default, description=description, json_schema_extra={"metavar": metavar}, **checks)
 
 
 def flag(name: str) -> str:
@@ -88,7 +79,10 @@ def parse(kind: type[Kind], description: str, arguments: list[str] | None = None
             groups[owner] = parser.add_argument_group(owner.__doc__.splitlines()[0].rstrip("."))
         flags = [] if field.is_required() else [flag(name)]
         groups[owner].add_argument(*flags, dest=name, **_argument(field))
-    return kind.checked(vars(parser.parse_args(arguments)))
+    try:
+        return kind.model_validate(vars(parser.parse_args(arguments)))
+    except ValidationError as error:
+        raise InputError(complaints(error, flag)) from error
 
 
 def path(text: str) -> Path:
@@ -100,9 +94,7 @@ def path(text: str) -> Path:
 def _argument(field: FieldInfo) -> dict[str, Any]:
     """What argparse needs to know of a field."""
     kind, help_text = field.annotation, field.description.replace("%", "%%")
-    if type(None) in get_args(kind):  # X | None
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Annotated:
+    while get_origin(kind) in (Annotated, Union, UnionType):  # X | None
         kind = get_args(kind)[0]
     if kind is bool:
         return {"action": "store_true", "help": help_text}
@@ -114,7 +106,7 @@ def _argument(field: FieldInfo) -> dict[str, Any]:
         how |= {"type": kind, "nargs": "+", "action": "extend"}
     if get_origin(kind) is Literal:
         how |= {"type": type(get_args(kind)[0]), "choices": get_args(kind)}
-    usual = None if field.is_required() else METAVARS.get(kind)  # None is argparse's own
     if kind is Path:
         how["type"] = path
-    return how | {"metavar": (field.json_schema_extra or {}).get("metavar", usual)}
+    usual = None if field.is_required() else METAVARS.get(kind)  # None is argparse's own
+    return how | {"metavar": field.json_schema_extra["metavar"] or usual}

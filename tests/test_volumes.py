@@ -264,7 +264,7 @@ def test_volumes_in_brains_out(tmp_path, monkeypatch, capsys):
     page = (out / "report.html").read_text()
     for name, heading in (
         ("volumes.png", "Whole brains in three planes"),
-        ("volume_levels.gif", "Through the levels of one sampled brain"),
+        ("volume_levels.gif", "Volume levels"),
     ):
         assert (out / name).is_file()
         assert heading in page
