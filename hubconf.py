@@ -19,18 +19,7 @@ from collections.abc import Iterator as _Iterator
 from collections.abc import Sequence as _Sequence
 
 # What has to be installed for the entries (`requirements.txt` has more, for training and for figures).
-dependencies = [
-    "nibabel",
-    "nilearn",
-    "numpy",
-    "PIL",
-    "pydantic",
-    "scipy",
-    "skimage",
-    "sklearn",
-    "torch",
-    "tqdm",
-]
+dependencies = ["nibabel", "nilearn", "numpy", "PIL", "pydantic", "scipy", "skimage", "sklearn", "torch", "tqdm"]
 
 _CLONE = _pathlib.Path(__file__).resolve().parent
 _OURS = {path.stem for path in _CLONE.glob("*.py")} | {path.parent.name for path in _CLONE.glob("*/*.py")}

@@ -21,12 +21,7 @@ class Schema(BaseModel):
     """What a file may hold. Nothing is converted: the text "1" is not a number, and NaN isn't one either."""
 
     model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        allow_inf_nan=False,
-        arbitrary_types_allowed=True,
-        extra="forbid",
-        protected_namespaces=(),
+        strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True, extra="forbid"
     )
 
     @classmethod
