@@ -34,7 +34,7 @@ from benchmarks.trained import ROOT, call, finished, run_folder
 from inference.loading import load_autoencoder
 from runtime import cli, compute
 from runtime.cli import Settings, option
-from runtime.errors import exit_on_input_error
+from runtime.errors import InputError, exit_on_input_error
 from runtime.files import atomic
 from scoring import tissue
 
@@ -142,6 +142,8 @@ def score_prior(name: str, data: str, out: Path) -> dict[str, dict]:
     """The verdicts on a prior's `samples`, with its bits a slice where it has any, and on the `volumes` it draws."""
     options = "--samples", SAMPLES, "--volumes", VOLUMES.get(name, 0), *FAST
     metrics = predict(DEFAULT, data, out, "--prior", PRETRAINED / PRIORS[name].file, *options)
+    if "judge" not in metrics:
+        raise InputError(f"samples can't be judged: {data} isn't the data set that {DEFAULT} was trained on")
     verdicts = {"samples": metrics["judge"] | {"epoch": metrics["settings"]["prior"]["epoch"]}}
     del verdicts["samples"]["memorisation"]["closest"]
     if "entropy_coded_bytes" in metrics:
