@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import scipy.linalg
+import tiny
 import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import mannwhitneyu
@@ -40,14 +41,7 @@ def person(seed: int, grain: tuple[float, float] = (0.7, 0.7)) -> np.ndarray:
 
 
 def slices(seeds: range) -> Slices:
-    names = [f"case_{seed:03d}_slice_{level}.nii.png" for seed in seeds for level in range(LEVELS)]
-    return Slices(
-        images=np.concatenate([person(seed) for seed in seeds]),
-        names=names,
-        people=[name[:8] for name in names],
-        levels=np.tile(np.arange(LEVELS), len(seeds)),
-        paths=[],
-    )
+    return tiny.of_people(np.stack([person(seed) for seed in seeds]), seeds[0])
 
 
 def encode(images: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
@@ -47,15 +48,13 @@ def people(seeds: range) -> np.ndarray:
 
 
 def slices(seeds: range) -> Slices:
-    names = [f"case_{seed:03d}_slice_{level}.nii.png" for seed in seeds for level in range(LEVELS)]
-    return of_names(names, people(seeds).reshape(-1, SIZE, SIZE))
+    return tiny.of_people(people(seeds), seeds[0])
 
 
-def of_names(names: list[str], images: np.ndarray | None = None) -> Slices:
-    """Slices of which only the names matter, unless there are `images`; each slice is its row in gray."""
+def of_names(names: list[str]) -> Slices:
+    """Slices of which only the names matter; each slice is its row in gray."""
     levels = np.array([int(name.split("_slice_")[1].split(".")[0]) if "_slice_" in name else -1 for name in names])
-    if images is None:
-        images = np.arange(len(names), dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
+    images = np.arange(len(names), dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
     return Slices(images=images, names=names, people=[name[:8] for name in names], levels=levels, paths=[])
 
 

@@ -51,20 +51,26 @@ def content_of(network: torch.nn.Module, autoencoder: modules.Autoencoder | None
     return content | {"state": network.state_dict()}
 
 
-def slices(people: int, levels: int, first: int = 1) -> Slices:
-    """Smooth blobs, uint8 [people x levels, 32, 32]; neighbours of one person are alike."""
-    pictures, names = [], []
-    for person in range(first, first + people):
-        noise = ndimage.gaussian_filter(np.random.default_rng(person).standard_normal((levels, SIZE, SIZE)), (1, 4, 4))
-        pictures.append((128 + 100 * noise / abs(noise).max()).round().astype(np.uint8))
-        names += [f"case_{person:03d}_slice_{level}.nii.png" for level in range(levels)]
+def of_people(volumes: np.ndarray, first: int) -> Slices:
+    """The slices of volumes, uint8 [P, L, H, W], each of one person, whom numbers tell from `first` on."""
+    n, levels = volumes.shape[:2]
+    names = [f"case_{first + i:03d}_slice_{level}.nii.png" for i in range(n) for level in range(levels)]
     return Slices(
-        images=np.concatenate(pictures),
+        images=volumes.reshape(-1, *volumes.shape[2:]),
         names=names,
         people=[name[:8] for name in names],
-        levels=np.tile(np.arange(levels), people),
+        levels=np.tile(np.arange(levels), n),
         paths=[Path(name) for name in names],
     )
+
+
+def slices(people: int, levels: int, first: int = 1) -> Slices:
+    """Smooth blobs, uint8 [people x levels, 32, 32]; neighbours of one person are alike."""
+    volumes = []
+    for person in range(first, first + people):
+        noise = ndimage.gaussian_filter(np.random.default_rng(person).standard_normal((levels, SIZE, SIZE)), (1, 4, 4))
+        volumes.append((128 + 100 * noise / abs(noise).max()).round().astype(np.uint8))
+    return of_people(np.stack(volumes), first)
 
 
 def data_set() -> DataSet:
