@@ -436,12 +436,12 @@ class Prior(nn.Module, ABC):
         levels: the number of slice levels.
         covariates: what else it can be asked for, a mapping each, see `CovariateEmbedding`.
         temperature: the default that autoregressive priors sample at, see `networks.autoregressive.draw_code`.
-        level_share: float32 [levels + 1], how often each level occurs in training; where no level is asked for, one
-            is drawn with these probabilities.
+        level_share: float32 [levels + 1], how often each level occurs in training.
     """
 
     title: str
     temperature = 1.0
+    smoothing = 0.3  # standard deviations, between the covariates of a sample and those of a training brain
 
     def __init__(self, levels: int, arguments: dict[str, Any]):
         super().__init__()
@@ -455,9 +455,34 @@ class Prior(nn.Module, ABC):
     ) -> Codes:
         """One sample per seed, a function of that seed and its conditioning: code grids int64 [len(seeds), h, w].
 
-        `levels` int64 [len(seeds)] in [0, levels]; None draws them by `level_share`. `covariates` float32
-        [len(seeds), n], see `CovariateEmbedding`; None leaves all of them open. In eval mode only.
+        `levels` int64 [len(seeds)] in [0, levels], `covariates` float32 [len(seeds), n], see `CovariateEmbedding`; None
+        draws them as training has them. In eval mode only.
         """
+
+    def fit_levels(self, levels: Tensor) -> None:
+        """Set `level_share` from the training slices' levels int64 [N]."""
+        self.level_share.copy_(torch.bincount(levels, minlength=self.levels + 1) / len(levels))
+
+    def draw_levels(self, seeds: Sequence[int]) -> Tensor:
+        """A slice level int64 [len(seeds)] for each seed, as often as in training."""
+        streams = [seed + 2**32 for seed in seeds]  # other random numbers than those that make the sample
+        uniform = seeded_rows(streams, 1, torch.rand)[:, 0].double()
+        cumulative = self.level_share.double().cpu().cumsum(0)
+        return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).to(self.level_share.device)
+
+    def draw_covariates(self, seeds: Sequence[int]) -> Tensor:
+        """Those of a training brain for each seed, numbers a little off: float32 [len(seeds), len(covariates)].
+
+        A brain of which nothing is known has sizes near the mean; brains drawn so differ as people do.
+        """
+        if not self.covariates:
+            return self.unknown(len(seeds))
+        streams = [seed + 2**48 for seed in seeds]
+        brains = torch.tensor([each["values"] for each in self.covariates]).T
+        chosen = brains[(seeded_rows(streams, 1, torch.rand)[:, 0] * len(brains)).long()]
+        noise = seeded_rows(streams, len(self.covariates), torch.randn)
+        noise = noise * torch.tensor([not each["categories"] for each in self.covariates])  # of numbers only
+        return (chosen + self.smoothing * noise).to(self.level_share.device)
 
     def unknown(self, n: int) -> Tensor:
         """The covariates of n slices of which nothing is known: NaN [n, len(covariates)]."""
@@ -467,7 +492,7 @@ class Prior(nn.Module, ABC):
 class CovariateEmbedding(nn.Module):
     """What is known of the person: numbers and categories, each of which may be unknown.
 
-    `covariates`: a mapping each, see `training.covariates.Covariates`; here only "categories" counts.
+    `covariates`: a mapping each, see `training.covariates.Covariates`; only "categories" counts here.
     """
 
     def __init__(self, covariates: Sequence[dict[str, Any]], width: int, hidden: int = 64):
@@ -476,10 +501,8 @@ class CovariateEmbedding(nn.Module):
         columns = sum(len(each["categories"] or ["number"]) + 1 for each in covariates)
         if covariates:
             self.layers = nn.Sequential(nn.Linear(columns, hidden), nn.SiLU(), nn.Linear(hidden, width))
-            nn.init.zeros_(self.layers[2].weight)
-            nn.init.zeros_(self.layers[2].bias)
-            nn.init.zeros_(self.layers[2].weight)
-            nn.init.zeros_(self.layers[2].bias)
+            for parameter in self.layers[2].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, values: Tensor) -> Tensor:
         """values float32 [B, n], numbers standardised, a category as its index, NaN where unknown -> [B, width]."""
@@ -492,19 +515,6 @@ class CovariateEmbedding(nn.Module):
             else:
                 columns.append(value.nan_to_num(0))
         return self.layers(torch.cat(columns, dim=1))
-
-
-def level_shares(levels: Tensor, known: int) -> Tensor:
-    """How often each level in [0, known] occurs in levels int64 [N]: float32 [known + 1]."""
-    return torch.bincount(levels, minlength=known + 1).float() / len(levels)
-
-
-def draw_levels(seeds: Sequence[int], share: Tensor) -> Tensor:
-    """A slice level int64 [len(seeds)] for each seed, with the probabilities `share` [levels + 1]."""
-    streams = [seed + 2**32 for seed in seeds]  # other random numbers than those that make the sample
-    uniform = seeded_rows(streams, 1, torch.rand)[:, 0].double()
-    cumulative = share.double().cpu().cumsum(0)
-    return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
 
 
 def seeded_rows(seeds: Sequence[int], n: int, draw: Callable[..., Tensor]) -> Tensor:
@@ -586,14 +596,12 @@ class DCGAN(Prior):
     @torch.no_grad()
     def generate(self, z: Tensor, levels: Tensor, covariates: Tensor) -> Codes:
         """z [B, z_dim], levels int64 [B], covariates [B, n] -> codes. In eval mode only: batch norm would mix them."""
-        upright = torch.zeros_like(levels, dtype=torch.bool)
-        latents = self.generator(z, levels, upright, covariates)
+        latents = self.generator(z, levels, torch.zeros_like(levels, dtype=torch.bool), covariates)
         return self._autoencoder[0].quantise(self.denormalise(latents))[: self.codes]
 
     def sample(self, seeds: Sequence[int], levels: Tensor | None = None, covariates: Tensor | None = None) -> Codes:
-        if levels is None:
-            levels = draw_levels(seeds, self.level_share)
-        covariates = self.unknown(len(seeds)) if covariates is None else covariates
+        levels = self.draw_levels(seeds) if levels is None else levels
+        covariates = self.draw_covariates(seeds) if covariates is None else covariates
         return self.generate(self.noise(seeds), levels.to(self.mean.device), covariates.to(self.mean.device))
 
 
@@ -609,9 +617,7 @@ class Generator(nn.Module):
     position as in StyleGAN (Karras et al. 2019).
     """
 
-    def __init__(
-        self, grid: tuple[int, int], channels: int, levels: int, covariates: Sequence[dict] = (), width: int = 128
-    ):
+    def __init__(self, grid: tuple[int, int], channels: int, levels: int, covariates: Sequence[dict], width: int):
         super().__init__()
         self.grid, self.half = grid, tuple(-(-side // 2) for side in grid)
         self.z_dim = GLOBAL_NOISE + LOCAL_NOISE * grid[0] * grid[1]
@@ -645,8 +651,8 @@ class Generator(nn.Module):
         augmentations that don't leak into samples).
         """
         z, noise = z.split([GLOBAL_NOISE, z.shape[1] - GLOBAL_NOISE], dim=1)
-        conditioning = self.level_embedding(levels) + self.augmented_embedding(augmented.long())
-        conditioning = conditioning + self.covariate_embedding(covariates)
+        of_slice = self.level_embedding(levels) + self.augmented_embedding(augmented.long())
+        conditioning = of_slice + self.covariate_embedding(covariates)
         style = self.style(torch.cat([z, conditioning], dim=1))
         scale_shift = [layer(style)[:, :, None, None].chunk(2, dim=1) for layer in self.modulation]
         x = self.first(self.start(style).view(-1, START_CHANNELS, *self.half))
@@ -665,9 +671,7 @@ class Discriminator(nn.Module):
     Slice level, augmentation and covariates enter by projection (Miyato and Koyama 2018).
     """
 
-    def __init__(
-        self, grid: tuple[int, int], channels: int, levels: int, covariates: Sequence[dict] = (), width: int = 96
-    ):
+    def __init__(self, grid: tuple[int, int], channels: int, levels: int, covariates: Sequence[dict], width: int = 96):
         super().__init__()
         self.position = nn.Parameter(torch.zeros(1, width, *grid))
         self.first = nn.Conv2d(channels, width, 3, padding=1)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dataset import Batches, Box, DataSet, Slices
 from inference.codec import Codec
 from inference.loading import AUTOENCODERS, GANS, load_autoencoder, load_painter
-from modules import DCGAN, Autoencoder, level_shares
+from modules import DCGAN, Autoencoder
 from report import plots
 from runtime import cli, compute
 from runtime.compute import Compute
@@ -334,7 +334,7 @@ def make_gan(
     sizes |= {"network": settings.gan, "covariates": described}
     prior = GANS[settings.gan](codec.autoencoder, tuple(latents.shape[2:]), **sizes).to(on.device)
     prior.fit(latents, encoded.levels[rows.to(on.device)])
-    prior.level_share.copy_(level_shares(encoded.levels, encoded.unknown))
+    prior.fit_levels(encoded.levels)
     return prior.to(memory_format=torch.channels_last)
 
 

@@ -157,7 +157,7 @@ class Coder:
             grids[k][rows, row, column] = step(np.ascontiguousarray(grids[k][rows, row, column]), probabilities)
             return torch.from_numpy(grids[k][rows, row, column]).long().to(logits.device)
 
-        self.prior.sample(range(len(levels)), levels, choose=choose)
+        self.prior.sample(range(len(levels)), levels, self.prior.unknown(len(levels)), choose=choose)
 
     def _model(self, probabilities: np.ndarray) -> tuple:
         """The arguments of constriction's coders for a table of probabilities for each code, or for all."""

@@ -34,6 +34,7 @@ class CovariateContent(Schema):
     high: float
     mean: float
     deviation: Annotated[float, Field(gt=0)]
+    values: Annotated[list[float], Field(min_length=1)]
 
 
 class Arguments(Schema):

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from inference.codec import Codec
 from inference.loading import load_prior
 from inference.settings import LEAST_TEMPERATURE
-from modules import DCGAN, Codes, draw_levels
+from modules import DCGAN, Codes
 from networks.baseline_gan import BaselineGAN
+from networks.transformer import Transformer
 from runtime.errors import InputError
 
 FILES = ("transformer.pth", "dcgan.pth", "pixelcnn.pth")  # priors beside an autoencoder, the better one first
@@ -78,8 +79,9 @@ class Sampler:
         """
         temperature = temperature or self.prior.temperature
         options = {} if self.is_gan else {"temperature": temperature, "nucleus": nucleus or 1.0}
-        parts = []
-        covariates = self.covariates(where, len(seeds))
+        parts, covariates = [], self.covariates(where, len(seeds))
+        if isinstance(self.prior, Transformer) and where:
+            options["guidance"] = self.prior.guidance
         for start in tqdm(range(0, len(seeds), BATCH), "sampling", unit="batch", disable=None):
             batch = seeds[start : start + BATCH]
             with self.codec.on.autocast():
@@ -99,9 +101,9 @@ class Sampler:
         if isinstance(self.prior, DCGAN):
             a, b = self.prior.noise(seeds)
             angle = t * math.pi / 2
-            level = int(draw_levels(seeds[:1], self.prior.level_share)) if level is None else level
+            level = int(self.prior.draw_levels(seeds[:1])) if level is None else level
             z = angle.cos() * a + angle.sin() * b
-            return self.prior.generate(z, self._levels(level, WALK), self.prior.unknown(WALK))
+            return self.prior.generate(z, self._levels(level, WALK), self.prior.draw_covariates(seeds[:1] * WALK))
         codes = self.sample(seeds, level)
         a, b = self.codec.autoencoder.embed(codes)
         return self.codec.autoencoder.quantise(torch.lerp(a, b, t[..., None, None]))[: len(codes)]

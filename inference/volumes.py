@@ -84,7 +84,11 @@ class VolumeSampler:
         that slice, too. `where`: what is asked of them, see `Sampler.covariates`.
         """
         options = {"temperature": temperature or self.prior.temperature, "nucleus": nucleus or 1.0}
-        options["covariates"] = self.sampler.covariates(where, len(seeds))
+        covariates = self.sampler.covariates(where, len(seeds))
+        if covariates is not None:
+            options["guidance"] = self.prior.guidance
+        else:  # of the brain of a slice that is given, nothing is known
+            covariates = self.prior.draw_covariates(seeds) if start is None else self.prior.unknown(len(seeds))
         codes = self._empty(len(seeds))
         if start is None:
             first, rounds = self.middle, [[Place(self.middle, [])]]
@@ -93,15 +97,14 @@ class VolumeSampler:
             for grid, own in zip(codes, given, strict=False):
                 grid[:, first - self.levels[0]] = own.to(grid)
         for places in tqdm([*rounds, *plan(self.levels, first)], "drawing brains", unit="round", disable=None):
-            self._sample_round(codes, seeds, places, **options)
+            self._sample_round(codes, seeds, places, covariates, **options)
         return codes
 
     def sample_independent(self, seeds: Sequence[int]) -> Codes:
         """As `sample`, but each slice on its own: the baseline for brains whose slices belong together."""
         codes = self._empty(len(seeds))
-        options = {"covariates": None, "temperature": self.prior.temperature, "nucleus": 1.0}
         for level in tqdm(self.levels, "drawing independent slices", unit="level", disable=None, leave=False):
-            self._sample_round(codes, seeds, [Place(level, [])], **options)
+            self._sample_round(codes, seeds, [Place(level, [])], None, temperature=self.prior.temperature)
         return codes
 
     def paint(self, codes: Codes, seeds: Sequence[int], independent: bool = False) -> np.ndarray:
@@ -133,9 +136,9 @@ class VolumeSampler:
             # A stream of random numbers for each slice: 2**32 seeds below, the level above.
             streams = [seeds[brain] + ((place.level + 2) << 32) for brain, place in batch]
             options["neighbours"] = self._conditioning(codes, batch)
-            asked = None if covariates is None else covariates[brains]
+            own = None if covariates is None else covariates[brains]
             with self.on.autocast():
-                sampled = self.prior.sample(streams, levels, asked, **options)
+                sampled = self.prior.sample(streams, levels, own, **options)
             for grid, new in zip(codes, sampled, strict=True):
                 grid[brains, levels - self.levels[0]] = new
 

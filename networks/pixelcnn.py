@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules import Codes, Prior, draw_levels, level_shares, seeded_rows
+from modules import Codes, Prior, seeded_rows
 from networks.autoregressive import draw_code
 
 
@@ -183,11 +183,6 @@ class PixelCNN(Prior):
             ]
         )
 
-    @torch.no_grad()
-    def fit(self, levels: Tensor) -> None:
-        """Set the level shares from the slices' levels int64 [N]."""
-        self.level_share.copy_(level_shares(levels, self.levels))
-
     def forward(self, codes: Codes, levels: Tensor, augmented: Tensor | None = None) -> Tensor:
         """Bits per image [B]: -log2 p(codes | level), which is also what an entropy coder would need.
 
@@ -212,8 +207,7 @@ class PixelCNN(Prior):
     ) -> Codes:
         """As `Prior.sample`, without covariates; `temperature` and `nucleus` as in `draw_code`."""
         device = self.level_share.device
-        if levels is None:
-            levels = draw_levels(seeds, self.level_share)
+        levels = self.draw_levels(seeds) if levels is None else levels
         draws = [math.prod(model.grid) * model.depth for model in self.grids]
         uniform = seeded_rows(seeds, sum(draws), torch.rand).to(device).split(draws, dim=1)
         codes: Codes = []

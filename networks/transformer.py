@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules import Codes, CovariateEmbedding, Prior, draw_levels, level_shares, seeded_rows
+from modules import Codes, CovariateEmbedding, Prior, seeded_rows
 from networks.autoregressive import draw_code
 
 ABOVE, BESIDE = 2, 2  # rows above and columns to either side in the receptive field of the first layer
@@ -173,7 +173,7 @@ class Transformer(Prior):
 
     title = "transformer"
     temperature = 1.1  # at 1, samples are nearer to training slices than held-out people's slices are
-    guidance = 1.8  # see `sample`; at this weight, ventricles are as large as they are asked for
+    guidance = 1.8  # for covariates that are asked for: at this weight, ventricles are as large as they are to be
 
     def __init__(
         self,
@@ -207,12 +207,11 @@ class Transformer(Prior):
         nn.init.normal_(self.level_embedding.weight, 0, 0.1)
 
     @torch.no_grad()
-    def fit(self, codebooks: Sequence[Tensor], levels: Tensor) -> None:
-        """Set the code vectors from codebooks [K, dim], and the level shares from the slices' levels int64 [N]."""
+    def fit(self, codebooks: Sequence[Tensor]) -> None:
+        """Set the code vectors from codebooks [K, dim]."""
         for tables in (self.input_embeddings, self.output_embeddings, self.depth_embeddings):
             for table, codebook in zip(tables, codebooks, strict=False):
                 table.fit(codebook)
-        self.level_share.copy_(level_shares(levels, self.levels))
 
     def forward(
         self,
@@ -267,24 +266,24 @@ class Transformer(Prior):
         covariates: Tensor | None = None,
         temperature: float = 1.0,
         nucleus: float = 1.0,
+        guidance: float = 1.0,
         neighbours: Neighbours | None = None,
         choose: Callable[[Tensor, tuple[int, int, int]], Tensor] | None = None,
     ) -> Codes:
         """As `Prior.sample`; `temperature` and `nucleus` as in `draw_code`. Keys and values are computed once.
 
+        `guidance`: weight of the logits given the covariates against those without (Ho and Salimans 2022).
         `neighbours`: slices of the same brains that are known already. `choose`, an entropy coder say, takes
-        `draw_code`'s place: logits [B, K], (row, column, depth) -> codes int64 [B]. Where covariates are asked for,
-        `guidance` is the weight of the logits given them against those without (Ho and Salimans 2022).
+        `draw_code`'s place: logits [B, K], (row, column, depth) -> codes int64 [B].
         """
         device = self.level_share.device
-        if levels is None:
-            levels = draw_levels(seeds, self.level_share)
+        levels = self.draw_levels(seeds) if levels is None else levels
         (rows, columns), depth, n = self.grid, len(self.output_embeddings), len(seeds)
         uniform = seeded_rows(seeds, rows * columns * depth, torch.rand).to(device).view(n, rows, columns, depth)
-        given = [] if covariates is None else [covariates.to(device)]
-        levels, asked = levels.to(device), [*given, self.unknown(n)]
-        conditioning = torch.cat([self._conditioning(levels, each, neighbours) for each in asked])
-        streams = len(asked)  # of n rows each: given the covariates, where there are any, and without
+        covariates = self.draw_covariates(seeds) if covariates is None else covariates
+        known = [covariates] if guidance == 1 else [covariates, self.unknown(n)]
+        levels, streams = levels.to(device), len(known)  # of n rows each: with covariates, and, for guidance, without
+        conditioning = torch.cat([self._conditioning(levels, each.to(device), neighbours) for each in known])
         tables = self.input_embeddings, self.output_embeddings, self.depth_embeddings
         inputs, outputs, depths = ([embedding() for embedding in each] for each in tables)
         canvas = conditioning.new_zeros(streams * n, rows + ABOVE, columns + 2 * BESIDE, self.inner)  # `causal_conv`'s
@@ -300,20 +299,16 @@ class Transformer(Prior):
                 x = block.step(x, keys, values, position)
             context = self.norm(x)[:, 0]
             for k in range(depth):
-                logits = self._guided(_logits(context, outputs[k]), streams)
+                logits = _logits(context, outputs[k])
+                if guidance != 1:
+                    given, without = logits.chunk(2)
+                    logits = torch.lerp(without, given, guidance)
                 codes[k, :, i, j] = choose(logits, (i, j, k))
                 drawn = codes[k, :, i, j].repeat(streams)
                 canvas[:, i + ABOVE, j + BESIDE] += F.embedding(drawn, inputs[k])
                 if k + 1 < depth:
                     context = self.depth_layers[k](context, F.embedding(drawn, depths[k]))
         return list(codes.unbind())
-
-    def _guided(self, logits: Tensor, streams: int) -> Tensor:
-        """One row of logits a sample, of a stream without guidance or of two with it."""
-        if streams == 1:
-            return logits
-        given, without = logits.chunk(2)
-        return torch.lerp(without, given, self.guidance)
 
 
 def _logits(context: Tensor, table: Tensor) -> Tensor:

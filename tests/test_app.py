@@ -45,7 +45,8 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     model = VQVAE(codebook_size=64)
     brains = Transformer((16, 16), [64], model.quantizer.dim, 8, width=24, layers=1, inner=8)
-    brains.fit(model.quantizer.codebooks, torch.arange(LEVELS))  # else its logits, and so the slices, are all equal
+    brains.fit_levels(torch.arange(LEVELS))
+    brains.fit(model.quantizer.codebooks)  # else its logits, and so the slices, are all equal
     single = PixelCNN(grids=[[16, 16]], sizes=[64], levels=8, width=16, layers=3)
     checkpoint.save(folder / "vqvae.pth", content_of(model) | {"validation_ssim": 0.0})
     checkpoint.save(folder / "pixelcnn.pth", content_of(single, model))

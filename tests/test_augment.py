@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dataset import Box
-from training.augment import Variation, augment, draw_window
+from training.augment import CONTROL, Variation, augment, draw_window
 
 BOX, CPU = Box(16, 24, 96, 64), torch.device("cpu")
 
@@ -55,7 +55,8 @@ def test_the_default_generator_alone_decides():
 def variation(n: int, **changes: float) -> Variation:
     """Augmented, but by nothing except `changes`."""
     still = {"augmented": True, "mirrored": 1, "down": 0, "across": 0, "zoom": 1, "stretch": 1, "brightness": 1}
-    return Variation(*(torch.full((n, 1, 1, 1), value) for value in (still | changes).values()))
+    warp = torch.zeros(n, 2, *CONTROL) + torch.tensor(changes.pop("warp", [0.0, 0.0])).view(2, 1, 1)
+    return Variation(*(torch.full((n, 1, 1, 1), value) for value in (still | changes).values()), warp)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +66,10 @@ def variation(n: int, **changes: float) -> Variation:
         ({"augmented": False, "down": 3}, lambda s: BOX.crop(s)),
         ({"mirrored": -1}, lambda s: BOX.crop(s).flip(2)),
         ({"down": 3, "across": -2}, lambda s: BOX.crop(s.roll((-3, 2), (2, 3)))),
+        ({"warp": [-2.0, 3.0]}, lambda s: BOX.crop(s.roll((-3, 2), (2, 3)))),
         ({"brightness": 0.5}, lambda s: BOX.crop((0.5 * s * 255).round() / 255)),
     ],
-    ids=["as it is", "not augmented", "mirrored", "shifted", "dimmed"],
+    ids=["as it is", "not augmented", "mirrored", "shifted", "warped by the same everywhere", "dimmed"],
 )
 def test_a_varied_slice_in_closed_form(changes, expected):
     varied = variation(6, **changes).apply(slices(), BOX)
@@ -77,11 +79,13 @@ def test_a_varied_slice_in_closed_form(changes, expected):
 def test_drawn_variations_are_small_and_of_whole_brains():
     drawn = Variation.draw(4000, 0.6, CPU, torch.Generator().manual_seed(0))
     assert drawn.augmented.float().mean().item() == pytest.approx(0.6, abs=0.03)
-    assert (drawn.mirrored == -1).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (drawn.mirrored == -1).float().mean().item() == pytest.approx(0.5, abs=0.03)
     assert torch.equal(drawn.down, drawn.down.round())
     assert max(drawn.down.abs().max(), drawn.across.abs().max()) <= 4
     assert 0.94 < drawn.zoom.min() < drawn.zoom.max() < 1.07
-    assert (drawn.zoom == 1).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert (drawn.zoom == 1).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(drawn.zoom.flatten() == 1, drawn.warp.flatten(1).eq(0).all(1))
+    assert drawn.warp.std(dim=(1, 2, 3)).max() < 4
     same = drawn.of(torch.tensor([7, 7, 9]))
     assert all(
         torch.equal(part[0], part[1]) and torch.equal(part[2], whole[9])

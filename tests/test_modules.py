@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from inference.loading import AUTOENCODERS, GANS
-from modules import DCGAN, VQVAE, Autoencoder, CovariateEmbedding, draw_levels
+from modules import DCGAN, VQVAE, Autoencoder, CovariateEmbedding
 from networks.baseline_gan import BaselineDiscriminator, BaselineGenerator
 
 NAMES = sorted(AUTOENCODERS)
@@ -204,7 +204,7 @@ def gan(network="residual", name="vqvae") -> tuple[DCGAN, torch.Tensor, Autoenco
     sizes = {"channels": real.shape[1], "levels": 4, "codes": len(codes), "network": network}
     prior = GANS[network](model, tuple(real.shape[2:]), **sizes)
     prior.fit(real, LEVELS)
-    prior.level_share.copy_(LEVELS.bincount() / len(LEVELS))
+    prior.fit_levels(LEVELS)
     return prior.eval(), real, model
 
 
@@ -264,15 +264,30 @@ def test_a_sample_depends_on_its_own_seed_only(network):
         [alone] = prior.sample([seed], levels[i : i + 1])
         assert torch.equal(together[i], alone[0])
     assert not torch.equal(prior.noise([1]), prior.noise([2]))
-    drawn = draw_levels([5], prior.level_share)  # None: a level as in training
+    drawn = prior.draw_levels([5])  # None: a level as in training
     assert torch.equal(prior.sample([5])[0], prior.sample([5], drawn)[0])
 
 
 def test_levels_are_drawn_as_often_as_they_occur_in_training():
+    prior, _, _ = gan()
+    drawn = prior.draw_levels(range(8_000))
     share = LEVELS.bincount() / len(LEVELS)
-    drawn = draw_levels(range(8_000), share)
     torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 8_000, share, atol=0.02, rtol=0)
-    assert draw_levels([17], share) == drawn[17]
+    assert prior.draw_levels([17]) == drawn[17]
+
+
+def test_covariates_are_drawn_as_training_brains_have_them():
+    """Together, as one brain has them; numbers a little off; what is unknown of that brain stays so."""
+    model, known = autoencoder("vqvae"), [[0.0, 10.0, math.nan], [0, 1, 1]]
+    covariates = [each | {"values": values} for each, values in zip(COVARIATES, known, strict=True)]
+    prior = DCGAN(model, (8, 8), channels=6, levels=3, codes=1, covariates=covariates)
+    drawn = prior.draw_covariates(range(9_000))
+    unknown, low = drawn[:, 0].isnan(), drawn[:, 0] < 5
+    for brain, category in ((unknown, 1), (low, 0), (drawn[:, 0] > 5, 1)):
+        assert brain.float().mean().item() == pytest.approx(1 / 3, abs=0.02)
+        assert (drawn[brain, 1] == category).all()
+    assert drawn[low, 0].std().item() == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(prior.draw_covariates([17]), drawn[17:18])
     assert (drawn != 2).all()  # there is none in training
 
 

@@ -120,7 +120,7 @@ def test_a_fused_step_is_the_plain_step():
     weights = []
     for fused in (False, True):
         torch.manual_seed(0)
-        network = Discriminator((16, 16), channels=8, levels=4, width=8)
+        network = Discriminator((16, 16), channels=8, levels=4, covariates=[], width=8)
         optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=fused)
         update(network(latents, levels, levels > 1, torch.zeros(4, 0)).square().mean(), network, optimizer)
         assert all(p.grad.stride() == p.stride() for p in network.parameters())

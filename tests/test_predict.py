@@ -20,7 +20,6 @@ import predict
 from inference.codec import Codec
 from inference.loading import load_autoencoder
 from inference.sampling import WALK, Sampler
-from modules import draw_levels
 from networks.pixelcnn import PixelCNN
 from runtime import checkpoint, compute
 
@@ -163,7 +162,7 @@ def test_a_walk_starts_at_one_seeds_sample_and_ends_at_the_others(tiny_run, pixe
     codec = open_codec(tiny_run)
     for prior in (tiny_run / "dcgan.pth", pixelcnn):
         sampler = Sampler(prior, codec)
-        first = int(draw_levels([7], sampler.prior.level_share))
+        first = int(sampler.prior.draw_levels([7]))
         for level, meant in ((3, 3), (None, first)):  # a DCGAN's walk stays at the level of the first seed
             [walk] = sampler.walk((7, 8), level)
             [samples] = sampler.sample((7, 8), meant if sampler.is_gan else level)

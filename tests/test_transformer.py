@@ -20,7 +20,8 @@ def prior(kind: str, covariates: tuple[dict, ...] = ()) -> Transformer:
     model = Transformer(GRID, KINDS[kind], 3, LEVELS, **sizes, covariates=covariates).eval()
     for parameter in model.parameters():  # large weights, so that nothing that leaks is too small to see
         torch.nn.init.normal_(parameter, std=0.4)
-    model.fit([torch.randn(k, 3) for k in KINDS[kind]], torch.tensor([0, 1, 2, 3, 3]))
+    model.fit([torch.randn(k, 3) for k in KINDS[kind]])
+    model.fit_levels(torch.tensor([0, 1, 2, 3, 3]))
     return model
 
 
@@ -135,13 +136,12 @@ def test_neighbours_condition_by_their_codes_and_offsets(kind):
     assert (farther[1:] != bits[1:]).all()
 
 
-def test_guidance_weighs_logits_given_covariates_against_those_without(monkeypatch):
+def test_guidance_weighs_logits_given_covariates_against_those_without():
     model, levels, covariates = (
         prior("one code", ({"categories": None},)),
         torch.tensor([1, 2]),
         torch.tensor([[0.5], [-1.0]]),
     )
-    monkeypatch.setattr(model, "guidance", 1.7)
     [codes] = some_codes("one code", 2)
     seen = []
 
@@ -149,7 +149,7 @@ def test_guidance_weighs_logits_given_covariates_against_those_without(monkeypat
         seen.append(logits)
         return codes[:, *place[:2]]
 
-    model.sample([0, 1], levels, covariates, choose=known)
+    model.sample([0, 1], levels, covariates, guidance=1.7, choose=known)
     given, without = (logits_of(model, [codes], levels, covariates=each)[0] for each in (covariates, None))
     assert (given - without).abs().max() > 0.1
     torch.testing.assert_close(torch.stack(seen, dim=1), without + 1.7 * (given - without), atol=1e-4, rtol=1e-4)
@@ -205,7 +205,7 @@ def test_codes_with_equal_vectors_start_with_equal_embeddings():
     model = Transformer(GRID, [4], 3, LEVELS, width=24, layers=1, heads=3, inner=8)
     codebook = torch.randn(4, 3)
     codebook[2] = codebook[0]
-    model.fit([codebook], torch.tensor([0]))
+    model.fit([codebook])
     for table in (model.input_embeddings[0](), model.output_embeddings[0]()):
         assert torch.equal(table[0], table[2])
         assert not torch.equal(table[0], table[1])

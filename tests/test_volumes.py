@@ -104,7 +104,7 @@ def test_a_brain_is_varied_as_a_whole_and_the_same_for_the_same_epoch(codec):
     slices = tiny.slices(8, 4)
     plain = EncodedSplit(codec, slices, 4, 1)
     varied = AugmentedCodes(codec, slices, plain, 8)
-    codes, variation = varied._augmented(0, 1)
+    codes, variation = varied._augmented(0, 2)
     changed = variation.augmented.flatten()
     assert changed.view(8, 4).unique(dim=1).shape[1] == 1
     assert 0 < changed.float().mean() < 1
@@ -122,10 +122,9 @@ def test_a_brain_is_varied_as_a_whole_and_the_same_for_the_same_epoch(codec):
 # ------------------------------------------------------------------------------------------- drawing
 
 
-COVARIATES = [
-    {"name": "age", "unit": "years", "categories": None, "low": 20.0, "high": 90.0, "mean": 50.0, "deviation": 10.0},
-    {"name": "sex", "unit": None, "categories": ["F", "M"], "low": 0.0, "high": 1.0, "mean": 0.0, "deviation": 1.0},
-]
+AGE = {"name": "age", "unit": "years", "categories": None, "low": 20.0, "high": 90.0, "mean": 50.0, "deviation": 10.0}
+SEX = {"name": "sex", "unit": None, "categories": ["F", "M"], "low": 0.0, "high": 1.0, "mean": 0.0, "deviation": 1.0}
+COVARIATES = [AGE | {"values": [-2.0, 3.0]}, SEX | {"values": [0.0, 1.0]}]
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ SHARE = 0.5  # of the autoencoder's batches that are augmented; the others look 
 ASPECTS = (1.0, 1.5, 2 / 3, 0.5)  # height by width of a window, beside that of the box
 GRID = 16  # pixels; a window's sides are multiples of it
 MAX_SHIFT = 60  # pixels from the window's centre to the box's
+CONTROL = (7, 6)  # points of a warp, some 30 pixels apart
+MOST_WARPED = 3.0  # pixels, the largest standard deviation of a control point's move
 
 
 def uniform(n: int, low: float, high: float, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -79,16 +81,27 @@ def _transform(slices: Tensor, box: Box, window: tuple[int, int]) -> Tensor:
     return _resample(slices, window, to_x, to_y, "bilinear")
 
 
-def _resample(slices: Tensor, window: tuple[int, int], to_x: list[Tensor], to_y: list[Tensor], mode: str) -> Tensor:
+def _resample(
+    slices: Tensor,
+    window: tuple[int, int],
+    to_x: list[Tensor],
+    to_y: list[Tensor],
+    mode: str,
+    warp: Tensor | None = None,
+) -> Tensor:
     """Slices [B, 1, H, W] through a window of (height, width) pixels.
 
     `to_x`, `to_y`: the slice's pixel for the window's (x, y), both in [-1, 1]: factors of x and of y, and offset.
+    `warp`: pixels to the right and down [B, 2, i, j], added to these at control points over the whole window.
     """
     rows = []
     for (of_x, of_y, offset), side in ((to_x, slices.shape[3]), (to_y, slices.shape[2])):
         rows.append(torch.cat([of_x, of_y, offset - side / 2], dim=3) / (side / 2))  # `grid_sample` has -1 to 1 here
     theta = torch.cat(rows, dim=2)[:, 0]  # [B, 2, 3]
     grid = F.affine_grid(theta, [len(slices), 1, *window], align_corners=False)
+    if warp is not None:
+        warp = torch.stack([warp[:, 0] * 2 / slices.shape[3], warp[:, 1] * 2 / slices.shape[2]], dim=3)  # [B, i, j, 2]
+        grid = grid + F.interpolate(warp.movedim(3, 1), window, mode="bicubic", align_corners=True).movedim(1, 3)
     return F.grid_sample(slices, grid, mode, align_corners=False)
 
 
@@ -130,7 +143,7 @@ def _flatten(slices: Tensor) -> Tensor:
 
 
 class Variation(NamedTuple):
-    """How each of n brains is varied; all are [n, 1, 1, 1]."""
+    """How each of n brains is varied; all but `warp` are [n, 1, 1, 1]."""
 
     augmented: Tensor  # whether at all
     mirrored: Tensor  # 1 or -1
@@ -139,27 +152,29 @@ class Variation(NamedTuple):
     zoom: Tensor  # factors
     stretch: Tensor
     brightness: Tensor
+    warp: Tensor  # pixels to the right and down at control points, [n, 2, *CONTROL]
 
     @classmethod
     def draw(cls, n: int, share: float, device: torch.device, generator: torch.Generator | None = None) -> Self:
         """Brains as the training people could have had them, too; `share` of them differ from the originals.
 
-        They are moved by whole pixels, scaled by a few per cent (half of them),
-        dimmed or brightened a little, and a quarter of them are mirrored.
+        They are moved by whole pixels, dimmed or brightened a little, and half of them are mirrored. Three in four are
+        scaled by a few per cent and warped, gyri by as much as people differ in them; the others keep their grain.
         """
 
         def draw(low: float, high: float) -> Tensor:
             return uniform(n, low, high, device, generator)
 
-        scaled = (draw(0, 1) < 0.5).float()
+        scaled = (draw(0, 1) < 0.75).float()
         return cls(
             augmented=draw(0, 1) < share,
-            mirrored=1 - 2 * (draw(0, 1) < 0.25).float(),
+            mirrored=1 - 2 * (draw(0, 1) < 0.5).float(),
             down=draw(-4, 4).round(),
             across=draw(-4, 4).round(),
             zoom=(scaled * draw(-0.06, 0.06)).exp(),
             stretch=(scaled * draw(-0.03, 0.03)).exp(),
             brightness=draw(-0.12, 0.12).exp(),
+            warp=scaled * draw(0, MOST_WARPED) * torch.randn(n, 2, *CONTROL, device=device, generator=generator),
         )
 
     def of(self, indices: Tensor) -> Self:
@@ -174,5 +189,5 @@ class Variation(NamedTuple):
         (down, across), zero = _middle(box), torch.zeros_like(self.zoom)
         to_x = [box.width / 2 / self.zoom * self.stretch, zero, across + self.across]
         to_y = [zero, box.height / 2 * self.mirrored / self.zoom / self.stretch, down + self.down]
-        varied = _resample(slices, (box.height, box.width), to_x, to_y, "bicubic") * self.brightness
+        varied = _resample(slices, (box.height, box.width), to_x, to_y, "bicubic", self.warp) * self.brightness
         return torch.where(self.augmented, (varied.clamp(0, 1) * 255).round() / 255, box.crop(slices))

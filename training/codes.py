@@ -18,7 +18,7 @@ from training.augment import Variation
 from training.covariates import Covariates
 
 ENCODING_BATCH = 64  # slices
-AUGMENTED = 0.6  # share of the brains
+AUGMENTED = 0.8  # share of the brains
 WITHOUT_NEIGHBOUR = 0.45  # share of the slices that a prior learns to draw without a neighbour
 
 

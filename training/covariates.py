@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dataset import DataSet
+from reading.names import volume_of
 from reading.participants import Covariate
 from runtime.errors import InputError
 from training.augment import Variation
@@ -22,7 +23,8 @@ class Covariates:
 
     Attributes:
         described: of each its name, unit, categories (None for a number), and a number's lowest, highest and mean value
-            and standard deviation, over the training slices: plain values, for `modules.CovariateEmbedding`.
+            and standard deviation, over the training slices; "values", each training brain's, standardised. All are
+            plain values, for `modules.CovariateEmbedding` and `Prior.draw_covariates`.
         values: of each split, float32 [N, n]: numbers standardised, categories as index, NaN where unknown.
     """
 
@@ -43,6 +45,9 @@ class Covariates:
         shift = np.array([each["mean"] for each in self.described])
         scale = np.array([each["deviation"] for each in self.described])
         self.values = {name: ((each[:, columns] - shift) / scale).astype(np.float32) for name, each in raw.items()}
+        brains = list({volume_of(name): row for row, name in enumerate(data.splits["train"].names)}.values())
+        for about, values in zip(self.described, self.values["train"][brains].T, strict=True):
+            about["values"] = values.tolist()
 
     def scaled(self, values: Tensor, variation: Variation) -> Tensor:
         """The values [B, n] of brains that are augmented so: the brain's area grows with its scale."""

@@ -40,9 +40,7 @@ LEVEL_DROPOUT = 0.1  # share of the slices whose level is hidden, so that the pr
 def make_pixelcnn(autoencoder: Autoencoder, encoded: EncodedSplit, described: list[dict]) -> PixelCNN:
     """A PixelCNN for these codes."""
     grids = [list(grid.shape[1:]) for grid in encoded.codes]
-    prior = PixelCNN(grids, autoencoder.codebook_sizes[: len(grids)], encoded.unknown)
-    prior.fit(encoded.levels)
-    return prior
+    return PixelCNN(grids, autoencoder.codebook_sizes[: len(grids)], encoded.unknown)
 
 
 def make_transformer(autoencoder: Autoencoder, encoded: EncodedSplit, described: list[dict]) -> Transformer:
@@ -56,7 +54,7 @@ def make_transformer(autoencoder: Autoencoder, encoded: EncodedSplit, described:
     codebooks = autoencoder.codebooks[: len(encoded.codes)]
     sizes, dim = [len(codebook) for codebook in codebooks], codebooks[0].shape[1]
     prior = Transformer(*shapes, sizes, dim, encoded.unknown, covariates=described)
-    prior.fit(codebooks, encoded.levels)
+    prior.fit(codebooks)
     return prior
 
 
@@ -101,6 +99,7 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
     batches = AugmentedCodes(codec, data.splits["train"], train, settings.prior_batch, covariates)
     peak_rate = recipe.rate if settings.prior_lr is None else settings.prior_lr
     prior = recipe.make(codec.autoencoder, train, covariates.described).to(on.device, memory_format=torch.channels_last)
+    prior.fit_levels(train.levels)
     if settings.prior_from:
         go_on_from(prior, load_prior(settings.prior_from, codec.autoencoder)[0], settings.prior_from)
     average, optimizer = MovingAverage(prior, AVERAGE_DECAY), recipe.optimizer(prior, peak_rate, on)
