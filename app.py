@@ -285,15 +285,14 @@ def sample_tab(play: Playground) -> None:
     with gr.Row():
         seed = gr.Number(0, label="first seed", precision=0, elem_id="seed")
         number = gr.Slider(1, MAX_SAMPLES, 16, step=1, label="samples")
-        temperature = gr.Slider(0.1, 2, first.prior.temperature, label="temperature", visible=not first.is_gan)
+        temperature = gr.Slider(0.1, 2, 1, label="temperature", visible=not first.is_gan)
     asked = covariate_fields(list(play.priors.values()))
     draw = gr.Button("Sample", variant="primary", elem_id="draw")
     drawing = gr.Gallery(label="samples", format="png", object_fit="contain", elem_id="samples")
     packed = gr.File(label="PNG files", interactive=False, elem_id="as-png")
 
     def prior_changed(name: str) -> dict:
-        sampler = play.priors[name].sampler
-        return gr.update(visible=not sampler.is_gan, value=sampler.prior.temperature)
+        return gr.update(visible=not play.priors[name].sampler.is_gan)
 
     def sampled(*values) -> tuple[list, str]:
         return play.sample(*values[: len(fields)], where_of(asked, values[len(fields) :]))

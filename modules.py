@@ -435,12 +435,10 @@ class Prior(nn.Module, ABC):
         title: its name in figures.
         levels: the number of slice levels.
         covariates: what else it can be asked for, a mapping each, see `CovariateEmbedding`.
-        temperature: the default that autoregressive priors sample at, see `networks.autoregressive.draw_code`.
         level_share: float32 [levels + 1], how often each level occurs in training.
     """
 
     title: str
-    temperature = 1.0
     smoothing = 0.3  # standard deviations, between the covariates of a sample and those of a training brain
 
     def __init__(self, levels: int, arguments: dict[str, Any]):

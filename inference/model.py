@@ -94,9 +94,9 @@ class TrainedModel:
         Args:
             seeds: each slice depends on its own seed only.
             level: the axial slice level, from 0; None draws each one's as often as it is in training.
-            options: `temperature` (default 1.1 for a transformer, 1 for a PixelCNN) and `nucleus` (default 1), lower
-                for likelier and more alike; `where`, values of some of `covariates`, {"cdr": 1, "ventricles": 0.12}:
-                the others stay open.
+            options: `temperature` and `nucleus`, 1 unless they are given, lower for likelier and more alike; `where`,
+                values of some of `covariates`, {"cdr": 1, "ventricles": 0.12}: the others stay open. Where nothing is
+                asked, each sample gets those of a training person, a little changed.
         Raises:
             InputError: there is no prior, or it knows no such level, temperature, nucleus or covariate.
         """

@@ -74,11 +74,11 @@ class Sampler:
     ) -> Codes:
         """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
 
-        `level` None draws each sample's level as often as it occurs in training. `temperature` (default the prior's
-        own) and `nucleus` (default 1) are for a transformer or a PixelCNN, see `draw_code`. `where`: see `covariates`.
+        `level` None draws each sample's level as often as it occurs in training. `temperature` and `nucleus` (default
+        1) are for a transformer or a PixelCNN, see `draw_code`. `where`: see `covariates`; None draws each sample's,
+        too, see `Prior.draw_covariates`.
         """
-        temperature = temperature or self.prior.temperature
-        options = {} if self.is_gan else {"temperature": temperature, "nucleus": nucleus or 1.0}
+        options = {} if self.is_gan else {"temperature": temperature or 1.0, "nucleus": nucleus or 1.0}
         parts, covariates = [], self.covariates(where, len(seeds))
         if isinstance(self.prior, Transformer) and where:
             options["guidance"] = self.prior.guidance

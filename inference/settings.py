@@ -44,7 +44,7 @@ class Sampling(Settings):
     slice: int | None = option(None, "axial slice level (default: any)", ge=0, le=1023)
     where: list[str] = option([], "samples and brains of such people: cdr=1 ventricles=0.12", "NAME=VALUE")
     temperature: float | None = option(
-        None, "of a transformer (default: 1.1) or a PixelCNN (1)", ge=LEAST_TEMPERATURE, le=100
+        None, "of a transformer or a PixelCNN (default: 1)", ge=LEAST_TEMPERATURE, le=100
     )
     nucleus: float | None = option(
         None, "draw from the likeliest codes that hold this probability only (default: 1, all)", gt=0, le=1

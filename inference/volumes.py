@@ -83,7 +83,7 @@ class VolumeSampler:
         `start`: the level and the codes, [1, h, w] each, of a slice that all brains are sampled around; None samples
         that slice, too. `where`: what is asked of them, see `Sampler.covariates`.
         """
-        options = {"temperature": temperature or self.prior.temperature, "nucleus": nucleus or 1.0}
+        options = {"temperature": temperature or 1.0, "nucleus": nucleus or 1.0}
         covariates = self.sampler.covariates(where, len(seeds))
         if covariates is not None:
             options["guidance"] = self.prior.guidance
@@ -104,7 +104,7 @@ class VolumeSampler:
         """As `sample`, but each slice on its own: the baseline for brains whose slices belong together."""
         codes = self._empty(len(seeds))
         for level in tqdm(self.levels, "drawing independent slices", unit="level", disable=None, leave=False):
-            self._sample_round(codes, seeds, [Place(level, [])], None, temperature=self.prior.temperature)
+            self._sample_round(codes, seeds, [Place(level, [])], None)
         return codes
 
     def paint(self, codes: Codes, seeds: Sequence[int], independent: bool = False) -> np.ndarray:

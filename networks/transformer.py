@@ -172,7 +172,6 @@ class Transformer(Prior):
     """
 
     title = "transformer"
-    temperature = 1.1  # at 1, samples are nearer to training slices than held-out people's slices are
     guidance = 1.8  # for covariates that are asked for: at this weight, ventricles are as large as they are to be
 
     def __init__(

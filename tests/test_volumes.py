@@ -189,7 +189,7 @@ def test_each_slice_is_drawn_given_the_codes_beside_it(model):
         for i, other in enumerate(place.neighbours):
             assert torch.equal(given.codes[0][0, i], codes[0, other - 2])
         prior = model.sampler.prior
-        [sampled] = prior.sample([seed], level, temperature=prior.temperature, neighbours=given)
+        [sampled] = prior.sample([seed], level, neighbours=given)
         assert torch.equal(sampled[0], codes[0, place.level - 2])
 
 

@@ -130,7 +130,7 @@ def train_by_likelihood(run: Run, data: DataSet, settings: TrainSettings, codec:
             run.save_prior(name, average.module, description["identity"], epoch, row)
         if run.main:
             with torch.no_grad(), on.autocast():
-                codes = average.module.sample(range(figures.EPOCH_SAMPLES), temperature=prior.temperature)
+                codes = average.module.sample(range(figures.EPOCH_SAMPLES))
             figures.draw_sampled(run, codec, codes, data, stage, epoch)
         stage.end_epoch(row)
     if run.main:
