@@ -394,8 +394,7 @@ class RQVAE(Autoencoder):
     ):
         sizes = {"width": width, "blocks": blocks, "dim": dim}
         super().__init__(codebook_size=codebook_size, depth=depth, downsample=downsample, beta=beta, ema=ema, **sizes)
-        self.depth = depth
-        self.factor = self.downsample = downsample
+        self.depth, self.factor, self.downsample = depth, downsample, downsample
         widths = [width, 2 * width, 2 * width][: downsample.bit_length() - 2]  # at 1/4, 1/8, 1/16 of the size
 
         encoder: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]
@@ -464,23 +463,27 @@ class Prior(nn.Module, ABC):
     def draw_levels(self, seeds: Sequence[int]) -> Tensor:
         """A slice level int64 [len(seeds)] for each seed, as often as in training."""
         streams = [seed + 2**32 for seed in seeds]  # other random numbers than those that make the sample
-        uniform = seeded_rows(streams, 1, torch.rand)[:, 0].double()
-        cumulative = self.level_share.double().cpu().cumsum(0)
-        return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).to(self.level_share.device)
+        cumulative = self.level_share.double().cumsum(0)
+        uniform = seeded_rows(streams, 1, torch.rand)[:, 0].to(cumulative) * cumulative[-1]
+        return torch.searchsorted(cumulative, uniform, right=True)
 
-    def draw_covariates(self, seeds: Sequence[int]) -> Tensor:
-        """Those of a training brain for each seed, numbers a little off: float32 [len(seeds), len(covariates)].
+    def draw_covariates(self, seeds: Sequence[int], asked: Tensor | None = None) -> Tensor:
+        """Those that are `asked` for, the others nearly those of a training brain that is like that: float32 [N, n].
 
-        A brain of which nothing is known has sizes near the mean; brains drawn so differ as people do.
+        `asked`: [N, n] for N seeds, NaN where it is left open; None is all. So samples differ as people do.
         """
+        asked = self.unknown(len(seeds)) if asked is None else asked
         if not self.covariates:
-            return self.unknown(len(seeds))
+            return asked
+        brains = torch.tensor([each["values"] for each in self.covariates], device=asked.device).T
+        width = asked.new_tensor([1e-3 if each["categories"] else self.smoothing for each in self.covariates])
+        distance = ((asked[:, None] - brains) / width).square().nan_to_num(1e6) * ~asked.isnan()[:, None]
+        cumulative = (-0.5 * distance.sum(2)).double().softmax(1).cumsum(1)
         streams = [seed + 2**48 for seed in seeds]
-        brains = torch.tensor([each["values"] for each in self.covariates]).T
-        chosen = brains[(seeded_rows(streams, 1, torch.rand)[:, 0] * len(brains)).long()]
-        noise = seeded_rows(streams, len(self.covariates), torch.randn)
-        noise = noise * torch.tensor([not each["categories"] for each in self.covariates])  # of numbers only
-        return (chosen + self.smoothing * noise).to(self.level_share.device)
+        uniform = seeded_rows(streams, 1, torch.rand).to(cumulative) * cumulative[:, -1:]
+        chosen = brains[torch.searchsorted(cumulative, uniform, right=True)[:, 0]]
+        noise = width * seeded_rows(streams, len(width), torch.randn).to(asked)
+        return torch.where(asked.isnan(), chosen + noise, asked)
 
     def unknown(self, n: int) -> Tensor:
         """The covariates of n slices of which nothing is known: NaN [n, len(covariates)]."""
@@ -637,9 +640,8 @@ class Generator(nn.Module):
         self.fine = nn.ModuleList([PlainResidual(width) for _ in range(4)])  # [B, width, h, w]
         self.modulation = nn.ModuleList([nn.Linear(STYLE_DIM, 2 * width) for _ in (*self.coarse, *self.fine)])
         self.last = nn.Conv2d(width, channels, 3, padding=1)
-        for layer in (*self.modulation, self.last):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.modulation.parameters(), *self.last.parameters()):
+            nn.init.zeros_(parameter)
         self.register_buffer("mean", torch.zeros(levels + 1, channels, *grid))  # of each level
 
     def forward(self, z: Tensor, levels: Tensor, augmented: Tensor, covariates: Tensor) -> Tensor:

@@ -95,8 +95,8 @@ class TrainedModel:
             seeds: each slice depends on its own seed only.
             level: the axial slice level, from 0; None draws each one's as often as it is in training.
             options: `temperature` and `nucleus`, 1 unless they are given, lower for likelier and more alike; `where`,
-                values of some of `covariates`, {"cdr": 1, "ventricles": 0.12}: the others stay open. Where nothing is
-                asked, each sample gets those of a training person, a little changed.
+                values of some of `covariates`, {"cdr": 1, "ventricles": 0.12}: the others are drawn as among
+                training people of that kind.
         Raises:
             InputError: there is no prior, or it knows no such level, temperature, nucleus or covariate.
         """

@@ -75,18 +75,18 @@ class Sampler:
         """One sample a seed, which depends on that seed only: code grids int64 [len(seeds), h, w].
 
         `level` None draws each sample's level as often as it occurs in training. `temperature` and `nucleus` (default
-        1) are for a transformer or a PixelCNN, see `draw_code`. `where`: see `covariates`; None draws each sample's,
-        too, see `Prior.draw_covariates`.
+        1) are for a transformer or a PixelCNN, see `draw_code`. `where`: see `covariates`; what is left open is drawn
+        as among training people of that kind.
         """
         options = {} if self.is_gan else {"temperature": temperature or 1.0, "nucleus": nucleus or 1.0}
-        parts, covariates = [], self.covariates(where, len(seeds))
+        parts, covariates = [], self.prior.draw_covariates(seeds, self.covariates(where, len(seeds)))
         if isinstance(self.prior, Transformer) and where:
             options["guidance"] = self.prior.guidance
         for start in tqdm(range(0, len(seeds), BATCH), "sampling", unit="batch", disable=None):
             batch = seeds[start : start + BATCH]
             with self.codec.on.autocast():
-                asked = None if covariates is None else covariates[start : start + BATCH]
-                parts.append(self.prior.sample(batch, self._levels(level, len(batch)), asked, **options))
+                own = covariates[start : start + BATCH]
+                parts.append(self.prior.sample(batch, self._levels(level, len(batch)), own, **options))
         return [torch.cat(grids) for grids in zip(*parts, strict=True)]
 
     @torch.no_grad()
@@ -128,7 +128,7 @@ class Sampler:
         return total / len(levels) + rest
 
     def covariates(self, where: Where | None, n: int) -> Tensor | None:
-        """What `where` asks of n samples, as the prior takes it; None where it asks nothing.
+        """What `where` asks of n samples, as the prior takes it, NaN where it is left open; None where it asks nothing.
 
         `where`: values of covariates by their names, in their own units, one for all samples or a sequence of n; what
         is left out stays open. Raises InputError when the prior doesn't know such covariates, or such values.

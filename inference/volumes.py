@@ -84,11 +84,12 @@ class VolumeSampler:
         that slice, too. `where`: what is asked of them, see `Sampler.covariates`.
         """
         options = {"temperature": temperature or 1.0, "nucleus": nucleus or 1.0}
+        options["guidance"] = self.prior.guidance if where else 1.0
         covariates = self.sampler.covariates(where, len(seeds))
-        if covariates is not None:
-            options["guidance"] = self.prior.guidance
-        else:  # of the brain of a slice that is given, nothing is known
-            covariates = self.prior.draw_covariates(seeds) if start is None else self.prior.unknown(len(seeds))
+        if start is None:
+            covariates = self.prior.draw_covariates(seeds, covariates)
+        elif covariates is None:  # of the brain of a slice that is given, nothing is known
+            covariates = self.prior.unknown(len(seeds))
         codes = self._empty(len(seeds))
         if start is None:
             first, rounds = self.middle, [[Place(self.middle, [])]]

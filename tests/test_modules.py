@@ -285,9 +285,14 @@ def test_covariates_are_drawn_as_training_brains_have_them():
     unknown, low = drawn[:, 0].isnan(), drawn[:, 0] < 5
     for brain, category in ((unknown, 1), (low, 0), (drawn[:, 0] > 5, 1)):
         assert brain.float().mean().item() == pytest.approx(1 / 3, abs=0.02)
-        assert (drawn[brain, 1] == category).all()
+        assert (drawn[brain, 1].round() == category).all()
     assert drawn[low, 0].std().item() == pytest.approx(0.3, abs=0.02)
     assert torch.equal(prior.draw_covariates([17]), drawn[17:18])
+    asked = torch.tensor([[9.5, math.nan], [math.nan, 0]]).repeat_interleave(3_000, dim=0)
+    drawn = prior.draw_covariates(range(6_000), asked)  # the others as of a brain that is like that
+    assert (drawn[:3_000].round(decimals=1) == torch.tensor([9.5, 1])).all()
+    assert drawn[3_000:, 0].mean().item() == pytest.approx(0, abs=0.02)
+    assert (drawn[3_000:, 1] == 0).all()
     assert (drawn != 2).all()  # there is none in training
 
 
