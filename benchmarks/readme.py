@@ -70,7 +70,7 @@ AUTOENCODERS = {
     "vqvae2": Trained("`vqvae2`", "--model vqvae2 --epochs 6 --augment off", 6),
 }
 PRIORS = {
-    "transformer": Trained("transformer", "--prior transformer --prior-epochs 19", 13, "transformer.pth"),
+    "transformer": Trained("transformer", "--prior transformer --prior-epochs 40", 13, "transformer.pth"),
     "dcgan": Trained("DCGAN, the default of `train.py`", "--prior-epochs 80", 80, "dcgan.pth"),
     "pixelcnn": Trained("PixelCNN, two codes", "--prior pixelcnn --prior-codes 2 --prior-epochs 5", 5, "pixelcnn.pth"),
     "course_gan": Trained(
