@@ -79,13 +79,13 @@ class Sampler:
         as among training people of that kind.
         """
         options = {} if self.is_gan else {"temperature": temperature or 1.0, "nucleus": nucleus or 1.0}
-        parts, covariates = [], self.prior.draw_covariates(seeds, self.covariates(where, len(seeds)))
+        parts, asked = [], self.covariates(where, len(seeds))
         if isinstance(self.prior, Transformer) and where:
             options["guidance"] = self.prior.guidance
         for start in tqdm(range(0, len(seeds), BATCH), "sampling", unit="batch", disable=None):
             batch = seeds[start : start + BATCH]
             with self.codec.on.autocast():
-                own = covariates[start : start + BATCH]
+                own = self.prior.draw_covariates(batch, None if asked is None else asked[start : start + BATCH])
                 parts.append(self.prior.sample(batch, self._levels(level, len(batch)), own, **options))
         return [torch.cat(grids) for grids in zip(*parts, strict=True)]
 

@@ -46,6 +46,15 @@ def test_columns_of_the_table_and_sizes_of_the_brain(data):
         np.testing.assert_allclose(own, of_two[described["name"]][:, None].repeat(8, 1), rtol=1e-4)
 
 
+def test_a_category_that_no_training_person_has_is_unknown(data):
+    values = data.participants.values | {"case_007": [67.0, 2]}
+    columns = [Covariate("age", "years", None), Covariate("sex", None, ("M", "F", "X"))]
+    found = Covariates(replace(data, participants=Participants(columns, values, [])), "sex")
+    assert found.described[0]["categories"] == ["M", "F"]
+    assert np.isnan(found.values["validate"][:8]).all()
+    assert np.array_equal(found.values["validate"][8:], np.zeros((8, 1)))
+
+
 def test_without_a_table_brains_still_have_a_size(data):
     assert [each["name"] for each in Covariates(replace(data, participants=None), None).described] == [
         "ventricles",

@@ -34,6 +34,13 @@ class Covariates:
         Raises InputError when a chosen one isn't there.
         """
         found, raw = [*(data.participants.covariates if data.participants else ()), *MEASURED], _values(data)
+        for i, covariate in enumerate(found):
+            if covariate.categories:  # those of other people only can't be learnt: unknown
+                seen = np.unique(known(raw["train"][:, i]))
+                found[i] = covariate._replace(categories=tuple(covariate.categories[int(index)] for index in seen))
+                for values in raw.values():
+                    kept = np.isin(values[:, i], seen)
+                    values[:, i] = np.where(kept, np.searchsorted(seen, values[:, i]), np.nan)
         varying = [i for i in range(len(found)) if len(np.unique(known(raw["train"][:, i]))) > 1]
         names = [found[i].name for i in varying]
         wanted = names[:MOST] if chosen is None else [] if chosen == "none" else chosen.split(",")
