@@ -172,7 +172,7 @@ class Transformer(Prior):
     """
 
     title = "transformer"
-    guidance = 1.8  # for covariates that are asked for: at this weight, ventricles are as large as they are to be
+    guidance = 1.4  # for covariates that are asked for: at this weight, ventricles are as large as they are to be
 
     def __init__(
         self,
