@@ -34,7 +34,7 @@ class CovariateContent(Schema):
     high: float
     mean: float
     deviation: Annotated[float, Field(gt=0)]
-    values: Annotated[list[float], Field(min_length=1)]
+    values: Annotated[list[Annotated[float, Field(allow_inf_nan=True)]], Field(min_length=1)]  # NaN: unknown
 
 
 class Arguments(Schema):
