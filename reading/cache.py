@@ -28,6 +28,7 @@ from runtime.files import BUILD_TIMEOUT, locked, whole_folder
 from runtime.wording import counted
 
 VERSION = 2  # raise it when the same files would give other arrays
+DAMAGE = (OSError, ValueError, EOFError, RecursionError, TypeError, LookupError, AttributeError)  # of reading a cache
 
 
 def cache_root() -> Path:
@@ -50,14 +51,14 @@ def open_or_build(listing: Listing, cut: Cut) -> tuple[dict, Path]:
     """
     identity = repr((VERSION, str(listing.root.resolve()), listing.key, tuple(cut) if listing.has_volumes else None))
     folder = cache_root() / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:24]
-    with suppress(Exception):  # reading what is damaged raises nearly anything
+    with suppress(*DAMAGE):
         return _read_index(folder), folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.lock"), BUILD_TIMEOUT):
             try:
                 return _read_index(folder), folder  # another process built it while this one waited
-            except Exception as problem:
+            except DAMAGE as problem:
                 if folder.exists():
                     print(f"the cache in {visible(folder)} is not as it was written: {one_line(problem)}")
             total = sum(map(len, listing.files.values()))
@@ -78,7 +79,7 @@ def open_array(folder: Path, split: str) -> np.ndarray:
 
 
 def _read_index(folder: Path) -> dict:
-    """A cache's index. Raises any exception when it, or one of the arrays, is not as it was written."""
+    """A cache's index. Raises one of `DAMAGE` when it, or one of the arrays, is not as it was written."""
     index = json.loads((folder / "index.json").read_text())
     if index.pop("sha256") != _sum_of(index):
         raise ValueError("index.json holds something else")
@@ -178,7 +179,7 @@ def content_of(folder: Path) -> str:
         names = [name for columns in index["splits"].values() for name in columns["names"]]
         height, width = index["canvas"]
         return f"{counted(len(names), 'slice')} of {height}x{width}, {names[0]} to {names[-1]}"
-    except Exception:
+    except DAMAGE:
         return "not whole"
 
 
